@@ -1,0 +1,95 @@
+"""What is searched. One module per space; each exports `SPACE`, and every knob says its range, scale, scope and why.
+
+A *lane* knob may differ between the configurations that one pack trains together; a *static* knob changes tensor
+shapes or the graph of operations, so all lanes of a pack share its value.
+"""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Value = float | int | str | bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knob:
+    """One searched hyperparameter."""
+
+    name: str
+    """Field of the method's configuration that the knob sets."""
+    scope: Literal["lane", "static"]
+    """Whether lanes of one pack may differ in it."""
+    default: Value
+    """Value tried first, and used where the knob is not active."""
+    why: str
+    """One line: what it does and why this range."""
+    low: float | None = None
+    """Smallest value (numeric knobs)."""
+    high: float | None = None
+    """Largest value (numeric knobs)."""
+    log: bool = False
+    """Sample on a logarithmic scale."""
+    choices: tuple[Value, ...] | None = None
+    """Values of a categorical knob."""
+    when: tuple[str, tuple[Value, ...]] | None = None
+    """Active only while the named (earlier, static) knob has one of these values."""
+
+    def __post_init__(self) -> None:
+        if (self.choices is None) == (self.low is None or self.high is None):
+            raise ValueError(f"knob {self.name}: give either choices or low and high")
+        if self.choices is not None and self.default not in self.choices:
+            raise ValueError(f"knob {self.name}: default must be one of {self.choices}, got {self.default!r}")
+        if self.low is not None and self.high is not None:
+            if not self.low <= float(self.default) <= self.high:
+                raise ValueError(f"knob {self.name}: default must lie in [{self.low}, {self.high}], got {self.default}")
+            if self.log and self.low <= 0:
+                raise ValueError(f"knob {self.name}: a log scale needs low > 0, got {self.low}")
+
+    @property
+    def is_int(self) -> bool:
+        return isinstance(self.default, int) and self.choices is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """A method's searched knobs, in order (a conditional knob comes after the one it depends on)."""
+
+    name: str
+    """What `--space` takes."""
+    method: str
+    """Name shown on the leaderboard."""
+    config: Callable[..., Any]
+    """The method's configuration class; knobs are its keyword arguments."""
+    knobs: tuple[Knob, ...]
+    """All searched knobs."""
+
+    def active(self, params: Mapping[str, Value]) -> tuple[Knob, ...]:
+        """Knobs whose condition holds under `params` (which must hold the static knobs already chosen)."""
+        return tuple(
+            k for k in self.knobs if k.when is None or (k.when[0] in params and params[k.when[0]] in k.when[1])
+        )
+
+    def defaults(self) -> dict[str, Value]:
+        """The default configuration's active knobs."""
+        every = {k.name: k.default for k in self.knobs}
+        return {k.name: k.default for k in self.active(every)}
+
+    def static(self, params: Mapping[str, Value]) -> dict[str, Value]:
+        """The part of `params` that all lanes of a pack share."""
+        return {k.name: params[k.name] for k in self.knobs if k.scope == "static" and k.name in params}
+
+
+def names() -> list[str]:
+    """All shipped spaces, as `--space` spells them."""
+    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__))
+
+
+def load(name: str) -> Space:
+    """The space called `name`; `ValueError` with the nearest valid name if there is none."""
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), n=1, cutoff=0.0)
+        raise ValueError(f"--space must be one of {', '.join(names())}; got {name!r} (nearest: {near[0]})")
+    return importlib.import_module(f"search_spaces.{name.replace('-', '_')}").SPACE
