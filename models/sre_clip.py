@@ -1,0 +1,294 @@
+"""SRE-CLIP Adapter: semantic-relation enhanced adaptation of CLIP for domain-adaptive zero-shot learning (arXiv 2510.21808).
+
+Labelled source images of seen classes and unlabelled target images of all classes adapt a frozen CLIP: an attention
+adapter on the image feature, and class prototypes from a graph network over WordNet with a linear residual path.
+Frozen: CLIP itself (its features come in). Trained: everything here. An untrained module *is* zero-shot CLIP.
+
+Suffixes: K lanes, B batch, C classes, D CLIP dimension, N graph nodes, M memory slots, A attention width, H heads,
+T tokens, E token width.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.graph_conv import GraphConv
+from models.stacked import StackedModule, check_static, lane_field, lane_normal
+
+
+@dataclass(frozen=True, kw_only=True)
+class SREConfig:
+    """One configuration of the SRE-CLIP Adapter; the first block is static, the second may differ between lanes."""
+
+    adapter: Literal["memory", "tokens", "none"] = "memory"
+    """Image adapter: attention over learned slots, self-attention over slices of the feature, or none (ablation)."""
+    heads: int = 4
+    """Attention heads."""
+    slots: int = 32
+    """Learned key/value slots of the memory adapter."""
+    attention_width: int = 64
+    """Width of queries, keys and values of the memory adapter."""
+    token_dim: int = 48
+    """Width of one token of the tokens adapter; divides D."""
+    gcn_layers: int = 1
+    """Graph layers, 0 for none (ablation)."""
+    gcn_width: int = 128
+    """Hidden width between graph layers."""
+    adjacency: Literal["row", "symmetric", "identity"] = "row"
+    """Normalisation of the adjacency; `identity` cuts the graph's edges (control: the same network without a graph)."""
+    residual: bool = True
+    """Linear residual projection beside the graph network (ablation: False)."""
+    class_text: Literal["name", "lemmas", "both"] = "name"
+    """Text behind a class node: the benchmark's class name, its WordNet lemmas, or the mean of both."""
+    batch_size: int = 256
+    """Images of each domain per step."""
+
+    lr: float = 3e-4
+    """AdamW's peak learning rate (linear warm-up, cosine decay)."""
+    weight_decay: float = 1e-4
+    """Decoupled weight decay."""
+    rho: float = 1.0
+    """Strength of the image adapter, f(x) = normalise(x + rho Attn(x))."""
+    residual_scale: float = 1.0
+    """r of the prototypes, P = normalise(GCN(T) + r T W_r)."""
+    w_srs: float = 0.1
+    """Weight of the semantic relation structure loss."""
+    w_align: float = 0.5
+    """Weight of the cross-modal alignment retention loss."""
+    w_ent: float = 1.0
+    """Weight of the entropy of target predictions."""
+    w_div: float = 3.0
+    """Weight of the diversity of target predictions."""
+    w_bal: float = 1.0
+    """Weight of the balance of seen and unseen mass on the target."""
+    relation_temperature: float = 0.1
+    """t_rel of the relation structure's soft labels."""
+    pseudo_label_threshold: float = 0.5
+    """Confidence from which a target prediction counts as a label in L_srs."""
+    target_temperature: float = 1.0
+    """Temperature of target predictions in the unlabelled losses."""
+    unseen_prior: float = 1.0
+    """Expected unseen mass on the target, in units of the unseen share of the classes."""
+
+    def __post_init__(self) -> None:
+        for name in ("heads", "slots", "attention_width", "token_dim", "gcn_width", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.gcn_layers <= 3:
+            raise ValueError(f"gcn_layers must be 0 to 3, got {self.gcn_layers}")
+        if not self.residual and self.gcn_layers == 0:
+            raise ValueError("residual must be True when gcn_layers is 0: no prototype would be left, got False")
+        if self.attention_width % self.heads:
+            raise ValueError(f"attention_width must be a multiple of heads={self.heads}, got {self.attention_width}")
+        for name in ("lr", "rho", "residual_scale", "relation_temperature", "target_temperature", "unseen_prior"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"{name} must be finite and positive, got {getattr(self, name)}")
+        for name in ("weight_decay", "w_srs", "w_align", "w_ent", "w_div", "w_bal"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
+        if not 0 <= self.pseudo_label_threshold <= 1:
+            raise ValueError(f"pseudo_label_threshold must lie in [0, 1], got {self.pseudo_label_threshold}")
+
+
+LANE_KNOBS = frozenset(
+    "lr weight_decay rho residual_scale w_srs w_align w_ent w_div w_bal relation_temperature "
+    "pseudo_label_threshold target_temperature unseen_prior".split()
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassGraph:
+    """Text features of classes and of the WordNet nodes above them."""
+
+    name_features_CD: Tensor
+    """Text feature of each class name (template ensemble), L2-normalised."""
+    node_features_ND: Tensor
+    """Text feature of each synset (mean over lemmas x templates), L2-normalised."""
+    class_node_C: Tensor
+    """Node of each class, int64."""
+    edges_E2: Tensor
+    """Child and parent node of each hypernym edge, int64."""
+    logit_scale: float
+    """CLIP's exp(logit scale)."""
+
+    def text_features(self, class_text: str) -> Tensor:
+        """Node features T (N, D), the class rows set as `class_text` says."""
+        names, lemmas = self.name_features_CD, self.node_features_ND[self.class_node_C]
+        rows = {"name": names, "lemmas": lemmas, "both": F.normalize(names + lemmas, dim=-1)}[class_text]
+        return self.node_features_ND.index_copy(0, self.class_node_C, rows)
+
+
+class MemoryAdapter(StackedModule):
+    """Multi-head attention of the feature over M learned key/value slots; output projection starts at zero."""
+
+    def __init__(self, config: SREConfig, dim: int, generators: Sequence[torch.Generator]) -> None:
+        super().__init__()
+        width = config.attention_width
+        self.heads = config.heads
+        self.query_KDA = nn.Parameter(lane_normal(generators, dim, width, std=1.0))
+        self.keys_KMA = nn.Parameter(lane_normal(generators, config.slots, width, std=1.0))
+        self.values_KMA = nn.Parameter(lane_normal(generators, config.slots, width, std=1.0))
+        self.out_KAD = nn.Parameter(torch.zeros(len(generators), width, dim))
+
+    def forward(self, x_KBD: Tensor) -> Tensor:
+        def split(t: Tensor) -> Tensor:  # (K, *, A) -> (K, H, *, A/H)
+            return t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+        attended = F.scaled_dot_product_attention(
+            split(x_KBD @ self.query_KDA), split(self.keys_KMA), split(self.values_KMA)
+        )
+        return attended.transpose(1, 2).flatten(2) @ self.out_KAD
+
+
+class TokensAdapter(StackedModule):
+    """The feature cut into D / E tokens, one self-attention block over them; output projection starts at zero."""
+
+    def __init__(self, config: SREConfig, dim: int, generators: Sequence[torch.Generator]) -> None:
+        super().__init__()
+        if dim % config.token_dim or config.token_dim % config.heads:
+            raise ValueError(
+                f"token_dim must divide the CLIP dimension {dim} and be a multiple of heads={config.heads}, "
+                f"got {config.token_dim}"
+            )
+        self.heads, self.token_dim = config.heads, config.token_dim
+        width = config.token_dim
+        self.position_KTE = nn.Parameter(lane_normal(generators, dim // width, width, std=width**-0.5))
+        self.qkv_KEF = nn.Parameter(lane_normal(generators, width, 3 * width, std=1.0))
+        self.out_KEE = nn.Parameter(torch.zeros(len(generators), width, width))
+
+    def forward(self, x_KBD: Tensor) -> Tensor:
+        k, b, _ = x_KBD.shape
+        tokens = x_KBD.unflatten(-1, (-1, self.token_dim)) + self.position_KTE[:, None]
+        qkv = tokens.flatten(1, 2) @ self.qkv_KEF  # (K, B*T, 3E)
+        q, key, value = qkv.view(k, b, -1, 3, self.heads, self.token_dim // self.heads).permute(3, 0, 1, 4, 2, 5)
+        attended = F.scaled_dot_product_attention(q, key, value)  # (K, B, H, T, E/H)
+        out = attended.transpose(2, 3).flatten(3).flatten(1, 2) @ self.out_KEE
+        return out.view(k, b, -1)
+
+
+class SREClip(StackedModule):
+    """K lanes of the SRE-CLIP Adapter.
+
+    `configs`: one per lane, equal in all static fields (`ValueError` otherwise). `seeds`: each lane's own.
+    `seen_KC`: bool, the classes whose labels each lane may use; all others are unseen to it.
+    """
+
+    seen_KC: Tensor
+    text_features_CD: Tensor
+
+    def __init__(
+        self, configs: Sequence[SREConfig], *, seeds: Sequence[int], seen_KC: Tensor, graph: ClassGraph
+    ) -> None:
+        super().__init__()
+        check_static(configs, LANE_KNOBS)
+        config = configs[0]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        text_features_ND = graph.text_features(config.class_text)
+        dim = text_features_ND.shape[1]
+        self.logit_scale = graph.logit_scale
+        self.register_buffer("text_features_CD", text_features_ND[graph.class_node_C])
+        self.register_lane("seen_KC", seen_KC)
+        for name in LANE_KNOBS - {"lr", "weight_decay"}:
+            self.register_lane(name, lane_field(configs, name))
+
+        adapters = {"memory": MemoryAdapter, "tokens": TokensAdapter}
+        self.adapter = adapters[config.adapter](config, dim, generators) if config.adapter != "none" else None
+        self.gcn = None
+        if config.gcn_layers:
+            no_edges = torch.empty(0, 2, dtype=torch.int64)
+            self.gcn = GraphConv(
+                text_features_ND=text_features_ND,
+                edges_E2=no_edges if config.adjacency == "identity" else graph.edges_E2,
+                class_node_C=graph.class_node_C,
+                layers=config.gcn_layers,
+                width=config.gcn_width,
+                normalisation="symmetric" if config.adjacency == "symmetric" else "row",
+                zero_init=config.residual,
+                generators=generators,
+            )
+        self.residual_KDD = nn.Parameter(torch.eye(dim).repeat(len(configs), 1, 1)) if config.residual else None
+
+    def adapt(self, features_KBD: Tensor) -> Tensor:
+        """Adapted features f(x) (K, B, D), L2-normalised; image and text features alike."""
+        if self.adapter is None:
+            return features_KBD
+        return F.normalize(features_KBD + self.rho[:, None, None] * self.adapter(features_KBD), dim=-1)
+
+    def prototypes(self) -> Tensor:
+        """Class prototypes P (K, C, D), L2-normalised."""
+        parts = []
+        if self.residual_KDD is not None:
+            parts.append(self.residual_scale[:, None, None] * (self.text_features_CD @ self.residual_KDD))
+        if self.gcn is not None:
+            parts.append(self.gcn())
+        return F.normalize(sum(parts), dim=-1)
+
+    def logits(self, image_features_BD: Tensor) -> Tensor:
+        """Logits over all classes (K, B, C) of image features (B, D) or (K, B, D)."""
+        features_KBD = image_features_BD.expand(self.rho.shape[0], -1, -1)
+        return self.logit_scale * self.adapt(features_KBD) @ self.prototypes().mT
+
+    def losses(self, source_KBD: Tensor, source_labels_KB: Tensor, target_KBD: Tensor) -> dict[str, Tensor]:
+        """All losses by name, each (K,): methods section 1. The weighted sum is `total`."""
+        prototypes_KCD = self.prototypes()
+        source_KBD, target_KBD = self.adapt(source_KBD), self.adapt(target_KBD)
+        text_KCD = self.adapt(self.text_features_CD.expand_as(prototypes_KCD))
+        source_KBC = source_KBD @ prototypes_KCD.mT  # cosines; a logit is scale times cosine
+        target_KBC = target_KBD @ prototypes_KCD.mT
+        align_KCC = self.logit_scale * text_KCD @ prototypes_KCD.mT
+        log_target_KBC = F.log_softmax(self.logit_scale / self.target_temperature[:, None, None] * target_KBC, dim=-1)
+        target_KBC_probs = log_target_KBC.exp()
+        mean_KC = target_KBC_probs.mean(1)
+        confidence_KB, pseudo_KB = target_KBC_probs.detach().max(-1)
+
+        # over all columns the cross-entropy would push every unseen prototype away from the images
+        seen_logits = (self.logit_scale * source_KBC).masked_fill(~self.seen_KC[:, None], -math.inf)
+        classes = torch.arange(align_KCC.shape[1], device=align_KCC.device).expand(align_KCC.shape[:2])
+        trusted_KB = (confidence_KB >= self.pseudo_label_threshold[:, None]).float()
+        relations_KCC = self._relations(prototypes_KCD.detach())
+        return {
+            "cls": _cross_entropy(seen_logits, source_labels_KB).mean(1),
+            "srs": self._relation_loss(source_KBC, source_labels_KB, relations_KCC).mean(1)
+            + (self._relation_loss(target_KBC, pseudo_KB, relations_KCC) * trusted_KB).sum(1)
+            / trusted_KB.sum(1).clamp_min(1),
+            "align": _cross_entropy(align_KCC, classes).mean(1),
+            "ent": -(target_KBC_probs * log_target_KBC).sum(-1).mean(1),
+            "div": math.log(mean_KC.shape[1]) + (mean_KC * mean_KC.clamp_min(1e-12).log()).sum(-1),
+            "bal": self._balance(mean_KC),
+        }
+
+    def total(self, losses: dict[str, Tensor]) -> Tensor:
+        """The weighted sum (K,): L_cls + sum of w_x L_x."""
+        return losses["cls"] + sum(getattr(self, f"w_{n}") * losses[n] for n in ("srs", "align", "ent", "div", "bal"))
+
+    def _relations(self, prototypes_KCD: Tensor) -> Tensor:
+        """Soft labels q_c = softmax(P_c P^T / t_rel), (K, C, C)."""
+        return torch.softmax(prototypes_KCD @ prototypes_KCD.mT / self.relation_temperature[:, None, None], dim=-1)
+
+    def _relation_loss(self, cosine_KBC: Tensor, labels_KB: Tensor, relations_KCC: Tensor) -> Tensor:
+        """KL(q_y || softmax(f(x) P^T / t_rel)) of every image, (K, B)."""
+        soft_KBC = relations_KCC.gather(1, labels_KB[:, :, None].expand(-1, -1, cosine_KBC.shape[2]))
+        log_p_KBC = F.log_softmax(cosine_KBC / self.relation_temperature[:, None, None], dim=-1)
+        return (torch.xlogy(soft_KBC, soft_KBC) - soft_KBC * log_p_KBC).sum(-1)
+
+    def _balance(self, mean_KC: Tensor) -> Tensor:
+        """KL between the prior and the predicted unseen mass on the target, (K,); 0 when nothing is unseen."""
+        unseen_KC = (~self.seen_KC).float()
+        prior = (self.unseen_prior * unseen_KC.mean(1)).clamp(max=0.99)
+        mass = (mean_KC * unseen_KC).sum(1)
+        return (
+            torch.xlogy(prior, prior)
+            - prior * mass.clamp_min(1e-6).log()
+            + torch.xlogy(1 - prior, 1 - prior)
+            - (1 - prior) * (1 - mass).clamp_min(1e-6).log()
+        )
+
+
+def _cross_entropy(logits_KBC: Tensor, labels_KB: Tensor) -> Tensor:
+    """Cross-entropy of every row (K, B)."""
+    return F.cross_entropy(logits_KBC.flatten(0, 1), labels_KB.flatten(), reduction="none").view(labels_KB.shape)

@@ -1,0 +1,56 @@
+"""Lanes: K configurations of one method trained side by side as stacked tensors.
+
+Every parameter of a method has a leading lane axis K, and so has every buffer registered with `register_lane`;
+a single adapter is simply a pack of one lane. Nothing is summed across lanes, so the gradient of the summed loss
+is each lane's own gradient, and a lane that diverges cannot touch its neighbours.
+
+Suffixes: K lanes, B batch, C classes, D CLIP dimension.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def lane_field(configs: Sequence[Any], name: str) -> Tensor:
+    """A numeric field of every lane's configuration, float32 (K,)."""
+    return torch.tensor([float(getattr(c, name)) for c in configs])
+
+
+def check_static(configs: Sequence[Any], lane_knobs: frozenset[str]) -> None:
+    """Raise `ValueError` if configurations of one pack differ in a field that is not a lane knob."""
+    for f in fields(configs[0]):
+        values = {getattr(c, f.name) for c in configs}
+        if f.name not in lane_knobs and len(values) > 1:
+            raise ValueError(f"{f.name} is static: all lanes of a pack must share it, got {sorted(map(str, values))}")
+
+
+def lane_normal(generators: Sequence[torch.Generator], *shape: int, std: float) -> Tensor:
+    """Normal noise (K, *shape), each lane from its own generator: independent of K and of the neighbours."""
+    return torch.stack([torch.randn(*shape, generator=g) * std for g in generators])
+
+
+class StackedModule(nn.Module):
+    """Base of all methods: a module whose parameters carry the lane axis first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lane_buffers: list[str] = []
+
+    def register_lane(self, name: str, value_K: Tensor) -> None:
+        """Register a buffer whose first axis is the lane axis."""
+        self.register_buffer(name, value_K)
+        self._lane_buffers.append(name)
+
+    def keep(self, lanes: Tensor) -> None:
+        """Drop all lanes but `lanes` (int64 indices); the survivors' values are unchanged."""
+        for module in self.modules():
+            for name, p in module._parameters.items():
+                if p is not None:
+                    module._parameters[name] = nn.Parameter(p.detach()[lanes].clone(), requires_grad=p.requires_grad)
+            if isinstance(module, StackedModule):
+                for name in module._lane_buffers:
+                    module._buffers[name] = getattr(module, name)[lanes]

@@ -1,0 +1,269 @@
+"""What selection may look at, how it is scored, and how the final test is scored.
+
+A trial receives `TrialData` and nothing else. It is built without target labels and without a single image or label
+of an unseen class, so the code that trains and scores trials cannot reach them. Folds of the *seen* classes play the
+unseen ones in turn; their H, and how much the predictions tell about unlabelled target images, rank configurations.
+
+Suffixes: I source images, T target images, C classes, D CLIP dimension, N graph nodes, E edges, F folds, L lanes.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import networkx as nx
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_prep.feature_store import FeatureSet
+from models.sre_clip import ClassGraph
+
+Select = Literal["pseudo-unseen", "oracle"]
+
+MUTUAL_INFORMATION_WEIGHT = 0.15
+"""Weight of the target's mutual information beside H in the selection score; how it was found stands in the README."""
+
+HELD_OUT_SHARE = 0.2
+"""Share of source images per class held out where a benchmark has no validation split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialData:
+    """All that the code which trains and scores trials can see."""
+
+    source_features_ID: Tensor
+    """Labelled source images of SEEN classes only, float32, L2-normalised."""
+    source_labels_I: Tensor
+    """Their classes, int64."""
+    held_out_I: Tensor
+    """Bool: not trained on while configurations are selected; they measure seen accuracy."""
+    target_features_TD: Tensor
+    """Unlabelled target images, float32, L2-normalised."""
+    seen_C: Tensor
+    """Bool: classes with labels."""
+    fold_C: Tensor
+    """Int64: the fold in which a seen class plays an unseen one, -1 for unseen classes."""
+    name_features_CD: Tensor
+    """Text feature of each class name (template ensemble)."""
+    node_features_ND: Tensor
+    """Text feature of each WordNet node."""
+    class_node_C: Tensor
+    """Node of each class."""
+    edges_E2: Tensor
+    """Hypernym edges, child and parent node."""
+    logit_scale: float
+    """CLIP's exp(logit scale)."""
+    fingerprint: str
+    """Fingerprint of the feature cache."""
+    oracle_labels_T: Tensor | None = None
+    """Target labels, present in `--select oracle` studies only."""
+
+    @property
+    def folds(self) -> int:
+        return int(self.fold_C.max()) + 1
+
+    @property
+    def graph(self) -> ClassGraph:
+        """The text side, as the models take it."""
+        return ClassGraph(
+            name_features_CD=self.name_features_CD,
+            node_features_ND=self.node_features_ND,
+            class_node_C=self.class_node_C,
+            edges_E2=self.edges_E2,
+            logit_scale=self.logit_scale,
+        )
+
+    def to_arrays(self) -> dict[str, Any]:
+        """Numpy arrays and scalars: what Ray's object store shares between actors without copies."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {k: v.contiguous().numpy() if isinstance(v, Tensor) else v for k, v in values.items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Any]) -> "TrialData":
+        """The inverse of `to_arrays`; tensors share the (read-only) arrays' memory."""
+        return cls(**{k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in arrays.items()})
+
+    def to(self, device: torch.device | str) -> "TrialData":
+        """The same data on a device."""
+        tensors = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        return replace(self, **tensors)
+
+
+def trial_data(features: FeatureSet, *, rotation: int, folds: int, seed: int) -> TrialData:
+    """What trials may see of a benchmark in one rotation.
+
+    Raises `ValueError` if the rotation does not exist or a fold would leave fewer than two classes on either side.
+    """
+    rotations = features.classes.unseen_RC.shape[0]
+    if not 0 <= rotation < rotations:
+        raise ValueError(f"--rotation must be 0 to {rotations - 1} or all for {features.benchmark}, got {rotation}")
+    seen_C = ~features.classes.unseen_RC[rotation]
+    allowed_I = seen_C[features.source_labels_I]
+    labels_I = features.source_labels_I[allowed_I]
+    return TrialData(
+        source_features_ID=features.source.features_ID[allowed_I],
+        source_labels_I=labels_I,
+        held_out_I=_held_out(features.source.split_I[allowed_I], labels_I, seed),
+        target_features_TD=features.target.features_ID,
+        seen_C=seen_C,
+        fold_C=class_folds(features, seen_C, folds=folds, seed=seed),
+        name_features_CD=torch.nn.functional.normalize(features.name_features_CPD.mean(1), dim=-1),
+        node_features_ND=features.node_features_ND,
+        class_node_C=features.graph.class_node_C,
+        edges_E2=features.graph.edges_E2,
+        logit_scale=features.logit_scale,
+        fingerprint=features.fingerprint,
+    )
+
+
+def oracle_data(data: TrialData, target_labels_T: Tensor) -> TrialData:
+    """Trial data that also holds the test labels: an upper bound, never a result."""
+    return replace(data, oracle_labels_T=target_labels_T)
+
+
+def class_folds(features: FeatureSet, seen_C: Tensor, *, folds: int, seed: int) -> Tensor:
+    """Fold (C,) int64 of every seen class, -1 for unseen ones; the folds' sizes differ by at most one.
+
+    Every unseen class is related to some seen ones, so pseudo-unseen classes have to be, too: each class goes to the
+    emptiest fold that holds few of its WordNet neighbours, closest pairs first, and its relatives stay in the others.
+    """
+    classes = torch.nonzero(seen_C).flatten().tolist()
+    if folds < 2 or len(classes) < 2 * folds or len(classes) - math.ceil(len(classes) / folds) < 2:
+        raise ValueError(f"--folds must be at least 2 with two seen classes in each; got {folds} for {len(classes)}")
+    similarity = features.graph.path_similarity_CC[classes][:, classes].fill_diagonal_(0).numpy()
+    # near classes pair up (maximum weight matching), and each pair is dealt to two different folds
+    order = np.random.default_rng(seed).permutation(len(classes))
+    nearest = nx.Graph()
+    nearest.add_nodes_from(order.tolist())
+    for i in order:
+        for j in np.argsort(-similarity[i], kind="stable")[:5]:
+            nearest.add_edge(int(i), int(j), weight=float(similarity[i, j]))
+    pairs = sorted((sorted(p) for p in nx.max_weight_matching(nearest, maxcardinality=True)), key=lambda p: p[0])
+    dealt = [c for pair in pairs for c in pair]
+    dealt += [int(i) for i in order if int(i) not in set(dealt)]
+    fold_C = torch.full_like(seen_C, -1, dtype=torch.int64)
+    for position, i in enumerate(dealt):
+        fold_C[classes[i]] = position % folds
+    return fold_C
+
+
+def _held_out(split_I: Tensor, labels_I: Tensor, seed: int) -> Tensor:
+    """The validation split, or a seeded share of every class where there is none."""
+    if (split_I == 1).any():
+        return split_I == 1
+    rank_I = torch.rand(len(labels_I), generator=torch.Generator().manual_seed(seed))
+    held_out_I = torch.zeros(len(labels_I), dtype=torch.bool)
+    for c in labels_I.unique():
+        of_class = torch.nonzero(labels_I == c).flatten()
+        held_out_I[of_class[rank_I[of_class].argsort()[: round(HELD_OUT_SHARE * len(of_class))]]] = True
+    return held_out_I
+
+
+# --- scores ---------------------------------------------------------------------------------------------------------
+
+
+def harmonic_mean(a: Tensor, b: Tensor) -> Tensor:
+    """2ab / (a + b), 0 where both are 0."""
+    return 2 * a * b / (a + b).clamp_min(1e-12)
+
+
+def class_accuracy(correct_LT: Tensor, labels_T: Tensor, num_classes: int) -> Tensor:
+    """Accuracy per class (L, C), NaN for classes without images. `correct_LT`: bool."""
+    count_C = torch.bincount(labels_T, minlength=num_classes)
+    sums_LC = torch.zeros(correct_LT.shape[0], num_classes, device=labels_T.device)
+    return sums_LC.index_add_(1, labels_T, correct_LT.float()) / count_C  # 0 / 0 = NaN
+
+
+def seen_unseen(correct_LT: Tensor, labels_T: Tensor, seen_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """S, U (mean per-class accuracies over seen and unseen classes that have images) and H, each (L,)."""
+    accuracy_LC = class_accuracy(correct_LT, labels_T, len(seen_C))
+    seen_L = accuracy_LC[:, seen_C].nanmean(1).nan_to_num()
+    unseen_L = accuracy_LC[:, ~seen_C].nanmean(1).nan_to_num()
+    return seen_L, unseen_L, harmonic_mean(seen_L, unseen_L)
+
+
+def evaluate(predictions_LT: Tensor, labels_T: Tensor, seen_C: Tensor) -> list[dict[str, float]]:
+    """Test metrics of every lane's predicted classes: known/unknown/all micro accuracy, S, U per class, and H."""
+    correct_LT = predictions_LT == labels_T
+    known_T = seen_C[labels_T]
+    seen_L, unseen_L, h_L = seen_unseen(correct_LT, labels_T, seen_C)
+    columns = {
+        "test_known_micro": correct_LT[:, known_T].float().mean(1),
+        "test_unknown_micro": correct_LT[:, ~known_T].float().mean(1),
+        "test_all_micro": correct_LT.float().mean(1),
+        "test_seen_mean": seen_L,
+        "test_unseen_mean": unseen_L,
+        "test_h": h_L,
+    }
+    return [{name: float(v[i]) for name, v in columns.items()} for i in range(len(predictions_LT))]
+
+
+def paired_bootstrap(
+    tests: Sequence[tuple[Tensor, Tensor, Tensor]], labels_T: Tensor, *, samples: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean H difference to a baseline and its 95 % interval over test images.
+
+    `tests`: for every rotation, the method's predictions (L, T) over its seeds, the baseline's (T,), and seen_C (C,).
+    One resample draws the same images for both methods, all seeds and all rotations: it is the images that are a
+    sample, and rotations share them. A class without an image in a resample drops out of that resample's means.
+    """
+    rng = np.random.default_rng(seed)
+    images = len(labels_T)
+    gains = [_h_gains(tests, labels_T, torch.ones(1, images))]  # the observed sample itself
+    chunk = max(1, 2**22 // images)
+    for start in range(0, samples, chunk):
+        drawn = rng.multinomial(images, np.full(images, 1 / images), size=min(chunk, samples - start))
+        gains.append(_h_gains(tests, labels_T, torch.from_numpy(drawn).float()))
+    observed, *resampled = torch.cat(gains).tolist()
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return observed, float(low), float(high)
+
+
+def _h_gains(tests: Sequence[tuple[Tensor, Tensor, Tensor]], labels_T: Tensor, weights_ST: Tensor) -> Tensor:
+    """H difference (S,) under each row of image weights, mean over seeds and then over rotations."""
+
+    def h(predicted_T: Tensor, seen_C: Tensor) -> Tensor:
+        correct_SC = torch.zeros(len(weights_ST), len(seen_C)).index_add_(
+            1, labels_T, weights_ST * (predicted_T == labels_T)
+        )
+        accuracy_SC = correct_SC / count_SC
+        return harmonic_mean(accuracy_SC[:, seen_C].nanmean(1), accuracy_SC[:, ~seen_C].nanmean(1))
+
+    count_SC = torch.zeros(len(weights_ST), len(tests[0][2])).index_add_(1, labels_T, weights_ST)
+    gains = [
+        torch.stack([h(p, seen_C) for p in predictions_LT]).mean(0) - h(baseline_T, seen_C)
+        for predictions_LT, baseline_T, seen_C in tests
+    ]
+    return torch.stack(gains).mean(0)
+
+
+# --- successive halving ---------------------------------------------------------------------------------------------
+
+
+def rung_epochs(epochs: int, *, eta: int = 2, rungs: int = 2) -> list[int]:
+    """Epochs after which lanes are judged: the last `rungs` of epochs/eta, epochs/eta^2, ..."""
+    return sorted({epochs // eta**i for i in range(1, rungs + 1)} - {0})
+
+
+class RungBoard:
+    """Asynchronous successive halving (Li et al., 2020): a lane goes on if it is in the best 1/eta of all so far.
+
+    The board outlives packs, so a pack's lanes are judged against every lane that ever reached that epoch.
+    """
+
+    def __init__(self, eta: int = 2) -> None:
+        self.eta = eta
+        self.scores: dict[int, list[float]] = {}
+
+    def record(self, epoch: int, scores: Sequence[float]) -> None:
+        """Enter scores without judging (a resumed study enters those of its ledger)."""
+        self.scores.setdefault(epoch, []).extend(scores)
+
+    def judge(self, epoch: int, scores: Sequence[float]) -> list[bool]:
+        """Enter scores, then say for each whether its lane goes on. Ties go on."""
+        self.record(epoch, scores)
+        board = sorted(self.scores[epoch], reverse=True)
+        bar = board[math.ceil(len(board) / self.eta) - 1]
+        return [score >= bar for score in scores]

@@ -1,0 +1,95 @@
+"""Winners are trained once more, on all seen classes and with several seeds, and classify the target.
+
+The refit sees no target labels either; what it returns are predicted classes, which only the driver compares.
+
+Suffixes: K lanes, T target images.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray
+import torch
+from torch import Tensor
+
+from study.protocol import TrialData
+from study.trainer import Pack, seen_classes, trainable_images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refit:
+    """One configuration, refitted."""
+
+    predictions_ST: Tensor
+    """Predicted class of every target image, for every seed."""
+    train_seconds: float
+    """Its share of the training time, all seeds."""
+    diverged: bool
+    """Whether the loss of any seed was not finite."""
+
+
+def refit(
+    configs: Sequence[Any],
+    *,
+    seeds: Sequence[int],
+    arrays: Any,
+    epochs: int,
+    cpus_per_pack: float,
+    gpus_per_pack: float,
+    lane_knobs: frozenset[str],
+) -> list[Refit]:
+    """Refit every configuration with every seed on the cluster; configurations that share static knobs share a pack.
+
+    `arrays`: object reference to `TrialData.to_arrays()`. Ctrl-C stops it like any Ray call.
+    """
+    packs: dict[tuple[Any, ...], list[int]] = {}
+    for i, config in enumerate(configs):
+        static = tuple(sorted((k, v) for k, v in asdict(config).items() if k not in lane_knobs))
+        packs.setdefault(static, []).append(i)
+    task = ray.remote(_refit_pack).options(num_cpus=cpus_per_pack, num_gpus=gpus_per_pack)
+    running = [
+        task.remote(arrays, [configs[i] for i in members], list(seeds), epochs, max(1, int(cpus_per_pack)))
+        for members in packs.values()
+    ]
+    refits: dict[int, Refit] = {}
+    for members, done in zip(packs.values(), ray.get(running), strict=True):
+        refits.update(zip(members, done, strict=True))
+    return [refits[i] for i in range(len(configs))]
+
+
+def _refit_pack(
+    arrays: Mapping[str, Any], configs: Sequence[Any], seeds: Sequence[int], epochs: int, threads: int
+) -> list[Refit]:
+    """Train configurations x seeds as one pack on all seen classes and all labelled source images."""
+    torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
+    data = TrialData.from_arrays(arrays).to(device)
+    return refit_pack(configs, seeds=seeds, data=data, epochs=epochs)
+
+
+def refit_pack(configs: Sequence[Any], *, seeds: Sequence[int], data: TrialData, epochs: int) -> list[Refit]:
+    """Refit configurations that share their static knobs, here and now: configurations x seeds are the lanes."""
+    started = time.perf_counter()
+    lanes = [(config, seed) for config in configs for seed in seeds]
+    pack = Pack(
+        [config for config, _ in lanes],
+        seeds=[seed for _, seed in lanes],
+        seen_KC=seen_classes(data, None).expand(len(lanes), -1),
+        trainable_KI=trainable_images(data, None).expand(len(lanes), -1),
+        data=data,
+        epochs=epochs,
+    )
+    for _ in range(epochs):
+        pack.train_epoch()
+    predictions_KT = pack.classify(data.target_features_TD).cpu()
+    seconds = (time.perf_counter() - started) / len(configs)
+    return [
+        Refit(
+            predictions_ST=predictions_KT[i * len(seeds) : (i + 1) * len(seeds)],
+            train_seconds=seconds,
+            diverged=bool(pack.diverged_K[i * len(seeds) : (i + 1) * len(seeds)].any()),
+        )
+        for i in range(len(configs))
+    ]

@@ -1,0 +1,329 @@
+"""Trains a pack: K configurations side by side as stacked tensors. No Ray in here.
+
+While configurations are selected every configuration trains once per fold, and all its folds are lanes of the same
+pack; a refit trains one lane per configuration and seed on all seen classes.
+
+Suffixes: K lanes, I source images, T target images, B batch, C classes, D CLIP dimension.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from models.sre_clip import SREClip, SREConfig
+from models.stacked import lane_field
+from study.protocol import MUTUAL_INFORMATION_WEIGHT, TrialData, seen_unseen
+
+MODELS: dict[type, type] = {SREConfig: SREClip}
+"""The module that trains each kind of configuration."""
+
+PREDICT_CHUNK = 4096
+"""Images per forward pass outside training, divided by the lanes: bounds memory on large benchmarks."""
+
+Criterion = Literal["h+mi", "h", "mi"]
+Judge = Callable[[int, list[tuple[int, float]]], list[bool]]
+"""(epoch, [(configuration's index in the pack, score)]) -> whether each goes on."""
+
+
+@dataclass(kw_only=True)
+class LaneResult:
+    """What became of one configuration."""
+
+    state: Literal["complete", "pruned", "failed"] = "complete"
+    """Trained to the end, stopped at a rung, or diverged."""
+    score: float | None = None
+    """What selection maximises, at the last epoch trained; None if failed."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """val_h_mean and val_h_std over folds, val_seen, val_unseen, and target_mi in [0, 1]."""
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    """(epoch, score) at every rung and at the end."""
+    epochs: int = 0
+    """Epochs trained."""
+    train_seconds: float = 0.0
+    """Its share of the pack's time."""
+    error: str = ""
+    """Why it failed."""
+
+
+class StackedAdamW:
+    """AdamW (Loshchilov & Hutter, 2019) with a learning rate, weight decay and gradient clip per lane."""
+
+    def __init__(self, params: Sequence[Tensor], lr_K: Tensor, weight_decay_K: Tensor) -> None:
+        self.lr_K, self.weight_decay_K = lr_K, weight_decay_K
+        self.mean = [torch.zeros_like(p) for p in params]
+        self.square = [torch.zeros_like(p) for p in params]
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, params: Sequence[Tensor], grads: Sequence[Tensor], schedule: float) -> None:
+        """One update of all lanes; `schedule` scales every lane's learning rate."""
+        self.steps += 1
+        beta1, beta2 = 0.9, 0.99
+        bias1, bias2 = 1 - beta1**self.steps, 1 - beta2**self.steps
+        for p, g, mean, square in zip(params, grads, self.mean, self.square, strict=True):
+            lane = (-1,) + (1,) * (p.dim() - 1)
+            lr = (self.lr_K * schedule).view(lane)
+            mean.lerp_(g, 1 - beta1)
+            square.lerp_(g * g, 1 - beta2)
+            p.mul_(1 - lr * self.weight_decay_K.view(lane))
+            p.sub_(lr / bias1 * mean / ((square / bias2).sqrt_().add_(1e-8)))
+
+    def keep(self, lanes: Tensor) -> None:
+        """Drop all lanes but `lanes`."""
+        self.lr_K, self.weight_decay_K = self.lr_K[lanes], self.weight_decay_K[lanes]
+        self.mean = [t[lanes] for t in self.mean]
+        self.square = [t[lanes] for t in self.square]
+
+
+class Pack:
+    """Lanes in training: their module, optimiser and data order.
+
+    `trainable_KI`: bool, the source images each lane may train on; `seen_KC`: the classes it may know of.
+    A lane's weights, noise and batches depend on its own seed alone, never on K or on its neighbours.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[Any],
+        *,
+        seeds: Sequence[int],
+        seen_KC: Tensor,
+        trainable_KI: Tensor,
+        data: TrialData,
+        epochs: int,
+    ) -> None:
+        self.data, self.epochs, self.epoch = data, epochs, 0
+        device = data.source_features_ID.device
+        self.batch = configs[0].batch_size
+        # an epoch is the same number of steps for every fold, so that lanes stay in step
+        self.steps_per_epoch = math.ceil(len(data.source_labels_I) / self.batch)
+        self.module = MODELS[type(configs[0])](configs, seeds=seeds, seen_KC=seen_KC.cpu(), graph=data.to("cpu").graph)
+        self.module.to(device)
+        self.optimiser = StackedAdamW(
+            list(self.module.parameters()),
+            lane_field(configs, "lr").to(device),
+            lane_field(configs, "weight_decay").to(device),
+        )
+        # data order comes from streams of their own: drawing weights must not shift it
+        self.generators = [torch.Generator().manual_seed(seed + 2**32) for seed in seeds]
+        self.source_indices = [torch.nonzero(row).flatten() for row in trainable_KI.cpu()]
+        self.diverged_K = torch.zeros(len(configs), dtype=torch.bool, device=device)
+
+    def train_epoch(self) -> None:
+        """One epoch of all lanes; no value leaves the device in it."""
+        params = list(self.module.parameters())
+        data = self.data
+        source_EKB, target_EKB = self._draw_epoch()
+        for step, (source_KB, target_KB) in enumerate(zip(source_EKB, target_EKB, strict=True)):
+            losses = self.module.losses(
+                data.source_features_ID[source_KB], data.source_labels_I[source_KB], data.target_features_TD[target_KB]
+            )
+            total_K = self.module.total(losses)
+            self.diverged_K |= ~total_K.detach().isfinite()
+            grads = torch.autograd.grad(total_K.sum(), params)
+            self.optimiser.step(params, grads, self._schedule(self.epoch * self.steps_per_epoch + step))
+        self.epoch += 1
+
+    def predict(self, features_ID: Tensor) -> Iterator[Tensor]:
+        """Logits over all classes, (K, chunk, C) at a time, in order."""
+        with torch.no_grad():
+            for chunk in features_ID.split(max(1, PREDICT_CHUNK // len(self.generators))):
+                yield self.module.logits(chunk)
+
+    def classify(self, features_ID: Tensor) -> Tensor:
+        """Predicted classes (K, I), int64."""
+        return torch.cat([logits.argmax(-1) for logits in self.predict(features_ID)], dim=1)
+
+    def keep(self, lanes: Sequence[int]) -> None:
+        """Go on with these lanes only; their results are unchanged, the others cost nothing any more."""
+        index = torch.tensor(lanes, device=self.diverged_K.device)
+        self.module.keep(index)
+        self.optimiser.keep(index)
+        self.generators = [self.generators[i] for i in lanes]
+        self.source_indices = [self.source_indices[i] for i in lanes]
+        self.diverged_K = self.diverged_K[index]
+
+    def _draw_epoch(self) -> tuple[Tensor, Tensor]:
+        """Image indices of every step of an epoch, (steps, K, B) for source and for target."""
+        count = self.steps_per_epoch * self.batch
+        source, target = [], []
+        for indices, generator in zip(self.source_indices, self.generators, strict=True):
+            source.append(indices[_shuffled(len(indices), count, generator)])
+            target.append(_shuffled(len(self.data.target_features_TD), count, generator))
+        shape = (len(source), self.steps_per_epoch, self.batch)
+        device = self.diverged_K.device
+        return (
+            torch.stack(source).view(shape).transpose(0, 1).to(device),
+            torch.stack(target).view(shape).transpose(0, 1).to(device),
+        )
+
+    def _schedule(self, step: int) -> float:
+        """Linear warm-up over the first twentieth, then cosine decay to zero."""
+        total = self.epochs * self.steps_per_epoch
+        warm_up = max(1, total // 20)
+        return min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / total))
+
+
+def _shuffled(n: int, count: int, generator: torch.Generator) -> Tensor:
+    """`count` indices below n: one permutation after another."""
+    return torch.cat([torch.randperm(n, generator=generator) for _ in range(math.ceil(count / n))])[:count]
+
+
+def train_pack(
+    configs: Sequence[Any],
+    *,
+    seeds: Sequence[int],
+    data: TrialData,
+    epochs: int,
+    criterion: Criterion = "h+mi",
+    rungs: Sequence[int] = (),
+    judge: Judge | None = None,
+    on_epoch: Callable[[int, int], None] | None = None,
+) -> list[LaneResult]:
+    """Train and score configurations that share their static knobs.
+
+    Every configuration trains once per fold, its folds side by side. At each epoch in `rungs`, `judge` hears the
+    scores of the configurations still alive and says which go on. `on_epoch` hears (epoch, configurations alive).
+    Only `data` is looked at: its held-out and pseudo-unseen source images and its unlabelled target images.
+    """
+    folds = [None] if data.oracle_labels_T is not None else list(range(data.folds))
+    lanes = [(i, fold) for i in range(len(configs)) for fold in folds]
+    pack = Pack(
+        [configs[i] for i, _ in lanes],
+        seeds=[seeds[i] for i, _ in lanes],
+        seen_KC=torch.stack([seen_classes(data, fold) for _, fold in lanes]),
+        trainable_KI=torch.stack([trainable_images(data, fold) for _, fold in lanes]),
+        data=data,
+        epochs=epochs,
+    )
+    results = [LaneResult() for _ in configs]
+    alive = list(range(len(configs)))
+    for epoch in range(1, epochs + 1):
+        started = time.perf_counter()
+        pack.train_epoch()
+        judged = epoch in rungs or epoch == epochs
+        if judged:
+            _score(pack, lanes, data, criterion, results, epoch)
+        seconds = (time.perf_counter() - started) / len(alive)
+        for i in alive:
+            results[i].epochs, results[i].train_seconds = epoch, results[i].train_seconds + seconds
+        if judged:
+            stay = [i for i in alive if results[i].state != "failed"]
+            if judge and epoch < epochs and stay:
+                verdicts = judge(epoch, [(i, results[i].curve[-1][1]) for i in stay])
+                for i, goes_on in zip(stay, verdicts, strict=True):
+                    if not goes_on:
+                        results[i].state = "pruned"
+                stay = [i for i, goes_on in zip(stay, verdicts, strict=True) if goes_on]
+            if len(stay) < len(alive):
+                kept = [k for k, (i, _) in enumerate(lanes) if i in stay]
+                lanes, alive = [lanes[k] for k in kept], stay
+                if not alive:
+                    break
+                pack.keep(kept)
+        if on_epoch:
+            on_epoch(epoch, len(alive))
+    return results
+
+
+def seen_classes(data: TrialData, fold: int | None) -> Tensor:
+    """Bool (C,): the classes a lane may know of; those of its fold play unseen ones."""
+    return data.seen_C if fold is None else data.seen_C & (data.fold_C != fold)
+
+
+def trainable_images(data: TrialData, fold: int | None) -> Tensor:
+    """Bool (I,): the source images a lane may train on. Without a fold (refits, the oracle) all of them."""
+    if fold is None:
+        return torch.ones_like(data.held_out_I)
+    return seen_classes(data, fold)[data.source_labels_I] & ~data.held_out_I
+
+
+def _score(
+    pack: Pack,
+    lanes: Sequence[tuple[int, int | None]],
+    data: TrialData,
+    criterion: Criterion,
+    results: Sequence[LaneResult],
+    epoch: int,
+) -> None:
+    """Append every living configuration's score to its result; a lane whose loss was not finite fails."""
+    information_K = mutual_information(pack)
+    if data.oracle_labels_T is not None:
+        scores = [seen_unseen(pack.classify(data.target_features_TD), data.oracle_labels_T, data.seen_C)]
+        seen_K, unseen_K, h_K = (s.tolist() for s in scores[0])
+    else:
+        seen_K, unseen_K, h_K = pseudo_unseen_scores(
+            pack.classify(data.source_features_ID), [f for _, f in lanes if f is not None], data
+        )
+    diverged_K, information = pack.diverged_K.tolist(), information_K.tolist()
+    for i in sorted({i for i, _ in lanes}):
+        of_config = [k for k, (j, _) in enumerate(lanes) if j == i]
+        result = results[i]
+        if any(diverged_K[k] for k in of_config):
+            result.state, result.score, result.error = "failed", None, f"loss was not finite by epoch {epoch}"
+            continue
+        result.metrics = summarise(
+            [seen_K[k] for k in of_config],
+            [unseen_K[k] for k in of_config],
+            [h_K[k] for k in of_config],
+            [information[k] for k in of_config],
+        )
+        result.score = selection_score(result.metrics, criterion if data.oracle_labels_T is None else "h")
+        result.curve.append((epoch, result.score))
+
+
+def pseudo_unseen_scores(
+    predictions_KI: Tensor, folds: Sequence[int], data: TrialData
+) -> tuple[list[float], list[float], list[float]]:
+    """S, U and H of each lane in its fold: held-out images of its seen classes, all images of its fold's classes."""
+    seen, unseen, h = [], [], []
+    for predicted_I, fold in zip(predictions_KI, folds, strict=True):
+        seen_C = seen_classes(data, fold)
+        scored_I = data.held_out_I | (data.fold_C == fold)[data.source_labels_I]
+        correct_1I = (predicted_I == data.source_labels_I)[None, scored_I]
+        for values, value in zip(
+            (seen, unseen, h), seen_unseen(correct_1I, data.source_labels_I[scored_I], seen_C), strict=True
+        ):
+            values.append(value)
+    return tuple(torch.cat(v).tolist() for v in (seen, unseen, h))  # type: ignore[return-value]
+
+
+def mutual_information(pack: Pack) -> Tensor:
+    """How much the predictions tell about unlabelled target images, (K,) in [0, 1].
+
+    Entropy of the mean prediction minus mean entropy of the predictions, over its maximum log C. Needs no label.
+    """
+    mean_KC, entropy_K, images = torch.zeros(()), torch.zeros(()), 0
+    for logits_KBC in pack.predict(pack.data.target_features_TD):
+        log_p = logits_KBC.log_softmax(-1)
+        p = log_p.exp()
+        mean_KC = mean_KC.to(p.device) + p.sum(1)
+        entropy_K = entropy_K.to(p.device) - (p * log_p).sum((1, 2))
+        images += p.shape[1]
+    mean_KC = mean_KC / images
+    return (-torch.xlogy(mean_KC, mean_KC).sum(-1) - entropy_K / images) / math.log(mean_KC.shape[1])
+
+
+def summarise(
+    seen: Sequence[float], unseen: Sequence[float], h: Sequence[float], information: Sequence[float]
+) -> dict[str, float]:
+    """A configuration's selection metrics from those of its folds."""
+    h_F = torch.tensor(h)
+    return {
+        "val_h_mean": float(h_F.mean()),
+        "val_h_std": float(h_F.std(correction=0)),
+        "val_seen": sum(seen) / len(seen),
+        "val_unseen": sum(unseen) / len(unseen),
+        "target_mi": sum(information) / len(information),
+    }
+
+
+def selection_score(metrics: dict[str, float], criterion: Criterion) -> float:
+    """What the search maximises: H of the pseudo-unseen folds, the target's mutual information, or their sum."""
+    h, information = metrics["val_h_mean"], metrics["target_mi"]
+    return {"h": h, "mi": information, "h+mi": h + MUTUAL_INFORMATION_WEIGHT * information}[criterion]
