@@ -22,7 +22,8 @@ def normalised_adjacency(edges_E2: Tensor, num_nodes: int, normalisation: Normal
     """
     loops = torch.arange(num_nodes).repeat(2, 1)
     index = torch.cat([edges_E2.T, edges_E2.T.flip(0), loops], dim=1)
-    pairs = torch.sparse_coo_tensor(index, torch.ones(index.shape[1]), (num_nodes, num_nodes)).coalesce()
+    size = (num_nodes, num_nodes)
+    pairs = torch.sparse_coo_tensor(index, torch.ones(index.shape[1]), size, check_invariants=False).coalesce()
     rows, cols = pairs.indices()
     values = torch.ones(rows.shape[0])  # parallel edges count once
     degree_N = torch.zeros(num_nodes).index_add_(0, rows, values)
@@ -30,7 +31,7 @@ def normalised_adjacency(edges_E2: Tensor, num_nodes: int, normalisation: Normal
         values = values / degree_N[rows]
     else:
         values = values * (degree_N[rows] * degree_N[cols]).rsqrt()
-    return torch.sparse_coo_tensor(pairs.indices(), values, (num_nodes, num_nodes), is_coalesced=True)
+    return torch.sparse_coo_tensor(pairs.indices(), values, size, is_coalesced=True, check_invariants=False)
 
 
 def propagate(adjacency_MN: Tensor, hidden_KNH: Tensor) -> Tensor:

@@ -178,6 +178,7 @@ class SREClip(StackedModule):
     `seen_KC`: bool, the classes whose labels each lane may use; all others are unseen to it.
     """
 
+    LANE_KNOBS = LANE_KNOBS
     seen_KC: Tensor
     text_features_CD: Tensor
 

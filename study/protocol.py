@@ -169,16 +169,16 @@ def harmonic_mean(a: Tensor, b: Tensor) -> Tensor:
     return 2 * a * b / (a + b).clamp_min(1e-12)
 
 
-def class_accuracy(correct_LT: Tensor, labels_T: Tensor, num_classes: int) -> Tensor:
-    """Accuracy per class (L, C), NaN for classes without images. `correct_LT`: bool."""
+def class_accuracy(predictions_LT: Tensor, labels_T: Tensor, num_classes: int) -> Tensor:
+    """Accuracy per class (L, C), NaN for classes without images."""
     count_C = torch.bincount(labels_T, minlength=num_classes)
-    sums_LC = torch.zeros(correct_LT.shape[0], num_classes, device=labels_T.device)
-    return sums_LC.index_add_(1, labels_T, correct_LT.float()) / count_C  # 0 / 0 = NaN
+    sums_LC = torch.zeros(predictions_LT.shape[0], num_classes, device=labels_T.device)
+    return sums_LC.index_add_(1, labels_T, (predictions_LT == labels_T).float()) / count_C  # 0 / 0 = NaN
 
 
-def seen_unseen(correct_LT: Tensor, labels_T: Tensor, seen_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def seen_unseen(predictions_LT: Tensor, labels_T: Tensor, seen_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """S, U (mean per-class accuracies over seen and unseen classes that have images) and H, each (L,)."""
-    accuracy_LC = class_accuracy(correct_LT, labels_T, len(seen_C))
+    accuracy_LC = class_accuracy(predictions_LT, labels_T, len(seen_C))
     seen_L = accuracy_LC[:, seen_C].nanmean(1).nan_to_num()
     unseen_L = accuracy_LC[:, ~seen_C].nanmean(1).nan_to_num()
     return seen_L, unseen_L, harmonic_mean(seen_L, unseen_L)
@@ -188,7 +188,7 @@ def evaluate(predictions_LT: Tensor, labels_T: Tensor, seen_C: Tensor) -> list[d
     """Test metrics of every lane's predicted classes: known/unknown/all micro accuracy, S, U per class, and H."""
     correct_LT = predictions_LT == labels_T
     known_T = seen_C[labels_T]
-    seen_L, unseen_L, h_L = seen_unseen(correct_LT, labels_T, seen_C)
+    seen_L, unseen_L, h_L = seen_unseen(predictions_LT, labels_T, seen_C)
     columns = {
         "test_known_micro": correct_LT[:, known_T].float().mean(1),
         "test_unknown_micro": correct_LT[:, ~known_T].float().mean(1),
@@ -217,7 +217,7 @@ def paired_bootstrap(
         drawn = rng.multinomial(images, np.full(images, 1 / images), size=min(chunk, samples - start))
         gains.append(_h_gains(tests, labels_T, torch.from_numpy(drawn).float()))
     observed, *resampled = torch.cat(gains).tolist()
-    low, high = np.quantile(resampled, [0.025, 0.975])
+    low, high = np.nanquantile(resampled, [0.025, 0.975])  # a resample without seen or unseen images has no H
     return observed, float(low), float(high)
 
 

@@ -7,7 +7,7 @@ Suffixes: K lanes, T target images.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from study.protocol import TrialData
-from study.trainer import Pack, seen_classes, trainable_images
+from study.trainer import Pack, seen_classes, static_fields, trainable_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,6 @@ def refit(
     epochs: int,
     cpus_per_pack: float,
     gpus_per_pack: float,
-    lane_knobs: frozenset[str],
 ) -> list[Refit]:
     """Refit every configuration with every seed on the cluster; configurations that share static knobs share a pack.
 
@@ -46,8 +45,7 @@ def refit(
     """
     packs: dict[tuple[Any, ...], list[int]] = {}
     for i, config in enumerate(configs):
-        static = tuple(sorted((k, v) for k, v in asdict(config).items() if k not in lane_knobs))
-        packs.setdefault(static, []).append(i)
+        packs.setdefault(static_fields(config), []).append(i)
     task = ray.remote(_refit_pack).options(num_cpus=cpus_per_pack, num_gpus=gpus_per_pack)
     running = [
         task.remote(arrays, [configs[i] for i in members], list(seeds), epochs, max(1, int(cpus_per_pack)))

@@ -9,7 +9,7 @@ Suffixes: K lanes, I source images, T target images, B batch, C classes, D CLIP 
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
@@ -19,8 +19,15 @@ from models.sre_clip import SREClip, SREConfig
 from models.stacked import lane_field
 from study.protocol import MUTUAL_INFORMATION_WEIGHT, TrialData, seen_unseen
 
-MODELS: dict[type, type] = {SREConfig: SREClip}
+MODELS: dict[type, Any] = {SREConfig: SREClip}
 """The module that trains each kind of configuration."""
+
+
+def static_fields(config: Any) -> tuple[tuple[str, Any], ...]:
+    """The fields of a configuration that all lanes of a pack must share, with their values."""
+    lane_knobs = MODELS[type(config)].LANE_KNOBS
+    return tuple((f.name, getattr(config, f.name)) for f in fields(config) if f.name not in lane_knobs)
+
 
 PREDICT_CHUNK = 4096
 """Images per forward pass outside training, divided by the lanes: bounds memory on large benchmarks."""
@@ -254,8 +261,8 @@ def _score(
     """Append every living configuration's score to its result; a lane whose loss was not finite fails."""
     information_K = mutual_information(pack)
     if data.oracle_labels_T is not None:
-        scores = [seen_unseen(pack.classify(data.target_features_TD), data.oracle_labels_T, data.seen_C)]
-        seen_K, unseen_K, h_K = (s.tolist() for s in scores[0])
+        scores = seen_unseen(pack.classify(data.target_features_TD), data.oracle_labels_T, data.seen_C)
+        seen_K, unseen_K, h_K = (s.tolist() for s in scores)
     else:
         seen_K, unseen_K, h_K = pseudo_unseen_scores(
             pack.classify(data.source_features_ID), [f for _, f in lanes if f is not None], data
@@ -281,16 +288,19 @@ def pseudo_unseen_scores(
     predictions_KI: Tensor, folds: Sequence[int], data: TrialData
 ) -> tuple[list[float], list[float], list[float]]:
     """S, U and H of each lane in its fold: held-out images of its seen classes, all images of its fold's classes."""
-    seen, unseen, h = [], [], []
+    seen: list[Tensor] = []
+    unseen: list[Tensor] = []
+    h: list[Tensor] = []
     for predicted_I, fold in zip(predictions_KI, folds, strict=True):
         seen_C = seen_classes(data, fold)
         scored_I = data.held_out_I | (data.fold_C == fold)[data.source_labels_I]
-        correct_1I = (predicted_I == data.source_labels_I)[None, scored_I]
         for values, value in zip(
-            (seen, unseen, h), seen_unseen(correct_1I, data.source_labels_I[scored_I], seen_C), strict=True
+            (seen, unseen, h),
+            seen_unseen(predicted_I[None, scored_I], data.source_labels_I[scored_I], seen_C),
+            strict=True,
         ):
             values.append(value)
-    return tuple(torch.cat(v).tolist() for v in (seen, unseen, h))  # type: ignore[return-value]
+    return torch.cat(seen).tolist(), torch.cat(unseen).tolist(), torch.cat(h).tolist()
 
 
 def mutual_information(pack: Pack) -> Tensor:
