@@ -1,0 +1,49 @@
+"""The embedded benchmark: monochrome icons (source, labelled) to colour emoji (target, unlabelled), 228 WordNet classes.
+
+Images, class table and a small CLIP are part of this package; assets/icons2emoji/ATTRIBUTION.md says where they came from.
+Splits go by icon set, so that no drawing style is in two of them. In rotation r the classes with that number are unseen.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+from data_prep.benchmarks.base import IMAGE_SCHEMA, Benchmark
+from data_prep.feature_store import SPLITS, ClassTable
+
+ASSETS = Path(__file__).parent.parent / "assets" / "icons2emoji"
+ROTATIONS = 4
+TEMPLATES = ("a {} icon", "an icon of a {}", "a picture of a {}", "a drawing of a {}", "{}")
+
+
+def read(name: str, data_root: Path | None) -> Benchmark:
+    """The benchmark; `data_root` is not needed."""
+    classes = pq.read_table(ASSETS / "classes.parquet").sort_by("class_id")
+    images = pq.read_table(ASSETS / "images.parquet")
+    rotation_C = torch.tensor(classes["rotation"].to_numpy())
+    return Benchmark(
+        name=name,
+        slug=name,
+        classes=ClassTable(
+            names=tuple(classes["name"].to_pylist()),
+            wnids=tuple(classes["wnid"].to_pylist()),
+            unseen_RC=rotation_C == torch.arange(ROTATIONS)[:, None],
+        ),
+        images=pa.table(
+            {
+                "key": pc.binary_join_element_wise(images["icon_set"], images["icon_name"], ":"),
+                "label": images["class_id"].cast(pa.int64()),
+                "domain": pc.if_else(pc.equal(images["domain"], "icon"), "source", "target"),
+                "split": np.array([SPLITS.index(split) for split in images["split"].to_pylist()], dtype=np.int8),
+                "path": pa.nulls(len(images), pa.string()),
+                "data": images["image"],
+            },
+            schema=IMAGE_SCHEMA,
+        ),
+        templates=TEMPLATES,
+        default_clip=ASSETS / "clip",
+    )

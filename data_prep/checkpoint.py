@@ -1,0 +1,104 @@
+"""CLIP checkpoints: a folder or a Hugging Face id, what identifies its content, and the model itself."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_prep.errors import UserError
+from data_prep.parquet import file_sha256
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel
+
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+CONTENT_PATTERNS = ("*.json", "*.txt", "*.safetensors", "*.bin")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    name: str
+    """Hub id, or the last two parts of the folder's path."""
+    folder: Path
+    """Where its files are on this machine."""
+    identity: dict[str, Any]
+    """What its content is: hub id and revision, or the SHA-256 of every file that matters; and the processor's settings."""
+
+    def source(self) -> Path:
+        """What `from_pretrained` takes: the folder. A cluster's nodes must all see it (hub downloads: share HF_HOME)."""
+        return self.folder
+
+
+def find_checkpoint(clip: str | Path) -> Checkpoint:
+    """Locate a checkpoint folder or hub id (downloaded on first use) without loading it.
+
+    Raises UserError if there is no such folder or id, or it is not a CLIP model.
+    """
+    folder = Path(clip).expanduser()
+    if folder.is_dir():
+        folder = folder.resolve()
+        files = sorted({path for pattern in CONTENT_PATTERNS for path in folder.glob(pattern)})
+        name = "/".join(folder.parts[-2:])
+        identity: dict[str, Any] = {"files": {path.name: file_sha256(path) for path in files}}
+    else:
+        folder = _download(str(clip))
+        name = str(clip)
+        identity = {"hub": name, "revision": folder.name}  # the hub's own folders are named by revision
+    config = _read_json(folder / "config.json", clip)
+    if config.get("model_type") != "clip":
+        raise UserError(
+            f"--clip must be a checkpoint with an image and a text tower (model_type 'clip'); "
+            f"{clip} has model_type {config.get('model_type')!r}"
+        )
+    processors = [folder / name for name in PROCESSOR_FILES if (folder / name).is_file()]
+    if not processors:
+        raise UserError(f"--clip must come with its image processor; {clip} has no {PROCESSOR_FILES[0]}")
+    return Checkpoint(
+        name=name, folder=folder, identity=identity | {"processor": [_read_json(path, clip) for path in processors]}
+    )
+
+
+def load_model(checkpoint: Checkpoint) -> "CLIPModel":
+    """The model in float32, in eval mode.
+
+    Raises UserError if weights are missing: transformers would fill a missing tower or projection with noise.
+    """
+    from transformers import CLIPModel
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of missing weights becomes the error below
+    try:
+        model, info = CLIPModel.from_pretrained(checkpoint.folder, dtype="float32", output_loading_info=True)
+    except Exception as error:  # from_pretrained raises a dozen unrelated types on damaged files
+        raise UserError(f"--clip {checkpoint.name} cannot be loaded: {error}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UserError(
+            f"--clip must hold an image tower, a text tower and both projections; "
+            f"{checkpoint.name} lacks {len(missing)} weights such as {missing[0]}"
+        )
+    return model.eval()
+
+
+def _download(repo: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        folder = Path(snapshot_download(repo, allow_patterns=["*.json", "*.txt", "model*.safetensors"]))
+        if not any(folder.glob("*.safetensors")):  # older repositories have torch's format only
+            folder = Path(snapshot_download(repo, allow_patterns=["*.json", "*.txt", "pytorch_model*.bin"]))
+    except (OSError, ValueError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--clip must be a folder or a Hugging Face id that can be reached; got {repo!r}: {reason}") from error
+    return folder
+
+
+def _read_json(path: Path, clip: str | Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--clip must be a Hugging Face CLIP folder or id; {clip}: {path.name}: {error}") from error

@@ -1,0 +1,207 @@
+"""The Ray Data job that turns images and texts into CLIP features.
+
+Work is cut into shards, each a fixed run of rows of one list: a shard is preprocessed as one batch, encoded as one batch by
+a pool of actors, and kept as one Parquet file. Fixed batches make the features independent of scheduling, and a restart
+computes only the shards that have no file yet.
+
+With a GPU, CPU workers decode and the actors encode. Without one Ray fuses both stages into the actors, as they ask for
+the same resources: no pixel crosses a process boundary, and one import of transformers (seconds) is saved per core.
+
+Shapes: I images, T texts, D CLIP dimension.
+"""
+
+import io
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_prep.checkpoint import Checkpoint, load_model
+from data_prep.errors import UserError
+from data_prep.parquet import feature_column, matrix, write_table
+
+IMAGES_PER_SHARD = 256  # 150 MB of float32 pixels at 224 px: about one Ray block
+TEXTS_PER_SHARD = 1024
+SHOWN_ERRORS = 5
+Progress = Callable[[str, int, int], None]
+"""progress(stage, shards done, shards in all)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    image_features_ID: np.ndarray
+    """float16 (I, D), L2-normalised before rounding."""
+    text_features_TD: np.ndarray
+    """float16 (T, D), likewise."""
+    logit_scale: float
+    """exp of the checkpoint's parameter."""
+
+
+def encode(
+    images: pa.Table, texts: Sequence[str], checkpoint: Checkpoint, shards: Path, progress: Progress | None = None
+) -> Encoded:
+    """Features of every row of `images` (columns path and data, one of them null) and of every text.
+
+    shards: folder of finished shards, which are not computed again; it must belong to these inputs alone.
+    Ray must be initialised. Raises UserError naming the images that cannot be read (the rest is kept for the restart).
+    """
+    shards.mkdir(parents=True, exist_ok=True)
+    image_units, text_units = list(_image_units(images, shards)), list(_text_units(texts, shards))
+    units = image_units + text_units
+    todo = [unit for unit in units if not _is_finished(unit)]
+    done = len(units) - len(todo)
+    unreadable: list[str] = []
+    report = progress or (lambda stage, done, total: None)
+    report("features", done, len(units))
+    for row in _run(todo, checkpoint):
+        if row["errors"]:
+            unreadable += row["errors"]
+        else:
+            table = pa.table({"feature": feature_column(row["features"])})
+            write_table(table, Path(row["shard"]), metadata={"logit_scale": repr(row["logit_scale"])})
+        done += 1
+        report("features", done, len(units))
+    if unreadable:
+        more = f"; and {len(unreadable) - SHOWN_ERRORS} more" if len(unreadable) > SHOWN_ERRORS else ""
+        shown = "; ".join(sorted(unreadable)[:SHOWN_ERRORS])
+        raise UserError(f"{len(unreadable)} of {len(images)} images cannot be read: {shown}{more}")
+    return Encoded(
+        image_features_ID=_gather(image_units),
+        text_features_TD=_gather(text_units),
+        logit_scale=float(pq.read_metadata(units[-1]["shard"]).metadata[b"logit_scale"]),
+    )
+
+
+class Preprocess:
+    """A unit of work -> the model's input for it (pixels or token ids), or the reasons why its images cannot be read."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._processor: Any = None
+        self._tokenizer: Any = None
+
+    def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
+        row: dict[str, Any] = {"shard": unit["shard"], "kind": unit["kind"], "errors": [], "inputs": np.zeros(0)}
+        if unit["kind"] == "text":
+            row["inputs"] = self._tokens(list(unit["texts"]))
+            return row
+        decoded, row["errors"] = _decode(unit)
+        if not row["errors"]:
+            row["inputs"] = self._pixels(decoded)
+        return row
+
+    def _pixels(self, decoded: list[Any]) -> np.ndarray:
+        if self._processor is None:
+            # By name: without torchvision CLIPImageProcessor does not exist, and where it does it rounds differently.
+            from transformers import CLIPImageProcessorPil
+
+            self._processor = CLIPImageProcessorPil.from_pretrained(self.checkpoint.source())
+        return self._processor(decoded, return_tensors="np")["pixel_values"]
+
+    def _tokens(self, texts: list[str]) -> np.ndarray:
+        if self._tokenizer is None:
+            from transformers import CLIPTokenizer
+
+            self._tokenizer = CLIPTokenizer.from_pretrained(self.checkpoint.source())
+        # Padded to the longest only, and without a mask: the text tower is causal and pools at the first end token, so
+        # what comes after that token cannot change the feature.
+        encoding = self._tokenizer(texts, padding=True, truncation=True, return_tensors="np")
+        return encoding["input_ids"]
+
+
+class Encode:
+    """A preprocessed unit -> its normalised features. One per actor; the model is loaded once."""
+
+    def __init__(self, checkpoint: Checkpoint, threads: int) -> None:
+        import torch
+
+        # Ray pins an actor's CPUs by count only: more threads than that fight with the other actors.
+        torch.set_num_threads(threads)
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model = load_model(checkpoint).to(self._device)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        import torch
+
+        row["features"], row["logit_scale"] = np.zeros((0, 1), np.float16), float(self._model.logit_scale.exp())
+        inputs = row.pop("inputs")
+        if row["errors"]:
+            return row
+        with torch.inference_mode():
+            batch = torch.from_numpy(np.array(inputs)).to(self._device)
+            if row["kind"] == "text":
+                output = self._model.get_text_features(input_ids=batch)
+            else:
+                output = self._model.get_image_features(pixel_values=batch)
+            features_BD = torch.nn.functional.normalize(output.pooler_output.float(), dim=-1)
+        row["features"] = features_BD.half().cpu().numpy()
+        return row
+
+
+def _run(units: list[dict[str, Any]], checkpoint: Checkpoint) -> Iterator[dict[str, Any]]:
+    if not units:
+        return
+    import ray
+
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    ray.data.DataContext.get_current().enable_progress_bars = False  # the caller shows progress in shards
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0))
+    share = {"num_cpus": 1.0, "num_gpus": 1.0} if gpus else {"num_cpus": 1.0}
+    most = min(gpus or int(resources["CPU"]), len(units))
+    dataset = (
+        ray.data.from_items(units, override_num_blocks=len(units))
+        .map(Preprocess(checkpoint).__call__, num_cpus=1.0)
+        .map(
+            Encode,
+            fn_constructor_args=(checkpoint, 1),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
+            **share,
+        )
+    )
+    yield from dataset.iter_rows()
+
+
+def _image_units(images: pa.Table, shards: Path) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(images), IMAGES_PER_SHARD):
+        part = images.slice(start, IMAGES_PER_SHARD)
+        unit = {"shard": str(shards / f"images-{start:08d}.parquet"), "kind": "image", "rows": len(part), "texts": None}
+        yield unit | {name: part[name].to_pylist() for name in ("key", "path", "data")}
+
+
+def _text_units(texts: Sequence[str], shards: Path) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(texts), TEXTS_PER_SHARD):
+        part = list(texts[start : start + TEXTS_PER_SHARD])
+        unit = {"shard": str(shards / f"texts-{start:08d}.parquet"), "kind": "text", "rows": len(part), "texts": part}
+        yield unit | {"key": None, "path": None, "data": None}
+
+
+def _is_finished(unit: dict[str, Any]) -> bool:
+    try:
+        return pq.read_metadata(unit["shard"]).num_rows == unit["rows"]
+    except (OSError, pa.ArrowException):  # not there yet, or cut off by a crash
+        return False
+
+
+def _decode(unit: dict[str, Any]) -> tuple[list[Any], list[str]]:
+    from PIL import Image
+
+    decoded, errors = [], []
+    for key, path, data in zip(unit["key"], unit["path"], unit["data"], strict=True):
+        try:
+            with Image.open(path or io.BytesIO(data)) as image:
+                decoded.append(image.convert("RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            # PIL's own text repeats the path or names a memory address: the key says enough.
+            reason = "no such file" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}"
+            errors.append(f"{key} ({reason})")
+    return decoded, errors
+
+
+def _gather(units: list[dict[str, Any]]) -> np.ndarray:
+    return np.concatenate([matrix(pq.read_table(unit["shard"])["feature"]) for unit in units])

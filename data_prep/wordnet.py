@@ -1,0 +1,119 @@
+"""WordNet 3.0's nouns from the embedded Parquet file: synsets by wnid, and class names looked up as lemmas."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from data_prep.errors import UserError
+
+NOUNS = Path(__file__).parent / "assets" / "wordnet_nouns.parquet"
+NOT_IN_WORDNET = "-"  # what a class table says in place of a wnid for a class WordNet lacks
+SHOWN_CANDIDATES = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Synset:
+    wnid: str
+    """"n" and the 8-digit offset in WordNet 3.0."""
+    name: str
+    """NLTK's name of it, such as "dog.n.01"."""
+    lemmas: tuple[str, ...]
+    """Its words, commonest first, with spaces."""
+    gloss: str
+    """The definition, without examples."""
+    hypernyms: tuple[str, ...]
+    """Parents' wnids."""
+    instance_hypernyms: tuple[str, ...]
+    """Parents of an instance ("Paris" -> "city"), as wnids."""
+
+
+class WordNet:
+    """All noun synsets in memory (about 0.5 s to load; use `wordnet()` to share one)."""
+
+    def __init__(self, path: Path = NOUNS) -> None:
+        table = pq.read_table(path)
+        metadata = table.schema.metadata
+        self._exceptions: dict[str, list[str]] = json.loads(metadata[b"noun_exceptions"])
+        self._rules: list[tuple[str, str]] = json.loads(metadata[b"noun_rules"])
+        self.synsets: dict[str, Synset] = {}
+        senses_of: dict[str, list[tuple[int, str]]] = {}
+        columns = {name: table[name].to_pylist() for name in table.column_names}
+        for i, wnid in enumerate(columns["wnid"]):
+            self.synsets[wnid] = Synset(
+                wnid=wnid,
+                name=f"{columns['lemmas'][i][0].lower().replace(' ', '_')}.n.{columns['senses'][i][0]:02d}",
+                lemmas=tuple(columns["lemmas"][i]),
+                gloss=columns["gloss"][i],
+                hypernyms=tuple(columns["hypernyms"][i]),
+                instance_hypernyms=tuple(columns["instance_hypernyms"][i]),
+            )
+            for lemma, sense in zip(columns["lemmas"][i], columns["senses"][i], strict=True):
+                senses_of.setdefault(lemma.lower(), []).append((sense, wnid))
+        self._wnids_of = {lemma: tuple(wnid for _, wnid in sorted(senses)) for lemma, senses in senses_of.items()}
+
+    def lookup(self, name: str) -> tuple[Synset, ...]:
+        """Noun synsets `name` may mean, commonest sense first; () if there is none.
+
+        `_`, `+` and `-` may stand for spaces; a plural finds its singular. The singular comes from WordNet's morphy, done
+        here with NLTK's detachment rules and WordNet's exception list out of the Parquet file, because NLTK's own method
+        needs the whole corpus on disk. Like NLTK's, an irregular form is not also taken apart by rule.
+        """
+        spoken = " ".join(name.replace("_", " ").replace("+", " ").lower().split())
+        forms = [spoken]
+        if "-" in spoken:
+            forms.append(" ".join(spoken.replace("-", " ").split()))
+        for form in tuple(forms):
+            singulars = self._exceptions.get(form)
+            forms += singulars or [form.removesuffix(old) + new for old, new in self._rules if form.endswith(old)]
+        wnids = dict.fromkeys(wnid for form in forms for wnid in self._wnids_of.get(form, ()))
+        return tuple(self.synsets[wnid] for wnid in wnids)
+
+
+@cache
+def wordnet() -> WordNet:
+    """The embedded WordNet, loaded once per process."""
+    return WordNet()
+
+
+def resolve_wnids(names: Sequence[str], wnids: Sequence[str], *, where: str) -> tuple[str | None, ...]:
+    """The wnid of every class: the one given, else the only noun synset of that name, or None where "-" is given.
+
+    names, wnids: (C,), an empty wnid means "look it up". where: the file and column an override goes to.
+    Raises UserError on unknown or duplicate wnids, and one that lists, for every ambiguous or missing name, the candidates
+    with their glosses.
+    """
+    net = wordnet()
+    resolved: list[str | None] = []
+    open_questions: list[str] = []
+    for name, wnid in zip(names, wnids, strict=True):
+        if wnid:
+            if wnid != NOT_IN_WORDNET and wnid not in net.synsets:
+                raise UserError(f"{where} must be a noun of WordNet 3.0 (n and 8 digits); class {name!r} has {wnid!r}")
+            resolved.append(None if wnid == NOT_IN_WORDNET else wnid)
+            continue
+        candidates = net.lookup(name)
+        if len(candidates) == 1:
+            resolved.append(candidates[0].wnid)
+            continue
+        question = f"{name!r} {'is ambiguous' if candidates else 'is no noun of WordNet'}"
+        shown = [f"    {c.wnid}  {', '.join(c.lemmas)}: {c.gloss}" for c in candidates[:SHOWN_CANDIDATES]]
+        open_questions.append("\n".join([f"  {question}", *shown]))
+    if open_questions:
+        raise UserError(
+            f"{len(open_questions)} of {len(names)} class names need a wnid in {where} "
+            f"('{NOT_IN_WORDNET}' for a class that WordNet lacks):\n" + "\n".join(open_questions)
+        )
+    check_unique(names, resolved, where=where)
+    return tuple(resolved)
+
+
+def check_unique(names: Sequence[str], wnids: Sequence[str | None], *, where: str) -> None:
+    """Raise UserError where two classes share a wnid: one synset cannot be two classes."""
+    first_with: dict[str, str] = {}
+    for name, wnid in zip(names, wnids, strict=True):
+        if wnid is not None and first_with.setdefault(wnid, name) != name:
+            raise UserError(f"{where} must be unique; classes {first_with[wnid]!r} and {name!r} both have {wnid}")

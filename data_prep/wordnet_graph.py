@@ -1,0 +1,143 @@
+"""Class synsets -> hypernym closure -> nodes and edges, plus auxiliary synsets and class similarities.
+
+Shapes: C classes, N nodes, E edges. The graph is a plain `networkx.DiGraph` over wnids with edges child -> parent.
+Classes without a wnid become nodes of their own with no edges.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import networkx as nx
+import numpy as np
+
+from data_prep.wordnet import WordNet
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassGraph:
+    wnids: tuple[str, ...]
+    """(N,) class nodes in class order, then all other nodes sorted; a class outside WordNet has "class:<its name>"."""
+    lemmas: tuple[tuple[str, ...], ...]
+    """(N,) words of each node."""
+    depth_N: np.ndarray
+    """int64 (N,) edges on the shortest way up to "entity"."""
+    edges_E2: np.ndarray
+    """int64 (E, 2) child and parent nodes, sorted."""
+    relations: tuple[str, ...]
+    """(E,) "hypernym" or "instance_hypernym"."""
+    path_similarity_CC: np.ndarray
+    """float32 (C, C) 1 / (1 + edges between two classes); 0 where they are not connected."""
+    wup_similarity_CC: np.ndarray
+    """float32 (C, C) Wu-Palmer similarity as NLTK defines it; 0 where not connected."""
+
+
+def hypernym_graph(net: WordNet) -> nx.DiGraph:
+    """The whole noun hierarchy: 82,115 nodes and 84,427 edges child -> parent with attribute `relation`."""
+    graph = nx.DiGraph()
+    graph.add_nodes_from(net.synsets)
+    for synset in net.synsets.values():
+        graph.add_edges_from(((synset.wnid, p) for p in synset.instance_hypernyms), relation="instance_hypernym")
+        graph.add_edges_from(((synset.wnid, p) for p in synset.hypernyms), relation="hypernym")
+    return graph
+
+
+def hypernym_closure(hierarchy: nx.DiGraph, wnids: Iterable[str]) -> set[str]:
+    """`wnids` and everything above them."""
+    closure = set(wnids)
+    for wnid in tuple(closure):
+        closure |= nx.descendants(hierarchy, wnid)
+    return closure
+
+
+def with_auxiliary(hierarchy: nx.DiGraph, classes: Sequence[str], candidates: Iterable[str]) -> set[str]:
+    """Closure of the classes, widened by related synsets: the rule behind the I2AwA graph of UODTN.
+
+    A candidate joins if a parent or grandparent of it is a proper ancestor of the classes, that is in their closure but
+    no class itself; then the whole is closed again. (50 I2AwA classes: 106 nodes, 230 with ILSVRC's synsets, 255 closed.)
+    """
+    closure = hypernym_closure(hierarchy, classes)
+    ancestors = closure - set(classes)
+    near = set()
+    for wnid in candidates:
+        parents = set(hierarchy.successors(wnid))
+        grandparents = {g for parent in parents for g in hierarchy.successors(parent)}
+        if (parents | grandparents) & ancestors:
+            near.add(wnid)
+    return hypernym_closure(hierarchy, closure | near)
+
+
+def build_graph(
+    net: WordNet, names: Sequence[str], wnids: Sequence[str | None], auxiliary: Iterable[str] = ()
+) -> ClassGraph:
+    """Graph over the classes, their hypernyms and those `auxiliary` wnids that are related to them.
+
+    names, wnids: (C,), the wnids unique where not None, and all in `net`.
+    """
+    hierarchy = hypernym_graph(net)
+    known = [wnid for wnid in wnids if wnid is not None]
+    class_nodes = [wnid or f"class:{name}" for name, wnid in zip(names, wnids, strict=True)]
+    nodes = [*class_nodes, *sorted(with_auxiliary(hierarchy, known, auxiliary) - set(known))]
+    index = {node: i for i, node in enumerate(nodes)}
+    graph = hierarchy.subgraph(nodes).copy()
+    graph.add_nodes_from(class_nodes)  # those outside WordNet, with no edges
+    edges = sorted((index[child], index[parent], relation) for child, parent, relation in graph.edges(data="relation"))
+    depths = min_depths(graph)
+    path_CC, wup_CC = class_similarities(net, graph, class_nodes)
+    return ClassGraph(
+        wnids=tuple(nodes),
+        lemmas=tuple(net.synsets[node].lemmas if node in net.synsets else (names[i],) for i, node in enumerate(nodes)),
+        depth_N=np.array([depths[node] for node in nodes], dtype=np.int64),
+        edges_E2=np.array([edge[:2] for edge in edges], dtype=np.int64).reshape(-1, 2),
+        relations=tuple(edge[2] for edge in edges),
+        path_similarity_CC=path_CC,
+        wup_similarity_CC=wup_CC,
+    )
+
+
+def min_depths(graph: nx.DiGraph) -> dict[str, int]:
+    """Edges on the shortest way from every node up to a root (NLTK's min_depth). `graph` is closed under hypernyms."""
+    depths: dict[str, int] = {}
+    for node in reversed(list(nx.topological_sort(graph))):  # parents first
+        depths[node] = min((depths[parent] + 1 for parent in graph.successors(node)), default=0)
+    return depths
+
+
+def max_depths(graph: nx.DiGraph) -> dict[str, int]:
+    """As `min_depths`, along the longest way (NLTK's max_depth)."""
+    depths: dict[str, int] = {}
+    for node in reversed(list(nx.topological_sort(graph))):
+        depths[node] = max((depths[parent] + 1 for parent in graph.successors(node)), default=0)
+    return depths
+
+
+def class_similarities(net: WordNet, graph: nx.DiGraph, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Path and Wu-Palmer similarity, float32 (C, C) each, with NLTK's definitions; 0 between unconnected classes.
+
+    Path: 1 / (1 + d) with d the fewest edges between two synsets by way of a common hypernym.
+    Wu-Palmer: 2 h / (d1 + d2 + 2 h), d1 and d2 the edges to the lowest common hypernym (the one with the largest minimal
+    depth; ties: first by name) and h one more than the longest way from there to the root.
+    """
+    above = {node: nx.single_source_shortest_path_length(graph, node) for node in graph}
+    below: dict[str, list[int]] = {}
+    for c, node in enumerate(classes):
+        for ancestor in above[node]:
+            below.setdefault(ancestor, []).append(c)
+    shallowest, deepest = min_depths(graph), max_depths(graph)
+    # Deepest last, so that what is written last into a cell comes from the lowest common hypernym.
+    order = sorted(below, key=lambda a: net.synsets[a].name if a in net.synsets else a, reverse=True)
+    order.sort(key=shallowest.__getitem__)
+
+    path_CC = np.zeros((len(classes), len(classes)), dtype=np.float32)
+    wup_CC = np.zeros_like(path_CC)
+    for ancestor in order:
+        cells = np.ix_(below[ancestor], below[ancestor])
+        up = np.array([above[classes[c]][ancestor] for c in below[ancestor]])
+        path_CC[cells] = np.maximum(path_CC[cells], 1 / (1 + up[:, None] + up))
+        # The shortest way to an ancestor may lead over one of its own ancestors: NLTK counts that one.
+        way = np.array(
+            [min(above[classes[c]][a] + steps for a, steps in above[ancestor].items()) for c in below[ancestor]]
+        )
+        height = 2 * (deepest[ancestor] + 1)
+        wup_CC[cells] = height / (way[:, None] + way + height)
+    np.fill_diagonal(wup_CC, 1)  # a synset with two ways up can tie with its own hypernym; NLTK prefers the synset
+    return path_CC, wup_CC
