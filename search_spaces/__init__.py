@@ -82,13 +82,25 @@ class Space:
         return {k.name: params[k.name] for k in self.knobs if k.scope == "static" and k.name in params}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """A method taken apart: the full configuration, and one with each part removed."""
+
+    name: str
+    """What `--space` takes."""
+    space: Space
+    """The method's space; knobs that a variant does not set keep the winner's or their default values."""
+    variants: Mapping[str, Mapping[str, Value]]
+    """What each variant changes in the configuration; the first one, the full method, changes nothing."""
+
+
 def names() -> list[str]:
     """All shipped spaces, as `--space` spells them."""
     return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__))
 
 
-def load(name: str) -> Space:
-    """The space called `name`; `ValueError` with the nearest valid name if there is none."""
+def load(name: str) -> Space | Ablation:
+    """The space or ablation called `name`; `ValueError` with the nearest valid name if there is none."""
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=1, cutoff=0.0)
         raise ValueError(f"--space must be one of {', '.join(names())}; got {name!r} (nearest: {near[0]})")

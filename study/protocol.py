@@ -205,7 +205,7 @@ def paired_bootstrap(
 ) -> tuple[float, float, float]:
     """Mean H difference to a baseline and its 95 % interval over test images.
 
-    `tests`: for every rotation, the method's predictions (L, T) over its seeds, the baseline's (T,), and seen_C (C,).
+    `tests`: for every rotation, the predictions of the method and of the baseline, (seeds, T) each, and seen_C (C,).
     One resample draws the same images for both methods, all seeds and all rotations: it is the images that are a
     sample, and rotations share them. A class without an image in a resample drops out of that resample's means.
     """
@@ -224,7 +224,7 @@ def paired_bootstrap(
 def _h_gains(tests: Sequence[tuple[Tensor, Tensor, Tensor]], labels_T: Tensor, weights_ST: Tensor) -> Tensor:
     """H difference (S,) under each row of image weights, mean over seeds and then over rotations."""
 
-    def h(predicted_T: Tensor, seen_C: Tensor) -> Tensor:
+    def h_of(predicted_T: Tensor, seen_C: Tensor) -> Tensor:
         correct_SC = torch.zeros(len(weights_ST), len(seen_C)).index_add_(
             1, labels_T, weights_ST * (predicted_T == labels_T)
         )
@@ -232,10 +232,10 @@ def _h_gains(tests: Sequence[tuple[Tensor, Tensor, Tensor]], labels_T: Tensor, w
         return harmonic_mean(accuracy_SC[:, seen_C].nanmean(1), accuracy_SC[:, ~seen_C].nanmean(1))
 
     count_SC = torch.zeros(len(weights_ST), len(tests[0][2])).index_add_(1, labels_T, weights_ST)
-    gains = [
-        torch.stack([h(p, seen_C) for p in predictions_LT]).mean(0) - h(baseline_T, seen_C)
-        for predictions_LT, baseline_T, seen_C in tests
-    ]
+    def mean_h(predictions_LT: Tensor, seen_C: Tensor) -> Tensor:
+        return torch.stack([h_of(predicted_T, seen_C) for predicted_T in predictions_LT]).mean(0)
+
+    gains = [mean_h(method_LT, seen_C) - mean_h(baseline_LT, seen_C) for method_LT, baseline_LT, seen_C in tests]
     return torch.stack(gains).mean(0)
 
 

@@ -115,7 +115,7 @@ def test_class_accuracy_is_nan_without_images() -> None:
 
 def test_bootstrap_of_a_method_that_is_the_baseline_is_exactly_zero() -> None:
     baseline = torch.tensor([0, 1, 0, 1, 2, 1])
-    assert paired_bootstrap([(baseline.repeat(3, 1), baseline, SEEN)], LABELS, samples=50) == (0.0, 0.0, 0.0)
+    assert paired_bootstrap([(baseline.repeat(3, 1), baseline[None], SEEN)], LABELS, samples=50) == (0.0, 0.0, 0.0)
 
 
 def test_bootstrap_reports_the_observed_gain_inside_its_interval() -> None:
@@ -126,17 +126,17 @@ def test_bootstrap_reports_the_observed_gain_inside_its_interval() -> None:
     baseline = torch.where(torch.rand(200, generator=g) < 0.5, 3 - labels, labels)
     observed = np.mean([m["test_h"] for m in evaluate(method, labels, SEEN)])
     observed -= evaluate(baseline[None], labels, SEEN)[0]["test_h"]
-    gain, low, high = paired_bootstrap([(method, baseline, SEEN)], labels, samples=500)
+    gain, low, high = paired_bootstrap([(method, baseline[None], SEEN)], labels, samples=500)
     assert gain == pytest.approx(observed, abs=1e-6)
     assert low < gain < high and 0.08 < high - low < 0.25  # two binomials of 200 images: 4 sigma is about 0.15
-    assert (gain, low, high) == paired_bootstrap([(method, baseline, SEEN)], labels, samples=500)
+    assert (gain, low, high) == paired_bootstrap([(method, baseline[None], SEEN)], labels, samples=500)
 
 
 def test_bootstrap_averages_over_rotations() -> None:
     labels, right = torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 2, 3])
     half = torch.tensor([0, 3, 2, 1])  # S = U = H = 1/2 however the seen classes are paired with unseen ones
     other = torch.tensor([True, False, False, True])
-    gain, _, _ = paired_bootstrap([(right[None], half, SEEN), (half[None], half, other)], labels, samples=10)
+    gain, _, _ = paired_bootstrap([(right[None], half[None], SEEN), (half[None], half[None], other)], labels, samples=10)
     assert gain == pytest.approx((0.5 + 0.0) / 2)
 
 

@@ -1,0 +1,118 @@
+"""The study's options: what the command line takes, and what a Python caller builds.
+
+Each block is a group of `--help`; every option is checked before any work starts.
+"""
+
+import difflib
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import OmitArgPrefixes, arg
+
+import search_spaces
+from data_prep.errors import UserError
+
+NAMED_CRITERIA = ("h+mi", "h", "mi")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhatOptions:
+    """What is studied"""
+
+    space: str = "sre"
+    """Search space: a method's knobs with their ranges, or an ablation."""
+    benchmark: str = "icons2emoji"
+    """Benchmark: icons2emoji (embedded, nothing to download) or folder:PATH for your own images."""
+    clip: str | None = None
+    """CLIP checkpoint: Hugging Face hub id or local folder; the benchmark's own by default."""
+    data_root: Path | None = None
+    """Folder of downloaded data sets, for benchmarks that are not embedded."""
+    rotation: int | Literal["all"] = 0
+    """Which classes are the unseen ones; all: a whole study per rotation, and their average."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """How it is searched"""
+
+    configs: int = 64
+    """Configurations to finish (trained to the end, pruned or diverged)."""
+    epochs: int = 20
+    """Epochs of a configuration that is not pruned; an epoch passes once over the labelled source."""
+    sampler: Literal["tpe", "random", "nsga2"] = "tpe"
+    """Optuna sampler: multivariate TPE, random, or NSGA-II."""
+    objective: Literal["h", "seen,unseen"] = "h"
+    """One objective (the selection score), or seen and unseen accuracy as two, with their Pareto front."""
+    pruning: bool = True
+    """Successive halving: at a quarter and at half of the epochs only the better half of all lanes goes on."""
+    seed: int = 0
+    """Seed of everything: sampler, folds, initialisations, data order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionOptions:
+    """What selection may look at"""
+
+    select: Literal["pseudo-unseen", "oracle"] = "pseudo-unseen"
+    """pseudo-unseen: folds of seen classes play the unseen ones, no target label is read.
+    oracle: looks at the test labels; an upper bound, marked in every output, never a result."""
+    criterion: Literal["h+mi", "h", "mi"] = "h+mi"
+    """Score of a configuration: H on the pseudo-unseen folds, mutual information of unlabelled target predictions,
+    or their weighted sum."""
+    folds: int = 3
+    """Folds of the seen classes."""
+    seeds: int = 3
+    """Seeds of every refit; the leaderboard shows mean and standard deviation."""
+    top: int = 5
+    """Configurations that are refitted and scored on the test split."""
+    winner: Path | None = None
+    """Ablations only: study whose selected configuration is taken apart; the space's defaults otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourceOptions:
+    """Where it runs"""
+
+    address: str | None = None
+    """Ray cluster: its address, or auto; a local Ray on this machine's cores by default."""
+    pack: int | Literal["auto"] = "auto"
+    """Configurations that one actor trains side by side; they share their static knobs."""
+    cpus_per_pack: float = 1.0
+    """CPUs of a pack's actor, and its number of threads."""
+    gpus_per_pack: float = 0.0
+    """GPUs of a pack's actor; fractions share a GPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What is kept"""
+
+    storage: str = "results"
+    """Folder or URI (s3://...) under which every study gets a folder."""
+    name: str | None = None
+    """Name of the study's folder; <space>-<benchmark>-<time> by default."""
+    resume: bool = False
+    """Continue the study of that name: finished configurations are kept, interrupted ones trained again."""
+    prep_only: bool = False
+    """Prepare the feature cache and stop."""
+    dry_run: bool = False
+    """Print the plan (packs, lanes, resources, estimated time) and stop."""
+    cache: Path = Path(".cache")
+    """Folder of feature caches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Search the hyperparameters of a zero-shot adapter of CLIP without ever looking at unseen labels.
+
+    With no options: SRE-CLIP on the embedded benchmark, on this machine, in a few minutes.
+    """
+
+    what: OmitArgPrefixes[WhatOptions] = field(default_factory=WhatOptions)
+    search: OmitArgPrefixes[SearchOptions] = field(default_factory=SearchOptions)
+    selection: OmitArgPrefixes[SelectionOptions] = field(default_factory=SelectionOptions)
+    resources: OmitArgPrefixes[ResourceOptions] = field(default_factory=ResourceOptions)
+    output: OmitArgPrefixes[OutputOptions] = field(default_factory=OutputOptions)
