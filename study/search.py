@@ -1,0 +1,188 @@
+"""The Searcher between Tune and the ledger: one suggestion is a *pack*, K configurations that share their static knobs.
+
+Whatever is drawn for configuration i comes from a generator seeded with (study seed, i), so a study that was
+interrupted goes on with the draws it would have made, and its configurations train with the seeds they would have had.
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from optuna.samplers import BaseSampler, NSGAIISampler, PartialFixedSampler, RandomSampler, TPESampler
+from ray.tune.search import Searcher
+
+from search_spaces import Space, Value
+from study.ledger import Lane, Ledger
+
+SamplerName = Literal["tpe", "random", "nsga2"]
+
+RETRIES = 2
+"""A configuration under which a pack died is trained again this many times before it counts as failed."""
+
+
+@dataclass(kw_only=True)
+class Counts:
+    """How a study stands; configurations count once, however often they had to be trained."""
+
+    complete: int = 0
+    """Trained to the end."""
+    pruned: int = 0
+    """Stopped at a rung."""
+    failed: int = 0
+    """Diverged, or their packs died once too often."""
+    best: float | None = None
+    """Highest score of a completed configuration."""
+    packs: int = 0
+    """Packs asked for in this run."""
+    empty_lanes: int = 0
+    """Lanes of those packs that had no configuration."""
+    deaths: int = 0
+    """Packs that died in this run."""
+    last_death: str = ""
+    """Why the last of them died."""
+
+    @property
+    def finished(self) -> int:
+        return self.complete + self.pruned + self.failed
+
+    def add(self, state: str, score: float | None) -> None:
+        """Count one finished configuration."""
+        setattr(self, state, getattr(self, state) + 1)
+        if state == "complete" and score is not None and (self.best is None or score > self.best):
+            self.best = score
+
+
+def derive_seed(seed: int, index: int, purpose: str) -> int:
+    """A 32-bit seed of configuration `index`, unrelated to those of its neighbours."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{index}/{purpose}".encode()).digest()[:4], "big")
+
+
+def make_sampler(name: SamplerName, seed: int, *, startup: int = 16) -> BaseSampler:
+    """Optuna's sampler; the first `startup` configurations are random (NSGA-II: its population)."""
+    makers: dict[SamplerName, Callable[[], BaseSampler]] = {
+        # group: a joint model per set of knobs that are active together, so conditional knobs are modelled as well
+        "tpe": lambda: TPESampler(
+            seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True
+        ),
+        "random": lambda: RandomSampler(seed=seed),
+        "nsga2": lambda: NSGAIISampler(seed=seed, population_size=startup),
+    }
+    return makers[name]()
+
+
+class PackSearcher(Searcher):
+    """Fills packs from the ledger's sampler and writes what became of their lanes into the ledger."""
+
+    def __init__(
+        self, ledger: Ledger, space: Space, *, configs: int, pack: int, sampler: SamplerName = "tpe", seed: int = 0
+    ) -> None:
+        """`configs`: how many to finish in all, those found in the ledger included; `pack`: lanes of a pack."""
+        super().__init__()
+        self.ledger, self.space, self.configs, self.pack = ledger, space, configs, pack
+        self.sampler, self.seed = sampler, seed
+        self.counts = Counts()
+        self._running: dict[str, list[Lane]] = {}
+        self._queue: deque[Lane] = deque(ledger.recover())
+        done = ledger.finished()
+        for configuration in done:
+            self.counts.add(configuration.state, configuration.score)
+        self._next = 1 + max([c.index for c in done] + [lane.index for lane in self._queue], default=-1)
+
+    @property
+    def running(self) -> int:
+        """Configurations in packs that have not reported yet."""
+        return sum(map(len, self._running.values()))
+
+    @property
+    def left(self) -> int:
+        """Configurations still to be put into packs."""
+        return max(0, self.configs - self.counts.finished - self.running)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a string
+        """A pack; None while others must report first; FINISHED once all configurations are finished."""
+        if not self.left:
+            return None if self._running else Searcher.FINISHED
+        size, fresh = min(self.pack, self.left), max(0, self.left - len(self._queue))
+        lanes = self._running[trial_id] = self._requeued(size)
+        while len(lanes) < size and fresh:
+            lanes.append(self._draw(self.space.static(lanes[0].params) if lanes else {}))
+            fresh -= 1
+        self.counts.packs += 1
+        self.counts.empty_lanes += self.pack - len(lanes)
+        return {"lanes": [{"number": x.number, "params": x.params, "seed": x.seed} for x in lanes]}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Write the lanes a pack reports; those written before are left alone."""
+        told = {r["number"]: r for r in result.get("lanes", [])}
+        for lane in self._running.get(trial_id, []):
+            if lane.number in told:
+                state = self.ledger.tell(lane, told[lane.number])
+                if state:
+                    self.counts.add(state, told[lane.number]["score"])
+        if told and trial_id in self._running:
+            self._running[trial_id] = [x for x in self._running[trial_id] if x.number not in told]
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Write a pack's result; lanes without one were in a pack that died."""
+        self.on_trial_result(trial_id, result or {})
+        lost = self._running.pop(trial_id, [])
+        if lost:
+            reason = (result or {}).get("crash") or "its actor or node died"
+            self.counts.deaths, self.counts.last_death = self.counts.deaths + 1, reason
+        for lane in lost:
+            if lane.deaths < RETRIES:
+                self._requeue(lane, f"its pack died: {reason}", deaths=lane.deaths + 1)
+            else:
+                self.ledger.fail(lane.trial_id, f"its pack died: {reason}", requeue_with=None)
+                self.counts.add("failed", None)
+
+    def interrupt(self, reason: str) -> None:
+        """Void the running lanes, for a later resume to train them."""
+        for lanes in self._running.values():
+            for lane in lanes:
+                self._requeue(lane, reason, deaths=lane.deaths)
+        self._running.clear()
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger is the state."""
+
+    def _requeue(self, lane: Lane, reason: str, *, deaths: int) -> None:
+        self.ledger.fail(lane.trial_id, reason, requeue_with=deaths)
+        self._queue.append(replace(lane, deaths=deaths))
+
+    def _requeued(self, size: int) -> list[Lane]:
+        """New trials for waiting configurations that share the first one's static knobs."""
+        if not self._queue:
+            return []
+        static = self.space.static(self._queue[0].params)
+        chosen = [lane for lane in self._queue if self.space.static(lane.params) == static][:size]
+        for lane in chosen:
+            self._queue.remove(lane)
+        return [
+            self.ledger.ask(
+                self.space,
+                self._sampler(lane.index),
+                index=lane.index,
+                seed=lane.seed,
+                given=lane.params,
+                replaces=lane,
+            )
+            for lane in chosen
+        ]
+
+    def _draw(self, static: Mapping[str, Value]) -> Lane:
+        """The next configuration, its static knobs given unless empty. The study's first are the space's defaults."""
+        index, self._next = self._next, self._next + 1
+        sampler = self._sampler(index)
+        return self.ledger.ask(
+            self.space,
+            PartialFixedSampler(dict(static), sampler) if static else sampler,
+            index=index,
+            seed=derive_seed(self.seed, index, "train"),
+            given=self.space.defaults() if index == 0 else None,
+        )
+
+    def _sampler(self, index: int) -> BaseSampler:
+        return make_sampler(self.sampler, derive_seed(self.seed, index, "draw"))
