@@ -1,11 +1,59 @@
-"""Fixtures of the study: a small, learnable task, twelve classes whose images lie around shifted versions of their texts.
+"""A small, learnable task: twelve classes whose images lie around shifted versions of their text features.
 
 Also lets the tests of this folder import `toy`, whichever way pytest was started.
 """
 
 import sys
 from pathlib import Path
-import sys
-from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from study.protocol import TrialData, trial_data
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+CLASSES, DIM, PER_CLASS = 12, 16, 10
+
+
+@pytest.fixture
+def features() -> SimpleNamespace:
+    """What `feature_store.load` returns, as far as the protocol reads it; `target_labels` beside it."""
+    g = torch.Generator().manual_seed(0)
+    names = F.normalize(torch.randn(CLASSES, DIM, generator=g), dim=-1)
+
+    def domain(shift: float) -> torch.Tensor:
+        noise = 0.4 * torch.randn(CLASSES, PER_CLASS, DIM, generator=g)
+        offset = shift * torch.randn(DIM, generator=g)
+        return F.normalize(names[:, None] + noise + offset, dim=-1).flatten(0, 1)
+
+    similarity = torch.full((CLASSES, CLASSES), 0.1)
+    for c in range(0, CLASSES, 2):  # classes 0-1, 2-3, ... are close relatives
+        similarity[c, c + 1] = similarity[c + 1, c] = 0.5
+    labels = torch.arange(CLASSES).repeat_interleave(PER_CLASS)
+    unseen = torch.zeros(2, CLASSES, dtype=torch.bool)
+    unseen[0, [2, 7, 11]] = unseen[1, [0, 5, 8]] = True
+    return SimpleNamespace(
+        benchmark="toy",
+        fingerprint="f00d",
+        logit_scale=20.0,
+        classes=SimpleNamespace(unseen_RC=unseen),
+        source=SimpleNamespace(features_ID=domain(0.0), split_I=torch.zeros(len(labels), dtype=torch.int8)),
+        target=SimpleNamespace(features_ID=domain(0.25)),
+        source_labels_I=labels,
+        target_labels=labels,
+        name_features_CPD=names[:, None].repeat(1, 2, 1),
+        node_features_ND=torch.cat([names, F.normalize(names[::2] + names[1::2], dim=-1)]),
+        graph=SimpleNamespace(
+            class_node_C=torch.arange(CLASSES),
+            edges_E2=torch.stack([torch.arange(CLASSES), CLASSES + torch.arange(CLASSES) // 2], dim=1),
+            path_similarity_CC=similarity,
+        ),
+    )
+
+
+@pytest.fixture
+def data(features: SimpleNamespace) -> TrialData:
+    return trial_data(features, rotation=0, folds=3, seed=0)
