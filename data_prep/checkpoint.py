@@ -66,6 +66,7 @@ def load_model(checkpoint: Checkpoint) -> "CLIPModel":
     from transformers import CLIPModel
     from transformers.utils import logging
 
+    logging.disable_progress_bar()
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report of missing weights becomes the error below
     try:

@@ -4,6 +4,10 @@ Work is cut into shards, each a fixed run of rows of one list: a shard is prepro
 a pool of actors, and kept as one Parquet file. Fixed batches make the features independent of scheduling, and a restart
 computes only the shards that have no file yet.
 
+Features are computed in float32 for small checkpoints and under bfloat16 autocast for large ones, where the device has it: on
+a ViT-B/32 that doubles the images per second of a CPU core, on the embedded 7 M parameters it saves 0.3 s of the whole job
+and moves 12 of 3,060 zero-shot predictions.
+
 With a GPU, CPU workers decode and the actors encode. Without one Ray fuses both stages into the actors, as they ask for
 the same resources: no pixel crosses a process boundary, and one import of transformers (seconds) is saved per core.
 
@@ -26,7 +30,9 @@ from data_prep.errors import UserError
 from data_prep.parquet import feature_column, matrix, write_table
 
 IMAGES_PER_SHARD = 256  # 150 MB of float32 pixels at 224 px: about one Ray block
-TEXTS_PER_SHARD = 1024
+TEXTS_PER_SHARD = 512
+UNITS_PER_ACTOR = 32  # a second actor costs 6 s of imports: worth it for more than some 8,000 images
+BFLOAT16_PARAMETERS = 50_000_000
 SHOWN_ERRORS = 5
 Progress = Callable[[str, int, int], None]
 """progress(stage, shards done, shards in all)."""
@@ -40,6 +46,8 @@ class Encoded:
     """float16 (T, D), likewise."""
     logit_scale: float
     """exp of the checkpoint's parameter."""
+    precision: str
+    """"float32" or "bfloat16": what the matrix products were computed in."""
 
 
 def encode(
@@ -51,7 +59,9 @@ def encode(
     Ray must be initialised. Raises UserError naming the images that cannot be read (the rest is kept for the restart).
     """
     shards.mkdir(parents=True, exist_ok=True)
-    image_units, text_units = list(_image_units(images, shards)), list(_text_units(texts, shards))
+    # Sorted by length, a batch is padded little; class names and lemmas share texts.
+    unique = sorted(set(texts), key=lambda text: (len(text), text))
+    image_units, text_units = list(_image_units(images, shards)), list(_text_units(unique, shards))
     units = image_units + text_units
     todo = [unit for unit in units if not _is_finished(unit)]
     done = len(units) - len(todo)
@@ -63,17 +73,21 @@ def encode(
             unreadable += row["errors"]
         else:
             table = pa.table({"feature": feature_column(row["features"])})
-            write_table(table, Path(row["shard"]), metadata={"logit_scale": repr(row["logit_scale"])})
+            metadata = {"logit_scale": repr(row["logit_scale"]), "precision": row["precision"]}
+            write_table(table, Path(row["shard"]), metadata=metadata)
         done += 1
         report("features", done, len(units))
     if unreadable:
         more = f"; and {len(unreadable) - SHOWN_ERRORS} more" if len(unreadable) > SHOWN_ERRORS else ""
         shown = "; ".join(sorted(unreadable)[:SHOWN_ERRORS])
         raise UserError(f"{len(unreadable)} of {len(images)} images cannot be read: {shown}{more}")
+    position = {text: t for t, text in enumerate(unique)}
+    metadata = pq.read_metadata(units[-1]["shard"]).metadata
     return Encoded(
         image_features_ID=_gather(image_units),
-        text_features_TD=_gather(text_units),
-        logit_scale=float(pq.read_metadata(units[-1]["shard"]).metadata[b"logit_scale"]),
+        text_features_TD=_gather(text_units)[[position[text] for text in texts]],
+        logit_scale=float(metadata[b"logit_scale"]),
+        precision=metadata[b"precision"].decode(),
     )
 
 
@@ -120,27 +134,72 @@ class Encode:
     def __init__(self, checkpoint: Checkpoint, threads: int) -> None:
         import torch
 
-        # Ray pins an actor's CPUs by count only: more threads than that fight with the other actors.
+        # Ray hands out CPUs by count only: an actor with more threads than CPUs fights with its neighbours.
         torch.set_num_threads(threads)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = load_model(checkpoint).to(self._device)
+        self._logit_scale = float(self._model.logit_scale.exp())
+        large = sum(p.numel() for p in self._model.parameters()) >= BFLOAT16_PARAMETERS
+        self._bfloat16 = large and _has_bfloat16(self._device)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         import torch
 
-        row["features"], row["logit_scale"] = np.zeros((0, 1), np.float16), float(self._model.logit_scale.exp())
+        row["logit_scale"], row["precision"] = self._logit_scale, "bfloat16" if self._bfloat16 else "float32"
+        row["features"] = np.zeros((0, 1), np.float16)
         inputs = row.pop("inputs")
         if row["errors"]:
             return row
-        with torch.inference_mode():
-            batch = torch.from_numpy(np.array(inputs)).to(self._device)
+        with torch.inference_mode(), torch.autocast(self._device, torch.bfloat16, enabled=self._bfloat16):
+            batch = torch.from_numpy(np.array(inputs)).to(self._device)  # a copy: Ray's arrays are read-only
             if row["kind"] == "text":
                 output = self._model.get_text_features(input_ids=batch)
             else:
                 output = self._model.get_image_features(pixel_values=batch)
-            features_BD = torch.nn.functional.normalize(output.pooler_output.float(), dim=-1)
+        features_BD = torch.nn.functional.normalize(output.pooler_output.float(), dim=-1)
         row["features"] = features_BD.half().cpu().numpy()
         return row
+
+
+def _has_bfloat16(device: str) -> bool:
+    """Whether bfloat16 products are faster here, not merely possible."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+
+
+def _run(units: list[dict[str, Any]], checkpoint: Checkpoint) -> Iterator[dict[str, Any]]:
+    """Rows with shard, features, errors, logit_scale, precision, in any order."""
+    if not units:
+        return
+    import ray.data
+
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0))
+    most = max(1, min(gpus or int(resources["CPU"]), len(units) // UNITS_PER_ACTOR))
+    dataset = (
+        ray.data.from_items(units, override_num_blocks=len(units))
+        .map(Preprocess(checkpoint).__call__, num_cpus=1)
+        .map(
+            Encode,
+            fn_constructor_args=(checkpoint, 1),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
+            num_cpus=1,
+            num_gpus=1 if gpus else None,
+        )
+    )
+    # Its plan and its own progress bars are noise here: the caller shows progress in shards. (Not the logger "ray.data":
+    # Ray configures that one anew for every run.)
+    log = logging.getLogger("ray.data._internal")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    try:
+        yield from dataset.iter_rows()
+    finally:
+        log.setLevel(level)
 
 
 def _run(units: list[dict[str, Any]], checkpoint: Checkpoint) -> Iterator[dict[str, Any]]:

@@ -139,7 +139,12 @@ def _build(
     }
     for name, table in tables.items():
         write_table(table, building / f"{name}.parquet", metadata={"fingerprint": fingerprint(inputs)})
-    extra = {"benchmark": bench.name, "clip": checkpoint.name, "logit_scale": encoded.logit_scale}
+    extra = {
+        "benchmark": bench.name,
+        "clip": checkpoint.name,
+        "logit_scale": encoded.logit_scale,
+        "precision": encoded.precision,
+    }
     write_manifest(building, inputs, extra)
     shutil.rmtree(building / "shards")
     if cache.exists():

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
@@ -15,8 +15,7 @@ NOT_IN_WORDNET = "-"  # what a class table says in place of a wnid for a class W
 SHOWN_CANDIDATES = 8
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Synset:
+class Synset(NamedTuple):  # 82,115 of them: a frozen dataclass takes a second longer
     wnid: str
     """"n" and the 8-digit offset in WordNet 3.0."""
     name: str
