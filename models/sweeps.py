@@ -1,0 +1,275 @@
+"""Exact sweeps of inference-time knobs: one trained model, every value of the knob, no retraining and no sampling.
+
+A threshold or a constant subtracted from seen logits only matters through the order of one number per image, so one
+sort and two cumulative sums score every value it can take. A residual strength enters cosines as a quadratic, and
+Tip-Adapter's alpha enters logits linearly; both need their matrix products once.
+
+Suffixes: I images, C classes, D CLIP dimension, M thresholds, G grid of residual strengths, A alphas, B betas,
+N cached images.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LAMBDAS = (0.0, *(round(2 ** (i / 4), 4) for i in range(-16, 21)), math.inf)
+"""Residual strengths swept by default: none, 1/16 to 32 in quarter octaves, and CLIP alone."""
+
+
+# --- thresholds -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The best point of a sweep."""
+
+    tau: float
+    """Images that score at least this are base-like; halfway between the scores that bound it, +-inf at the ends."""
+    seen: float
+    """S, mean per-class accuracy over base classes."""
+    unseen: float
+    """U, the same over novel classes."""
+    h: float
+    """Their harmonic mean."""
+    residual_lambda: float = math.nan
+    """The residual strength that goes with it, where one was swept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Seen against unseen accuracy at every threshold, from "nothing is base-like" to "everything is"."""
+
+    tau_M: Tensor
+    """Smallest score that counts as base-like, descending, +inf first."""
+    seen_M: Tensor
+    """S at each threshold, float64; rises."""
+    unseen_M: Tensor
+    """U at each threshold, float64; falls."""
+
+    @property
+    def ausuc(self) -> float:
+        """Area under the seen-unseen curve (Chao et al., 2016), trapezoids."""
+        return float(torch.trapezoid(self.unseen_M, self.seen_M))
+
+    @property
+    def h_M(self) -> Tensor:
+        """H at each threshold."""
+        return _harmonic_mean(self.seen_M, self.unseen_M)
+
+    def best(self) -> Choice:
+        """The threshold with the largest H; of equals that with the largest S + U, then the strictest.
+
+        Any tau between two neighbouring scores does the same to these images, and so may a whole run of them: the
+        middle of the run is the choice that other images are least likely to fall on the wrong side of.
+        """
+        h_M = self.h_M
+        start = int((self.seen_M + self.unseen_M).masked_fill(h_M < h_M.max(), -1).argmax())
+        same = (self.seen_M == self.seen_M[start]) & (self.unseen_M == self.unseen_M[start])
+        stop = start + int(same[start:].int().cumprod(0).sum())  # one past the run
+        low = float(self.tau_M[stop]) if stop < len(self.tau_M) else -math.inf
+        return Choice(
+            tau=_between(low, float(self.tau_M[start])),
+            seen=float(self.seen_M[start]),
+            unseen=float(self.unseen_M[start]),
+            h=float(h_M[start]),
+        )
+
+
+def class_mean_weights(labels_I: Tensor, base_C: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (I,) float64 whose sum over correct images is S, and those whose sum is U.
+
+    Classes without an image do not count; a side without any image has accuracy 0.
+    """
+    count_C = torch.bincount(labels_I, minlength=len(base_C))
+    sides = []
+    for side_C in (base_C, ~base_C):
+        classes = ((count_C > 0) & side_C).sum()
+        sides.append(side_C[labels_I].double() / (count_C[labels_I] * classes).clamp_min(1))
+    return sides[0], sides[1]
+
+
+def seen_unseen_curve(
+    score_I: Tensor, base_correct_I: Tensor, novel_correct_I: Tensor, labels_I: Tensor, base_C: Tensor
+) -> Curve:
+    """Every threshold on `score_I` at once; images with a score of at least tau are classified among base classes.
+
+    `base_correct_I`, `novel_correct_I`: bool, whether the label is the best of the base or of the novel classes.
+    `base_C`: bool. Images with equal scores pass together. Raises `ValueError` on scores that are not finite.
+    """
+    if not torch.isfinite(score_I).all():
+        raise ValueError(f"separation scores must be finite, got {int((~torch.isfinite(score_I)).sum())} that are not")
+    seen_I, unseen_I = class_mean_weights(labels_I, base_C)
+    order = score_I.argsort(descending=True)
+    score_I = score_I[order]
+    ends_M = torch.cat([score_I[1:] != score_I[:-1], score_I.new_ones(1, dtype=torch.bool)]).nonzero().flatten()
+    gained_I = (seen_I * base_correct_I)[order].cumsum(0)
+    kept_I = (unseen_I * novel_correct_I)[order].flip(0).cumsum(0).flip(0)  # from the end, so that it ends at exactly 0
+    zero = gained_I.new_zeros(1)
+    return Curve(
+        tau_M=torch.cat([score_I.new_full((1,), math.inf), score_I[ends_M]]).double(),
+        seen_M=torch.cat([zero, gained_I[ends_M]]),
+        unseen_M=torch.cat([kept_I, zero])[torch.cat([ends_M.new_zeros(1), ends_M + 1])],
+    )
+
+
+def calibration_curve(logits_IC: Tensor, labels_I: Tensor, base_C: Tensor) -> Curve:
+    """Calibrated stacking (Chao et al., 2016), every constant subtracted from seen logits at once.
+
+    An image goes to the best base class while the constant is at most the margin of that class over the best novel
+    one: the constant is a threshold on the margin.
+    """
+    base_I, base_best_I = logits_IC.masked_fill(~base_C, -math.inf).max(-1)
+    novel_I, novel_best_I = logits_IC.masked_fill(base_C, -math.inf).max(-1)
+    return seen_unseen_curve(base_I - novel_I, base_best_I == labels_I, novel_best_I == labels_I, labels_I, base_C)
+
+
+# --- residual strength ----------------------------------------------------------------------------------------------
+
+
+class ResidualCosine:
+    """cos(f_a + lambda f_c, t_a + lambda t_c) for any lambda from four matrix products.
+
+    Images (..., I, D) and class texts (..., C, D): `a` from the adapter, `c` from CLIP.
+    """
+
+    def __init__(self, f_a: Tensor, f_c: Tensor, t_a: Tensor, t_c: Tensor) -> None:
+        self.products = (f_a @ t_a.mT, f_a @ t_c.mT + f_c @ t_a.mT, f_c @ t_c.mT)
+        self.image_norms, self.text_norms = _square_norms(f_a, f_c), _square_norms(t_a, t_c)
+
+    def lane(self, k: int) -> "ResidualCosine":
+        """One lane's (I, C) of stacked ones."""
+        one = object.__new__(ResidualCosine)
+        one.products = _lane(self.products, k)
+        one.image_norms, one.text_norms = _lane(self.image_norms, k), _lane(self.text_norms, k)
+        return one
+
+    def at(self, strength: float | Tensor) -> Tensor:
+        """Cosines (..., I, C); `strength` is one lambda or one per lane (K,), 0 to inf."""
+        strength = torch.as_tensor(strength, dtype=torch.float32, device=self.products[0].device)
+        # both features scaled by 1 / (1 + lambda): the same cosine, and finite for an infinite lambda
+        adapter = (1 / (1 + strength)).reshape(-1, 1, 1) if strength.dim() else 1 / (1 + strength)
+        clip = 1 - adapter
+
+        def mix(aa: Tensor, ac: Tensor, cc: Tensor) -> Tensor:
+            return adapter**2 * aa + adapter * clip * ac + clip**2 * cc
+
+        image, text = (mix(*n).clamp_min(1e-12).sqrt() for n in (self.image_norms, self.text_norms))
+        return mix(*self.products) / (image * text.mT)
+
+
+def sweep_residual(
+    cosine: ResidualCosine,
+    score_I: Tensor | None,
+    base_best_I: Tensor,
+    labels_I: Tensor,
+    base_C: Tensor,
+    *,
+    lambdas: Sequence[float] = LAMBDAS,
+) -> Choice:
+    """The best residual strength on a grid, each with its exact best threshold.
+
+    `cosine`: of one lane, over all classes. `base_best_I`: the best base class by the latent classifier. `score_I`:
+    separation scores, or None without separation: then all classes compete in `cosine` and tau is NaN.
+    Of equal H the smaller lambda wins.
+    """
+    best: Choice | None = None
+    for strength in lambdas:
+        cosine_IC = cosine.at(strength)
+        if score_I is None:
+            correct_I = (cosine_IC.argmax(-1) == labels_I).double()
+            seen, unseen = (w @ correct_I for w in class_mean_weights(labels_I, base_C))
+            choice = Choice(tau=math.nan, seen=float(seen), unseen=float(unseen), h=float(_harmonic_mean(seen, unseen)))
+        else:
+            novel_I = cosine_IC.masked_fill(base_C, -math.inf).argmax(-1)
+            choice = seen_unseen_curve(score_I, base_best_I == labels_I, novel_I == labels_I, labels_I, base_C).best()
+        if best is None or choice.h > best.h:
+            best = Choice(
+                tau=choice.tau, seen=choice.seen, unseen=choice.unseen, h=choice.h, residual_lambda=float(strength)
+            )
+    if best is None:
+        raise ValueError("lambdas must name at least one residual strength, got none")
+    return best
+
+
+# --- Tip-Adapter ----------------------------------------------------------------------------------------------------
+
+
+def tip_adapter_grid(
+    *,
+    clip_logits_IC: Tensor,
+    affinity_IN: Tensor,
+    cache_labels_N: Tensor,
+    labels_I: Tensor,
+    alphas: Sequence[float],
+    betas: Sequence[float],
+    base_C: Tensor | None = None,
+) -> Tensor:
+    """Accuracy (B, A) float64 of Tip-Adapter at every beta and alpha; H instead where `base_C` is given.
+
+    Logits are `clip + alpha sum_n exp(-beta (1 - affinity_n)) [label_n = c]` (Zhang et al., 2022). For one beta they
+    are linear in alpha, so the alphas at which an image is classified correctly are one interval: two bounds per
+    image replace one product per alpha. Where rounding could decide, the logits are formed and compared after all,
+    so each count is that of a loop over the grid. Ties go to the smaller class, as in `argmax`.
+    """
+    alpha_A = torch.tensor(alphas, dtype=clip_logits_IC.dtype, device=clip_logits_IC.device)
+    if base_C is None:
+        weights_SI = torch.full_like(labels_I, 1, dtype=torch.float64)[None] / len(labels_I)
+    else:
+        weights_SI = torch.stack(class_mean_weights(labels_I, base_C))
+    grid = []
+    for beta in betas:
+        cache_IC = torch.zeros_like(clip_logits_IC).index_add_(1, cache_labels_N, torch.exp(beta * (affinity_IN - 1)))
+        accuracy_SA = weights_SI @ _correct_at(clip_logits_IC, cache_IC, labels_I, alpha_A).double()
+        grid.append(accuracy_SA[0] if base_C is None else _harmonic_mean(accuracy_SA[0], accuracy_SA[1]))
+    return torch.stack(grid)
+
+
+def _correct_at(clip_IC: Tensor, cache_IC: Tensor, labels_I: Tensor, alpha_A: Tensor) -> Tensor:
+    """Bool (I, A): whether `argmax(clip + alpha cache)` is the label."""
+    lead_IC = clip_IC.gather(1, labels_I[:, None]) - clip_IC
+    slope_IC = cache_IC.gather(1, labels_I[:, None]) - cache_IC
+    rivals_IC = torch.ones_like(lead_IC, dtype=torch.bool).scatter_(1, labels_I[:, None], False)
+    reach = clip_IC.abs().max() + alpha_A.abs().max() * cache_IC.abs().max()
+    doubt = 16 * torch.finfo(clip_IC.dtype).eps * reach  # of a difference of two logits, anywhere on the grid
+    sure_IA = _leads(lead_IC - doubt, slope_IC, rivals_IC, alpha_A)
+    doubtful = (_leads(lead_IC + doubt, slope_IC, rivals_IC, alpha_A) & ~sure_IA).nonzero()
+    for rows_P2 in doubtful.split(2**16):
+        i, a = rows_P2.unbind(1)
+        sure_IA[i, a] = (clip_IC[i] + alpha_A[a, None] * cache_IC[i]).argmax(-1) == labels_I[i]
+    return sure_IA
+
+
+def _leads(lead_IC: Tensor, slope_IC: Tensor, rivals_IC: Tensor, alpha_A: Tensor) -> Tensor:
+    """Bool (I, A): whether `lead + alpha slope > 0` against every rival."""
+    bound_IC = -lead_IC / slope_IC
+    low_I = bound_IC.masked_fill(~(rivals_IC & (slope_IC > 0)), -math.inf).amax(1)
+    high_I = bound_IC.masked_fill(~(rivals_IC & (slope_IC < 0)), math.inf).amin(1)
+    never_I = (rivals_IC & (slope_IC == 0) & (lead_IC <= 0)).any(1)
+    return (alpha_A > low_I[:, None]) & (alpha_A < high_I[:, None]) & ~never_I[:, None]
+
+
+# --- arithmetic -----------------------------------------------------------------------------------------------------
+
+
+def _harmonic_mean(a: Tensor, b: Tensor) -> Tensor:
+    return 2 * a * b / (a + b).clamp_min(1e-12)
+
+
+def _between(low: float, high: float) -> float:
+    """A threshold that `high` passes and `low` does not."""
+    if math.isinf(low) or math.isinf(high):
+        return high if math.isinf(high) else low
+    middle = low + (high - low) / 2
+    return middle if low < middle else high
+
+
+def _lane(terms: tuple[Tensor, Tensor, Tensor], k: int) -> tuple[Tensor, Tensor, Tensor]:
+    return terms[0][k], terms[1][k], terms[2][k]
+
+
+def _square_norms(a: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Coefficients (..., I, 1) of |w_a a + w_c c|^2 in w_a^2, w_a w_c and w_c^2."""
+    return (a * a).sum(-1, keepdim=True), 2 * (a * c).sum(-1, keepdim=True), (c * c).sum(-1, keepdim=True)

@@ -1,0 +1,177 @@
+"""The sweeps against brute force: every threshold tried, every cosine and every logit formed."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from models.sweeps import (
+    ResidualCosine,
+    calibration_curve,
+    class_mean_weights,
+    seen_unseen_curve,
+    sweep_residual,
+    tip_adapter_grid,
+)
+
+CASES = settings(max_examples=100, deadline=None, derandomize=True)
+
+
+def accuracies(predicted_I: Tensor, labels_I: Tensor, base_C: Tensor) -> tuple[float, float, float]:
+    """S, U and H, class by class."""
+    sides = []
+    for side_C in (base_C, ~base_C):
+        per_class = [
+            (predicted_I[labels_I == c] == c).double().mean().item()
+            for c in side_C.nonzero().flatten().tolist()
+            if (labels_I == c).any()
+        ]
+        sides.append(sum(per_class) / len(per_class) if per_class else 0.0)
+    s, u = sides
+    return s, u, 2 * s * u / (s + u) if s + u else 0.0
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Scores with many ties, logits, labels and base classes; also one image, one class a side, one side unlabelled."""
+    classes, images = draw(st.integers(2, 6)), draw(st.integers(1, 25))
+    base = draw(st.integers(1, classes - 1))
+    levels = draw(st.sampled_from([1, 2, 4, 1000]))
+    g = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    labels_I = torch.randint(*draw(st.sampled_from([(0, classes), (0, base), (base, classes)])), (images,), generator=g)
+    score_I = torch.randint(0, levels, (images,), generator=g) / levels
+    logits_IC = torch.randint(0, max(levels, 3), (images, classes), generator=g) / 4
+    logits_IC[torch.arange(images), labels_I] += 0.5
+    return score_I, logits_IC, labels_I, torch.arange(classes) < base
+
+
+def separated(score_I: Tensor, tau: float, base_I: Tensor, novel_I: Tensor) -> Tensor:
+    return torch.where(score_I >= tau, base_I, novel_I)
+
+
+@CASES
+@given(problems())
+def test_threshold_is_the_best_of_all(problem: tuple[Tensor, ...]) -> None:
+    score_I, logits_IC, labels_I, base_C = problem
+    base_I = logits_IC.masked_fill(~base_C, -math.inf).argmax(-1)
+    novel_I = logits_IC.masked_fill(base_C, -math.inf).argmax(-1)
+    curve = seen_unseen_curve(score_I, base_I == labels_I, novel_I == labels_I, labels_I, base_C)
+    tried = sorted({*score_I.tolist(), math.inf}, reverse=True)
+    brute = [accuracies(separated(score_I, tau, base_I, novel_I), labels_I, base_C) for tau in tried]
+    assert curve.tau_M.tolist() == tried
+    for got_M, column in ((curve.seen_M, 0), (curve.unseen_M, 1), (curve.h_M, 2)):
+        assert got_M.tolist() == pytest.approx([b[column] for b in brute], abs=1e-12)
+    best = curve.best()
+    assert best.h == pytest.approx(max(b[2] for b in brute), abs=1e-12)
+    chosen = accuracies(separated(score_I, best.tau, base_I, novel_I), labels_I, base_C)
+    assert (best.seen, best.unseen, best.h) == pytest.approx(chosen, abs=1e-12)
+    area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in zip(brute, brute[1:], strict=False))
+    assert curve.ausuc == pytest.approx(area, abs=1e-12)
+
+
+@CASES
+@given(problems())
+def test_calibration_is_the_best_of_all_constants(problem: tuple[Tensor, ...]) -> None:
+    _, logits_IC, labels_I, base_C = problem  # quarters: differences of logits are exact
+    best = calibration_curve(logits_IC, labels_I, base_C).best()
+
+    def stacked(constant: float) -> tuple[float, float, float]:
+        return accuracies((logits_IC - constant * base_C).argmax(-1), labels_I, base_C)  # ties go to base classes
+
+    side_logits = (logits_IC.masked_fill(~side, -math.inf).amax(1) for side in (base_C, ~base_C))
+    margins = torch.sub(*side_logits).tolist()
+    assert best.h == pytest.approx(max(stacked(c)[2] for c in [*margins, 1e4]), abs=1e-12)
+    assert (best.seen, best.unseen, best.h) == pytest.approx(stacked(min(max(best.tau, -1e4), 1e4)), abs=1e-12)
+
+
+def test_threshold_lies_in_the_middle_of_equals() -> None:
+    labels_I = torch.tensor([0, 0, 1, 1])
+    score_I = torch.tensor([0.9, 0.8, 0.4, 0.1])
+    right = torch.ones(4, dtype=torch.bool)
+    best = seen_unseen_curve(score_I, right, right, labels_I, torch.tensor([True, False])).best()
+    assert (best.tau, best.h) == (pytest.approx(0.6), 1.0)
+
+
+def test_scores_must_be_numbers() -> None:
+    with pytest.raises(ValueError, match="must be finite, got 1"):
+        two = torch.tensor([True, False])
+        seen_unseen_curve(torch.tensor([0.1, math.nan]), two, two, torch.tensor([0, 1]), two)
+
+
+def test_classes_without_images_do_not_count() -> None:
+    seen_I, unseen_I = class_mean_weights(torch.tensor([0, 0, 2]), torch.tensor([True, True, False]))
+    assert seen_I.tolist() == [0.5, 0.5, 0.0]
+    assert unseen_I.tolist() == [0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3, 7.0, math.inf])
+def test_residual_cosine_is_the_cosine_of_the_sum(strength: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    f_a, f_c = torch.randn(2, 2, 7, 5, generator=g)
+    t_a, t_c = torch.randn(2, 2, 3, 5, generator=g)
+    cosine = ResidualCosine(f_a, f_c, t_a, t_c)
+    if strength == math.inf:
+        f_a, t_a, weight = 0 * f_a, 0 * t_a, 1.0
+    else:
+        weight = strength
+    expected = torch.cosine_similarity((f_a + weight * f_c)[:, :, None], (t_a + weight * t_c)[:, None], dim=-1)
+    torch.testing.assert_close(cosine.at(strength), expected)
+    torch.testing.assert_close(cosine.at(torch.tensor([strength, strength])), expected)
+    torch.testing.assert_close(cosine.lane(1).at(strength), expected[1])
+
+
+@pytest.mark.parametrize("separated", [True, False])
+def test_best_lambda_and_tau_of_a_grid(separated: bool) -> None:
+    g = torch.Generator().manual_seed(1)
+    images, classes = 60, 6
+    features = [torch.randn(n, 4, generator=g) for n in (images, images, classes, classes)]
+    labels_I, base_C = torch.randint(0, classes, (images,), generator=g), torch.arange(classes) < 4
+    score_I, base_I = torch.randn(images, generator=g), torch.randint(0, 4, (images,), generator=g)
+    lambdas = (0.0, 0.5, 2.0, math.inf)
+    cosine = ResidualCosine(*features)
+    best = sweep_residual(cosine, score_I if separated else None, base_I, labels_I, base_C, lambdas=lambdas)
+    tried = {}
+    for strength in lambdas:
+        cosine_IC = cosine.at(strength)
+        if not separated:
+            tried[strength] = accuracies(cosine_IC.argmax(-1), labels_I, base_C)[2]
+            continue
+        novel_I = cosine_IC.masked_fill(base_C, -math.inf).argmax(-1)
+        tried[strength] = max(
+            accuracies(torch.where(score_I >= tau, base_I, novel_I), labels_I, base_C)[2]
+            for tau in [*score_I.tolist(), math.inf]
+        )
+    assert best.h == pytest.approx(max(tried.values()), abs=1e-12)
+    assert tried[best.residual_lambda] == pytest.approx(best.h, abs=1e-12)
+    assert math.isnan(best.tau) != separated
+
+
+@CASES
+@given(st.integers(0, 2**31), st.integers(2, 6), st.sampled_from([1, 3, 1000]), st.booleans())
+def test_tip_adapter_grid_is_the_double_loop(seed: int, classes: int, levels: int, harmonic: bool) -> None:
+    g = torch.Generator().manual_seed(seed)
+    images, cached = 20, 9
+    clip_IC = torch.randint(0, 2 * levels, (images, classes), generator=g) / levels  # few levels: many ties
+    affinity_IN = torch.randint(0, levels + 1, (images, cached), generator=g) / levels
+    cache_labels_N = torch.randint(0, classes, (cached,), generator=g)
+    labels_I, base_C = torch.randint(0, classes, (images,), generator=g), torch.arange(classes) < classes // 2
+    alphas, betas = [0.0, 0.25, 0.5, 1.0, 3.0], [0.0, 1.0, 5.5]
+    grid_BA = tip_adapter_grid(
+        clip_logits_IC=clip_IC,
+        affinity_IN=affinity_IN,
+        cache_labels_N=cache_labels_N,
+        labels_I=labels_I,
+        alphas=alphas,
+        betas=betas,
+        base_C=base_C if harmonic else None,
+    )
+    for b, beta in enumerate(betas):
+        for a, alpha in enumerate(alphas):
+            cache_IC = torch.zeros_like(clip_IC).index_add_(1, cache_labels_N, torch.exp(beta * (affinity_IN - 1)))
+            predicted_I = (clip_IC + alpha * cache_IC).argmax(-1)
+            micro = (predicted_I == labels_I).double().mean().item()
+            expected = accuracies(predicted_I, labels_I, base_C)[2] if harmonic else micro
+            assert grid_BA[b, a].item() == pytest.approx(expected, abs=1e-12)
