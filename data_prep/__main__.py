@@ -1,6 +1,7 @@
 """`python -m data_prep`: build, list and check feature caches, build and ask the WordNet table."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -30,11 +31,10 @@ def features(
       python -m data_prep features --benchmark folder:my_images --clip openai/clip-vit-base-patch32
 
     Args:
-        benchmark: A name from `python -m data_prep list`, or folder:PATH with PATH/DOMAIN/CLASS/*.jpg and PATH/classes.csv.
-        clip: Checkpoint folder or Hugging Face id; the benchmark's own if left out.
-        data_root: Where a relative folder:PATH starts.
-        cache_dir: Where caches are kept, one folder each, named by benchmark and fingerprint.
-        rebuild: Build it even if it is there.
+        benchmark: A name from `python -m data_prep list`, or folder:PATH with PATH/DOMAIN/CLASS/*.jpg and
+        PATH/classes.csv. clip: Checkpoint folder or Hugging Face id; the benchmark's own if left out. data_root: Where
+        a relative folder:PATH starts. cache_dir: Where caches are kept, one folder each, named by benchmark and
+        fingerprint. rebuild: Build it even if it is there.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
@@ -103,7 +103,13 @@ def verify(caches: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> None:
         console.print(f"{cache}: {len(files)} files as written", highlight=False, soft_wrap=True)
 
 
-COMMANDS = {"features": features, "list": list_, "verify": verify, "lookup": lookup, "wordnet": build_wordnet}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "features": features,
+    "list": list_,
+    "verify": verify,
+    "lookup": lookup,
+    "wordnet": build_wordnet,
+}
 
 
 def main() -> None:

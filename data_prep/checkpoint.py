@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from transformers import CLIPModel
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+WEIGHTS = ("vision_model.", "visual_projection.", "text_model.", "text_projection.", "logit_scale")
 CONTENT_PATTERNS = ("*.json", "*.txt", "*.safetensors", "*.bin")
 
 
@@ -20,14 +22,9 @@ class Checkpoint:
     name: str
     """Hub id, or the last two parts of the folder's path."""
     folder: Path
-    """Where its files are on this machine."""
+    """Where its files are; all nodes of a cluster must see it."""
     identity: dict[str, Any]
-    """What its content is: hub id and revision, or the SHA-256 of every file that matters; and the processor's settings."""
-
-    def source(self) -> Path:
-        """What `from_pretrained` takes: the folder. A cluster's nodes must all see it (hub downloads: share HF_HOME)."""
-        return self.folder
-
+    """What its content is: hub id and revision, or the SHA-256 of its files; and the processor's settings."""
 
 def find_checkpoint(clip: str | Path) -> Checkpoint:
     """Locate a checkpoint folder or hub id (downloaded on first use) without loading it.
@@ -51,8 +48,10 @@ def find_checkpoint(clip: str | Path) -> Checkpoint:
             f"{clip} has model_type {config.get('model_type')!r}"
         )
     processors = [folder / name for name in PROCESSOR_FILES if (folder / name).is_file()]
-    if not processors:
-        raise UserError(f"--clip must come with its image processor; {clip} has no {PROCESSOR_FILES[0]}")
+    for kind, names in (("image processor", PROCESSOR_FILES), ("tokenizer", TOKENIZER_FILES)):
+        if not any((folder / file).is_file() for file in names):
+            raise UserError(f"--clip must come with its {kind}; {clip} has no {names[0]}")
+    _check_towers(folder, clip)
     return Checkpoint(
         name=name, folder=folder, identity=identity | {"processor": [_read_json(path, clip) for path in processors]}
     )
@@ -70,11 +69,12 @@ def load_model(checkpoint: Checkpoint) -> "CLIPModel":
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report of missing weights becomes the error below
     try:
-        model, info = CLIPModel.from_pretrained(checkpoint.folder, dtype="float32", output_loading_info=True)
+        loaded: Any = CLIPModel.from_pretrained(checkpoint.folder, dtype="float32", output_loading_info=True)
     except Exception as error:  # from_pretrained raises a dozen unrelated types on damaged files
         raise UserError(f"--clip {checkpoint.name} cannot be loaded: {error}") from error
     finally:
         logging.set_verbosity(verbosity)
+    model, info = loaded
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
@@ -82,6 +82,28 @@ def load_model(checkpoint: Checkpoint) -> "CLIPModel":
             f"{checkpoint.name} lacks {len(missing)} weights such as {missing[0]}"
         )
     return model.eval()
+
+
+def _check_towers(folder: Path, clip: str | Path) -> None:
+    """Raise UserError where a tower or projection is missing: read from the files' headers, before any work starts."""
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    weights: set[str] = set()
+    for path in files:
+        try:
+            with safe_open(path, framework="np") as file:
+                weights.update(file.keys())
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"--clip {clip}: {path.name} is damaged: {error}") from error
+    missing = [prefix for prefix in WEIGHTS if not any(name.startswith(prefix) for name in weights)]
+    if files and missing:
+        raise UserError(
+            "--clip must hold an image tower, a text tower and both projections; "
+            f"{clip} has no {missing[0].rstrip('.')}"
+        )
+    if not files and not any(folder.glob("pytorch_model*.bin")):
+        raise UserError(f"--clip must hold weights; {clip} has no model.safetensors")
 
 
 def _download(repo: str) -> Path:
@@ -94,7 +116,9 @@ def _download(repo: str) -> Path:
             folder = Path(snapshot_download(repo, allow_patterns=["*.json", "*.txt", "pytorch_model*.bin"]))
     except (OSError, ValueError, HFValidationError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--clip must be a folder or a Hugging Face id that can be reached; got {repo!r}: {reason}") from error
+        raise UserError(
+            f"--clip must be a folder or a Hugging Face id that can be reached; got {repo!r}: {reason}"
+        ) from error
     return folder
 
 

@@ -1,12 +1,12 @@
 """The Ray Data job that turns images and texts into CLIP features.
 
-Work is cut into shards, each a fixed run of rows of one list: a shard is preprocessed as one batch, encoded as one batch by
-a pool of actors, and kept as one Parquet file. Fixed batches make the features independent of scheduling, and a restart
-computes only the shards that have no file yet.
+Work is cut into shards, each a fixed run of rows of one list: a shard is preprocessed as one batch, encoded as one
+batch by a pool of actors, and kept as one Parquet file. Fixed batches make the features independent of scheduling, and
+a restart computes only the shards that have no file yet.
 
-Features are computed in float32 for small checkpoints and under bfloat16 autocast for large ones, where the device has it: on
-a ViT-B/32 that doubles the images per second of a CPU core, on the embedded 7 M parameters it saves 0.3 s of the whole job
-and moves 12 of 3,060 zero-shot predictions.
+Features are computed in float32 for small checkpoints and under bfloat16 autocast for large ones, where the device has
+it: on a ViT-B/32 that doubles the images per second of a CPU core, on the embedded 7 M parameters it saves 0.3 s of
+the whole job and moves 12 of 3,060 zero-shot predictions.
 
 With a GPU, CPU workers decode and the actors encode. Without one Ray fuses both stages into the actors, as they ask for
 the same resources: no pixel crosses a process boundary, and one import of transformers (seconds) is saved per core.
@@ -19,7 +19,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -69,6 +69,8 @@ def encode(
     report = progress or (lambda stage, done, total: None)
     report("features", done, len(units))
     for row in _run(todo, checkpoint):
+        if row["fatal"]:
+            raise UserError(row["fatal"])
         if row["errors"]:
             unreadable += row["errors"]
         else:
@@ -92,7 +94,7 @@ def encode(
 
 
 class Preprocess:
-    """A unit of work -> the model's input for it (pixels or token ids), or the reasons why its images cannot be read."""
+    """A unit of work -> the model's input (pixels or token ids), or the reasons why images of it cannot be read."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
@@ -114,14 +116,14 @@ class Preprocess:
             # By name: without torchvision CLIPImageProcessor does not exist, and where it does it rounds differently.
             from transformers import CLIPImageProcessorPil
 
-            self._processor = CLIPImageProcessorPil.from_pretrained(self.checkpoint.source())
+            self._processor = CLIPImageProcessorPil.from_pretrained(self.checkpoint.folder)
         return self._processor(decoded, return_tensors="np")["pixel_values"]
 
     def _tokens(self, texts: list[str]) -> np.ndarray:
         if self._tokenizer is None:
             from transformers import CLIPTokenizer
 
-            self._tokenizer = CLIPTokenizer.from_pretrained(self.checkpoint.source())
+            self._tokenizer = CLIPTokenizer.from_pretrained(self.checkpoint.folder)
         # Padded to the longest only, and without a mask: the text tower is causal and pools at the first end token, so
         # what comes after that token cannot change the feature.
         encoding = self._tokenizer(texts, padding=True, truncation=True, return_tensors="np")
@@ -137,7 +139,12 @@ class Encode:
         # Ray hands out CPUs by count only: an actor with more threads than CPUs fights with its neighbours.
         torch.set_num_threads(threads)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model = load_model(checkpoint).to(self._device)
+        self._fatal = ""
+        try:
+            self._model = load_model(checkpoint).to(self._device)  # type: ignore[arg-type]
+        except UserError as error:  # as data: an exception in here reaches the user as pages of Ray's traceback
+            self._fatal = str(error)
+            return
         self._logit_scale = float(self._model.logit_scale.exp())
         large = sum(p.numel() for p in self._model.parameters()) >= BFLOAT16_PARAMETERS
         self._bfloat16 = large and _has_bfloat16(self._device)
@@ -145,11 +152,11 @@ class Encode:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         import torch
 
-        row["logit_scale"], row["precision"] = self._logit_scale, "bfloat16" if self._bfloat16 else "float32"
-        row["features"] = np.zeros((0, 1), np.float16)
         inputs = row.pop("inputs")
-        if row["errors"]:
+        row |= {"fatal": self._fatal, "logit_scale": 0.0, "precision": "", "features": np.zeros((0, 1), np.float16)}
+        if row["errors"] or self._fatal:
             return row
+        row["logit_scale"], row["precision"] = self._logit_scale, "bfloat16" if self._bfloat16 else "float32"
         with torch.inference_mode(), torch.autocast(self._device, torch.bfloat16, enabled=self._bfloat16):
             batch = torch.from_numpy(np.array(inputs)).to(self._device)  # a copy: Ray's arrays are read-only
             if row["kind"] == "text":
@@ -171,7 +178,7 @@ def _has_bfloat16(device: str) -> bool:
 
 
 def _run(units: list[dict[str, Any]], checkpoint: Checkpoint) -> Iterator[dict[str, Any]]:
-    """Rows with shard, features, errors, logit_scale, precision, in any order."""
+    """Rows with shard, features, errors, fatal, logit_scale, precision, in any order."""
     if not units:
         return
     import ray.data
@@ -183,15 +190,15 @@ def _run(units: list[dict[str, Any]], checkpoint: Checkpoint) -> Iterator[dict[s
         ray.data.from_items(units, override_num_blocks=len(units))
         .map(Preprocess(checkpoint).__call__, num_cpus=1)
         .map(
-            Encode,
+            cast(Any, Encode),
             fn_constructor_args=(checkpoint, 1),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
             num_cpus=1,
             num_gpus=1 if gpus else None,
         )
     )
-    # Its plan and its own progress bars are noise here: the caller shows progress in shards. (Not the logger "ray.data":
-    # Ray configures that one anew for every run.)
+    # Its plan and its own progress bars are noise here: the caller shows progress in shards. (Not the logger
+    # "ray.data": Ray configures that one anew for every run.)
     log = logging.getLogger("ray.data._internal")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -200,30 +207,6 @@ def _run(units: list[dict[str, Any]], checkpoint: Checkpoint) -> Iterator[dict[s
         yield from dataset.iter_rows()
     finally:
         log.setLevel(level)
-
-
-def _run(units: list[dict[str, Any]], checkpoint: Checkpoint) -> Iterator[dict[str, Any]]:
-    if not units:
-        return
-    import ray
-
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    ray.data.DataContext.get_current().enable_progress_bars = False  # the caller shows progress in shards
-    resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
-    share = {"num_cpus": 1.0, "num_gpus": 1.0} if gpus else {"num_cpus": 1.0}
-    most = min(gpus or int(resources["CPU"]), len(units))
-    dataset = (
-        ray.data.from_items(units, override_num_blocks=len(units))
-        .map(Preprocess(checkpoint).__call__, num_cpus=1.0)
-        .map(
-            Encode,
-            fn_constructor_args=(checkpoint, 1),
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
-            **share,
-        )
-    )
-    yield from dataset.iter_rows()
 
 
 def _image_units(images: pa.Table, shards: Path) -> Iterator[dict[str, Any]]:

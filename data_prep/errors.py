@@ -2,4 +2,4 @@
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: the message names the option or file, the rule and the value; no traceback needed."""
+    """A mistake in what the user gave: the message names the option or file, the rule and the value."""

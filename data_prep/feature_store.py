@@ -125,7 +125,8 @@ def write_manifest(folder: Path, inputs: dict[str, Any], extra: dict[str, Any]) 
 def read_manifest(cache: str | Path) -> dict[str, Any]:
     """The manifest of a complete cache.
 
-    Raises UserError if there is none, it is unreadable, of another schema, or its fingerprint is not that of its inputs.
+    Raises UserError if there is none, it is unreadable, of another schema, or its fingerprint is not that of its
+    inputs.
     """
     path = Path(cache) / MANIFEST
     try:
@@ -138,7 +139,9 @@ def read_manifest(cache: str | Path) -> dict[str, Any]:
     if stated != fingerprint(inputs):
         raise UserError(f"{path} was altered: its fingerprint is not that of its inputs; delete the folder")
     if inputs["schema_version"] != SCHEMA_VERSION:
-        raise UserError(f"{cache} has schema {inputs['schema_version']}, this version reads {SCHEMA_VERSION}; delete it")
+        raise UserError(
+            f"{cache} has schema {inputs['schema_version']}, this version reads {SCHEMA_VERSION}; delete it"
+        )
     return manifest
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import platform
+import logging
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,15 +37,15 @@ def prepare(
 ) -> Path:
     """Folder of the feature cache of this benchmark and checkpoint; built with Ray Data if it is missing.
 
-    benchmark: see `get_benchmark`. clip: folder or hub id; None takes the benchmark's default. rebuild: build it even if it
-    is there. progress: called as progress(stage, done, total). An initialised Ray is used; otherwise one is started, only
-    if there is work, and stopped again. A build that was interrupted goes on with its finished shards.
+    benchmark: see `get_benchmark`. clip: folder or hub id; None takes the benchmark's default. rebuild: build it even
+    if it is there. progress: called as progress(stage, done, total). An initialised Ray is used; otherwise one is
+    started, only if there is work, and stopped again. A build that was interrupted goes on with its finished shards.
     Raises UserError for whatever is wrong with the arguments, the images, the class table or the checkpoint.
     """
     bench = get_benchmark(benchmark, data_root)
     checkpoint = find_checkpoint(clip or bench.default_clip)
-    contents = _image_contents(bench.images)
-    inputs = _inputs(bench, checkpoint, contents)
+    contents = image_contents(bench.images)
+    inputs = inputs_of(bench, checkpoint, contents)
     made_of = fingerprint(inputs)
     cache = cache_dir / f"{bench.slug}-{made_of[:12]}"
     try:
@@ -66,7 +66,7 @@ def _is_complete(cache: Path, made_of: str) -> bool:
         return False
 
 
-def _image_contents(images: pa.Table) -> pa.Table:
+def image_contents(images: pa.Table) -> pa.Table:
     """Columns bytes and sha256 of every image. Raises UserError naming the files that are missing or empty."""
 
     def content(path: str | None, data: bytes | None) -> tuple[int, str]:
@@ -85,7 +85,7 @@ def _image_contents(images: pa.Table) -> pa.Table:
     return pa.table({"bytes": [size for size, _ in found], "sha256": [digest for _, digest in found]})
 
 
-def _inputs(bench: Benchmark, checkpoint: Checkpoint, contents: pa.Table) -> dict[str, Any]:
+def inputs_of(bench: Benchmark, checkpoint: Checkpoint, contents: pa.Table) -> dict[str, Any]:
     """All that a cache's content depends on; its hash is the fingerprint."""
     listing = hashlib.sha256()
     columns = [bench.images[name].to_pylist() for name in ("key", "label", "domain", "split")]
@@ -160,7 +160,7 @@ def _ray() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield
     finally:

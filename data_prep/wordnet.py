@@ -57,9 +57,9 @@ class WordNet:
     def lookup(self, name: str) -> tuple[Synset, ...]:
         """Noun synsets `name` may mean, commonest sense first; () if there is none.
 
-        `_`, `+` and `-` may stand for spaces; a plural finds its singular. The singular comes from WordNet's morphy, done
-        here with NLTK's detachment rules and WordNet's exception list out of the Parquet file, because NLTK's own method
-        needs the whole corpus on disk. Like NLTK's, an irregular form is not also taken apart by rule.
+        `_`, `+` and `-` may stand for spaces; a plural finds its singular. The singular comes from WordNet's morphy,
+        done here with NLTK's detachment rules and WordNet's exception list out of the Parquet file, because NLTK's own
+        method needs the whole corpus on disk. Like NLTK's, an irregular form is not also taken apart by rule.
         """
         spoken = " ".join(name.replace("_", " ").replace("+", " ").lower().split())
         forms = [spoken]
@@ -82,8 +82,8 @@ def resolve_wnids(names: Sequence[str], wnids: Sequence[str], *, where: str) -> 
     """The wnid of every class: the one given, else the only noun synset of that name, or None where "-" is given.
 
     names, wnids: (C,), an empty wnid means "look it up". where: the file and column an override goes to.
-    Raises UserError on unknown or duplicate wnids, and one that lists, for every ambiguous or missing name, the candidates
-    with their glosses.
+    Raises UserError on unknown or duplicate wnids, and one that lists, for every ambiguous or missing name, the
+    candidates with their glosses.
     """
     net = wordnet()
     resolved: list[str | None] = []

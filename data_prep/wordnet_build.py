@@ -53,8 +53,10 @@ def build(out: Path, dictionary: Path | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         reader = _open_reader(dictionary, Path(scratch))
         rows = [_row(synset) for synset in reader.all_synsets("n")]
-        exceptions = {_spaced(form): [_spaced(base) for base in bases] for form, bases in
-                      sorted(reader._exception_map["n"].items())}
+        exceptions = {
+            _spaced(form): [_spaced(base) for base in bases]
+            for form, bases in sorted(reader._exception_map["n"].items())
+        }
         rules = reader.MORPHOLOGICAL_SUBSTITUTIONS["n"]
     rows.sort(key=lambda row: row["wnid"])
     metadata = {"wordnet": "3.0", "noun_rules": json.dumps(rules), "noun_exceptions": json.dumps(exceptions)}

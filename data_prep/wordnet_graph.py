@@ -53,7 +53,8 @@ def with_auxiliary(hierarchy: nx.DiGraph, classes: Sequence[str], candidates: It
     """Closure of the classes, widened by related synsets: the rule behind the I2AwA graph of UODTN.
 
     A candidate joins if a parent or grandparent of it is a proper ancestor of the classes, that is in their closure but
-    no class itself; then the whole is closed again. (50 I2AwA classes: 106 nodes, 230 with ILSVRC's synsets, 255 closed.)
+    no class itself; then the whole is closed again. (50 I2AwA classes: 106 nodes, 230 with ILSVRC's synsets, 255
+    closed.)
     """
     closure = hypernym_closure(hierarchy, classes)
     ancestors = closure - set(classes)
@@ -114,8 +115,8 @@ def class_similarities(net: WordNet, graph: nx.DiGraph, classes: Sequence[str]) 
     """Path and Wu-Palmer similarity, float32 (C, C) each, with NLTK's definitions; 0 between unconnected classes.
 
     Path: 1 / (1 + d) with d the fewest edges between two synsets by way of a common hypernym.
-    Wu-Palmer: 2 h / (d1 + d2 + 2 h), d1 and d2 the edges to the lowest common hypernym (the one with the largest minimal
-    depth; ties: first by name) and h one more than the longest way from there to the root.
+    Wu-Palmer: 2 h / (d1 + d2 + 2 h), d1 and d2 the edges to the lowest common hypernym (the one with the largest
+    minimal depth; ties: first by name) and h one more than the longest way from there to the root.
     """
     above = {node: nx.single_source_shortest_path_length(graph, node) for node in graph}
     below: dict[str, list[int]] = {}
@@ -139,5 +140,7 @@ def class_similarities(net: WordNet, graph: nx.DiGraph, classes: Sequence[str]) 
         )
         height = 2 * (deepest[ancestor] + 1)
         wup_CC[cells] = height / (way[:, None] + way + height)
-    np.fill_diagonal(wup_CC, 1)  # a synset with two ways up can tie with its own hypernym; NLTK prefers the synset
+    # By its definition a synset with a short and a long way up is not even like itself (NLTK: dog and dog 0.93),
+    # because a hypernym on the long way has the larger minimal depth. No use of the table wants that.
+    np.fill_diagonal(wup_CC, 1)
     return path_CC, wup_CC

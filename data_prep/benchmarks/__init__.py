@@ -1,4 +1,4 @@
-"""Benchmarks: which images, labels, classes and splits. One file per benchmark; nothing else knows a data set's layout."""
+"""Benchmarks: which images, labels, classes and splits. One file each; nothing else knows a data set's layout."""
 
 import difflib
 from pathlib import Path

@@ -23,7 +23,7 @@ IMAGE_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """Class table, image list and prompts. To add one: a file with `read(name, data_root)`, and a line in BENCHMARKS."""
+    """Class table, image list, prompts. To add one: a file with `read(name, data_root)` and a line in BENCHMARKS."""
 
     name: str
     """As given on the command line."""

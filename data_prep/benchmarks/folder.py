@@ -3,12 +3,12 @@
     <root>/classes.csv                      name,wnid,seen
     <root>/<domain>/<class>/<image>         two domain folders
 
-Domains: the folder named `source` is the labelled source and the one named `target` the unlabelled target; otherwise the
-two in alphabetical order are source and target. Class folders bear the class names, with `_` or `+` for spaces if you like.
-`classes.csv`: `seen` is 1/0, yes/no or true/false. `wnid` is a WordNet 3.0 offset ("n02084071"); empty, the name is looked
-up, and `-` says that WordNet lacks the class. Class ids follow the rows of the file.
-Splits: within every class and domain, images in the order of the hash of their key; the first 70 % are train, then 15 %
-val and 15 % test (one each at least, given three images). So a new image moves few others.
+Domains: the folder named `source` is the labelled source and the one named `target` the unlabelled target; otherwise
+the two in alphabetical order are source and target. Class folders bear the class names, with `_` or `+` for spaces if
+you like. `classes.csv`: `seen` is 1/0, yes/no or true/false. `wnid` is a WordNet 3.0 offset ("n02084071"); empty, the
+name is looked up, and `-` says that WordNet lacks the class. Class ids follow the rows of the file. Splits: within
+every class and domain, images in the order of the hash of their key; the first 70 % are train, then 15 % val and 15 %
+test (one each at least, given three images). So a new image moves few others.
 """
 
 import csv
@@ -39,11 +39,13 @@ def read(name: str, root: Path) -> Benchmark:
         raise UserError(f"--benchmark {name}: {root} is no folder")
     root = root.resolve()
     names, wnids, seen = _read_classes(root / CLASSES)
-    rows = [row for domain, folder in zip(DOMAINS, _domain_folders(root), strict=True)
-            for row in _read_domain(root, folder, domain, names)]
+    rows = [
+        row
+        for domain, folder in zip(DOMAINS, _domain_folders(root), strict=True)
+        for row in _read_domain(root, folder, domain, names)
+    ]
     _check_coverage(root, names, seen, rows)
-    columns = list(zip(*rows, strict=True))
-    columns.append([None] * len(rows))
+    columns = [*zip(*rows, strict=True), (None,) * len(rows)]
     return Benchmark(
         name=name,
         slug=f"folder-{root.name}",
@@ -119,7 +121,9 @@ def _check_coverage(root: Path, names: list[str], seen: list[bool], rows: list[t
         bare = [n for c, n in enumerate(names) if seen[c] == is_seen and (c, domain) not in present]
         if bare:
             more = f" and {len(bare) - SHOWN} more" if len(bare) > SHOWN else ""
-            raise UserError(f"{root}: every {kind} class needs {domain} images; none for {', '.join(bare[:SHOWN])}{more}")
+            raise UserError(
+                f"{root}: every {kind} class needs {domain} images; none for {', '.join(bare[:SHOWN])}{more}"
+            )
 
 
 def _spoken(name: str) -> str:

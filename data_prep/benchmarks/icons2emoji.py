@@ -1,7 +1,8 @@
-"""The embedded benchmark: monochrome icons (source, labelled) to colour emoji (target, unlabelled), 228 WordNet classes.
+"""The embedded benchmark: from monochrome icons (labelled source) to colour emoji (unlabelled target), 228 classes.
 
-Images, class table and a small CLIP are part of this package; assets/icons2emoji/ATTRIBUTION.md says where they came from.
-Splits go by icon set, so that no drawing style is in two of them. In rotation r the classes with that number are unseen.
+Images, class table and a small CLIP are part of this package; assets/icons2emoji/ATTRIBUTION.md says where they came
+from. Splits go by icon set, so that no drawing style is in two of them. In rotation r the classes with that number are
+unseen.
 """
 
 from pathlib import Path

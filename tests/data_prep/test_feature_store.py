@@ -1,0 +1,119 @@
+"""Caches: built the same twice, resumed, and refused when anything about them is off."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from data_prep import UserError, clip_features, feature_store
+from data_prep.feature_store import load, load_target_labels, read_manifest, verify
+
+Prepare = Callable[..., Path]
+
+
+@pytest.fixture
+def copy(small_cache: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small_cache, tmp_path / "copy"))
+
+
+def test_shapes_and_values(small_cache: Path) -> None:
+    features = load(small_cache)
+    assert features.clip == "icons2emoji/clip"
+    assert features.logit_scale == pytest.approx(21.633, abs=1e-3)
+    assert features.classes.names == ("anchor", "banana", "bear", "bed")
+    assert features.classes.unseen_RC.tolist() == [[False, False, True, True]]
+    assert features.source.features_ID.shape == (16, 192)
+    assert features.source.features_ID.dtype == torch.float32
+    assert features.source.keys[:2] == ("source/anchor/0.png", "source/anchor/1.png")
+    assert features.source_labels_I.tolist() == [c for c in range(4) for _ in range(4)]
+    assert sorted(features.target.split_I[:4].tolist()) == [0, 0, 1, 2]
+    assert features.name_features_CPD.shape == (4, 5, 192)
+    nodes = len(features.graph.node_wnids)
+    assert features.node_features_ND.shape == (nodes, 192)
+    assert features.graph.class_node_C.tolist() == [0, 1, 2, 3]
+    assert features.graph.node_names[:4] == ("anchor", "banana", "bear", "bed")
+    assert features.graph.edges_E2.max() < nodes
+    lengths = torch.cat([features.source.features_ID, features.node_features_ND]).norm(dim=1)
+    torch.testing.assert_close(lengths, torch.ones_like(lengths))
+    assert load_target_labels(small_cache).tolist() == [c for c in range(4) for _ in range(4)]
+
+
+def test_features_are_stored_as_float16_lists(small_cache: Path) -> None:
+    assert (
+        str(pq.read_schema(small_cache / "source.parquet").field("feature").type)
+        == "fixed_size_list<element: halffloat>[192]"
+    )
+    column = pq.ParquetFile(small_cache / "source.parquet").metadata.row_group(0).column(0)
+    assert column.compression == "ZSTD"
+
+
+def test_load_does_not_need_the_target_labels(copy: Path) -> None:
+    (copy / "target_labels.parquet").unlink()
+    load(copy)
+    with pytest.raises(UserError, match="target_labels.parquet is missing"):
+        load_target_labels(copy)
+
+
+def test_a_restart_goes_on_and_gives_the_same_bytes(
+    small_cache: Path, prepare_small: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clip_features, "TEXTS_PER_SHARD", 100_000)
+
+    class Stop(Exception):
+        pass
+
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if done == 1:
+            raise Stop
+
+    with pytest.raises(Stop):
+        prepare_small(tmp_path, progress=interrupt)
+    assert not list(tmp_path.glob("folder-*"))  # no half cache
+    calls: list[tuple[str, int, int]] = []
+    cache = prepare_small(tmp_path, progress=lambda *call: calls.append(call))
+    assert calls == [("features", 1, 2), ("features", 2, 2)]
+    assert verify(cache) == verify(small_cache)
+    assert read_manifest(cache) == read_manifest(small_cache)
+    calls.clear()
+    assert prepare_small(tmp_path, progress=lambda *call: calls.append(call)) == cache
+    assert calls == []  # nothing to do
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [cache.name]
+
+
+@pytest.mark.parametrize("name", ["source.parquet", "node_texts.parquet", "similarity.parquet"])
+def test_a_truncated_file_is_refused_by_name(copy: Path, name: str) -> None:
+    content = (copy / name).read_bytes()
+    (copy / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=f"{name} is truncated"):
+        load(copy)
+
+
+def test_an_altered_file_is_refused_by_name(copy: Path) -> None:
+    content = bytearray((copy / "target.parquet").read_bytes())
+    content[100] ^= 1
+    (copy / "target.parquet").write_bytes(content)
+    with pytest.raises(UserError, match=r"target.parquet was altered after it was written"):
+        load(copy)
+
+
+def test_a_file_of_other_features_is_refused_by_name(copy: Path) -> None:
+    table = pq.read_table(copy / "names.parquet").replace_schema_metadata({"fingerprint": "f" * 64})
+    pq.write_table(table, copy / "names.parquet")
+    with pytest.raises(UserError, match=r"names.parquet belongs to other features \(fingerprint ffffffffffff"):
+        load(copy)
+
+
+def test_a_manifest_of_other_inputs_is_refused(copy: Path) -> None:
+    path = copy / feature_store.MANIFEST
+    path.write_text(path.read_text().replace("an image of a {}.", "a sketch of a {}."))
+    with pytest.raises(UserError, match="its fingerprint is not that of its inputs"):
+        load(copy)
+    path.write_text("{")
+    with pytest.raises(UserError, match="manifest.json is damaged"):
+        load(copy)
+    path.unlink()
+    with pytest.raises(UserError, match="is no feature cache"):
+        load(copy)
