@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,8 +18,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from data_prep.errors import UserError
+from study.ledger import JOURNAL
 from study.protocol import RungBoard
 from study.search import Counts, PackSearcher
+from study.storage import Storage, push
 from study.trainable import Board, PackJob, PackProgress, PackTrainable
 from study.trainer import LaneResult, train_pack
 
@@ -29,6 +33,10 @@ TUNE_ENVIRONMENT = {
 }
 PLAIN_LINE_EVERY_S = 15.0
 """Seconds between progress lines where standard output is no terminal."""
+
+
+MIRROR_EVERY_S = 10.0
+"""Seconds between copies of the ledger."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +80,13 @@ def run_search(
     gpus_per_pack: float = 0.0,
     train: Callable[..., list[LaneResult]] = train_pack,
     console: Console | None = None,
+    mirror: Storage | None = None,
 ) -> SearchOutcome:
     """Train packs until the searcher has all its configurations finished, on the Ray that is initialised.
 
     `arrays`: `TrialData.to_arrays()` or a reference to it. `board`: an empty board; it hears the ledger's scores first,
-    so that a resumed study judges as if it had not stopped. `train`: `train_pack` or a partial of it.
+    so that a resumed study judges as if it had not stopped. `train`: `train_pack` or a partial of it. `mirror`: where
+    to keep a copy of the ledger, whose own file must be local.
     Ctrl-C lets go of the running packs, to be trained on resume, and returns.
     """
     started = time.monotonic()
@@ -102,7 +112,7 @@ def run_search(
     )
     os.environ.update(TUNE_ENVIRONMENT)
     try:
-        with _quiet_tune(), _progress(searcher, judge, epochs, console or Console()):
+        with _quiet_tune(), _progress(searcher, judge, epochs, console or Console(), mirror):
             Tuner(
                 tune.with_resources(
                     tune.with_parameters(PackTrainable, job=job), {"cpu": cpus_per_pack, "gpu": gpus_per_pack}
@@ -125,6 +135,7 @@ def run_search(
             ).fit()
     finally:
         ray.kill(judge)
+        shutil.rmtree(searcher.ledger.folder / "tune", ignore_errors=True)  # Tune's own state, which nobody reads
     interrupted = searcher.left > 0 or searcher.running > 0
     searcher.interrupt("the study was interrupted")
     return SearchOutcome(
@@ -180,9 +191,12 @@ def progress_line(
 
 
 @contextmanager
-def _progress(searcher: PackSearcher, board: Any, epochs: int, console: Console) -> Iterator[None]:
-    """Show how the search stands: a live line on a terminal, a line now and then elsewhere."""
+def _progress(
+    searcher: PackSearcher, board: Any, epochs: int, console: Console, mirror: Storage | None
+) -> Iterator[None]:
+    """Show how the search stands: a live line on a terminal, a line now and then elsewhere. Mirrors the ledger, too."""
     started, already, stop = time.monotonic(), searcher.counts.finished, threading.Event()
+    mirrored, mirrored_at = already, started
 
     def line(packs: Mapping[str, PackProgress]) -> str:
         return progress_line(
@@ -194,8 +208,19 @@ def _progress(searcher: PackSearcher, board: Any, epochs: int, console: Console)
             seconds=time.monotonic() - started,
         )
 
+    def copy_ledger() -> None:
+        nonlocal mirrored, mirrored_at
+        if mirror and searcher.counts.finished != mirrored:
+            mirrored, mirrored_at = searcher.counts.finished, time.monotonic()
+            try:
+                push(mirror, searcher.ledger.folder / JOURNAL)
+            except UserError as error:  # the search goes on; storage may come back
+                console.print(f"the ledger could not be copied: {error}", soft_wrap=True)
+
     def watch(show: Callable[[str], None], every: float) -> None:
         while not stop.wait(every):
+            if time.monotonic() - mirrored_at >= MIRROR_EVERY_S:
+                copy_ledger()
             try:
                 show(line(ray.get(board.packs.remote(), timeout=5)))
             except ray.exceptions.RayError:
@@ -214,6 +239,7 @@ def _progress(searcher: PackSearcher, board: Any, epochs: int, console: Console)
     finally:
         stop.set()
         thread.join()
+        copy_ledger()
         if live:
             live.stop()
         console.print(line({}), soft_wrap=True)

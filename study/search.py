@@ -1,20 +1,21 @@
 """The Searcher between Tune and the ledger: one suggestion is a *pack*, K configurations that share their static knobs.
 
-Whatever is drawn for configuration i comes from a generator seeded with (study seed, i), so a study that was
-interrupted goes on with the draws it would have made, and its configurations train with the seeds they would have had.
+Configurations pK to pK + K - 1 are a group with common static knobs, and whatever is drawn for configuration i comes
+from a generator seeded with (study seed, i). So a study that was interrupted goes on with the groups and draws it would
+have had, and its configurations train with the seeds they would have had.
 """
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from optuna.samplers import BaseSampler, NSGAIISampler, PartialFixedSampler, RandomSampler, TPESampler
 from ray.tune.search import Searcher
 
-from search_spaces import Space, Value
-from study.ledger import Lane, Ledger
+from search_spaces import Space
+from study.ledger import Configuration, Lane, Ledger
 
 SamplerName = Literal["tpe", "random", "nsga2"]
 
@@ -88,7 +89,10 @@ class PackSearcher(Searcher):
         done = ledger.finished()
         for configuration in done:
             self.counts.add(configuration.state, configuration.score)
-        self._next = 1 + max([c.index for c in done] + [lane.index for lane in self._queue], default=-1)
+        asked: list[Configuration | Lane] = [*done, *self._queue]
+        last = max(asked, key=lambda c: c.index, default=None)
+        self._next = last.index + 1 if last else 0
+        self._static = space.static(last.params) if last else {}
 
     @property
     def running(self) -> int:
@@ -106,8 +110,8 @@ class PackSearcher(Searcher):
             return None if self._running else Searcher.FINISHED
         size, fresh = min(self.pack, self.left), max(0, self.left - len(self._queue))
         lanes = self._running[trial_id] = self._requeued(size)
-        while len(lanes) < size and fresh:
-            lanes.append(self._draw(self.space.static(lanes[0].params) if lanes else {}))
+        while len(lanes) < size and fresh and (not lanes or self._next_belongs_with(lanes[0])):
+            lanes.append(self._draw())
             fresh -= 1
         self.counts.packs += 1
         self.counts.empty_lanes += self.pack - len(lanes)
@@ -172,17 +176,23 @@ class PackSearcher(Searcher):
             for lane in chosen
         ]
 
-    def _draw(self, static: Mapping[str, Value]) -> Lane:
-        """The next configuration, its static knobs given unless empty. The study's first are the space's defaults."""
-        index, self._next = self._next, self._next + 1
-        sampler = self._sampler(index)
-        return self.ledger.ask(
+    def _next_belongs_with(self, lane: Lane) -> bool:
+        return self._next % self.pack != 0 and self._static == self.space.static(lane.params)
+
+    def _draw(self) -> Lane:
+        """The next configuration: the first of a group draws its static knobs, the others get the same."""
+        index, sampler = self._next, self._sampler(self._next)
+        if index % self.pack and self._static:
+            sampler = PartialFixedSampler(self._static, sampler)
+        lane = self.ledger.ask(
             self.space,
-            PartialFixedSampler(dict(static), sampler) if static else sampler,
+            sampler,
             index=index,
             seed=derive_seed(self.seed, index, "train"),
             given=self.space.defaults() if index == 0 else None,
         )
+        self._next, self._static = index + 1, self.space.static(lane.params)
+        return lane
 
     def _sampler(self, index: int) -> BaseSampler:
         return make_sampler(self.sampler, derive_seed(self.seed, index, "draw"))

@@ -83,11 +83,12 @@ def train(
     judge: Callable[[int, list[tuple[int, float]]], list[bool]] | None,
     on_epoch: Callable[[int, int], None],
     seconds: float = 0.0,
+    threads: int = 1,
     die_once: Path | None = None,
     fail_once: Path | None = None,
 ) -> list[LaneResult]:
-    """Same interface as `train_pack`. The actor kills itself, or raises, where the given file exists (and removes it)."""
-    assert not data.source_features_ID.requires_grad and torch.get_num_threads() == 1
+    """Same interface as `train_pack`. Kills its actor, or raises, where the given file exists (and removes it)."""
+    assert not data.source_features_ID.requires_grad and torch.get_num_threads() == threads
     assert len({(c["layers"], c.get("width")) for c in configs}) == 1, "lanes must share their static knobs"
     results: dict[int, LaneResult] = {}
     alive = list(range(len(configs)))

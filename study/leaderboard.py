@@ -1,0 +1,220 @@
+"""The leaderboard: one row per refitted configuration and baseline, ranked by the test's mean H over seeds."""
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from io import BytesIO
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+from rich.table import Table
+
+from study.storage import Storage
+
+ORACLE = "oracle"
+ORACLE_NOTE = "ORACLE: configurations were selected with test labels. An upper bound, not a result."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the leaderboard; None where a number does not exist (a baseline has no selection score)."""
+
+    rank: int = 0
+    """1 is the best `test_h_mean`; `rank_rows` sets it."""
+    method: str
+    """Method's name."""
+    config_id: str
+    """The configuration's id in the study, or the baseline's."""
+    select: str
+    """What selection looked at: pseudo-unseen, or oracle."""
+    benchmark: str
+    """Benchmark."""
+    clip: str
+    """Checkpoint."""
+    val_h_mean: float | None = None
+    """Selection: H, mean over folds."""
+    val_h_std: float | None = None
+    """Its deviation over folds."""
+    test_known_micro: float | None = None
+    """Accuracy over images of seen classes; this and the other test numbers are means over seeds."""
+    test_unknown_micro: float | None = None
+    """Accuracy over images of unseen classes."""
+    test_all_micro: float | None = None
+    """Accuracy over all images."""
+    test_seen_mean: float | None = None
+    """S: mean accuracy of the seen classes."""
+    test_unseen_mean: float | None = None
+    """U: mean accuracy of the unseen classes."""
+    test_h_mean: float | None = None
+    """H = 2SU / (S + U)."""
+    test_h_std: float | None = None
+    """Its deviation over seeds."""
+    h_gain: float | None = None
+    """H minus zero-shot CLIP's."""
+    h_gain_lo: float | None = None
+    """Lower end of the gain's paired-bootstrap 95 % interval over test images."""
+    h_gain_hi: float | None = None
+    """Upper end."""
+    n_seeds: int = 0
+    """Refits."""
+    train_seconds: float | None = None
+    """Time of the refits."""
+    feature_fingerprint: str
+    """Fingerprint of the feature cache."""
+    source: str = "this study"
+    """Who measured it: this study, or a publication."""
+    params: str = "{}"
+    """The configuration, as JSON."""
+    selected: bool = False
+    """The one to quote: of its method's rows the one with the best `val_score`; `rank_rows` sets it."""
+    pareto: bool = False
+    """On the Pareto front of a two-objective study."""
+    val_score: float | None = None
+    """Selection: what it maximises, the criterion's value; without one of its own a configuration is not selected."""
+
+
+_ARROW: dict[Any, pa.DataType] = {int: pa.int64(), bool: pa.bool_(), str: pa.string(), float | None: pa.float64()}
+SCHEMA = pa.schema([(f.name, _ARROW[f.type]) for f in fields(Row)])
+"""The columns, in order."""
+
+
+def mean_over_seeds(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """A row's test columns from `protocol.evaluate`'s metrics of every seed."""
+    mean = {name: statistics.fmean(s[name] for s in seeds) for name in seeds[0]}
+    h = mean.pop("test_h")
+    return {
+        **mean,
+        "test_h_mean": h,
+        "test_h_std": statistics.pstdev(s["test_h"] for s in seeds),
+        "n_seeds": len(seeds),
+    }
+
+
+def rank_rows(rows: Sequence[Row]) -> list[Row]:
+    """Rows by mean test H, best first, with their ranks and every method's selected row."""
+
+    def key(value: float | None) -> float:
+        return -math.inf if value is None else value
+
+    best: dict[str, Row] = {}
+    for row in rows:
+        if row.val_score is not None and row.val_score > key(
+            best[row.method].val_score if row.method in best else None
+        ):
+            best[row.method] = row
+    ordered = sorted(rows, key=lambda r: -key(r.test_h_mean))
+    return [replace(row, rank=i, selected=best.get(row.method) is row) for i, row in enumerate(ordered, start=1)]
+
+
+def write_leaderboard(storage: Storage, rows: Sequence[Row]) -> list[str]:
+    """Write leaderboard.parquet, .csv and .md; returns the paths to show. Rows come from `rank_rows`."""
+    oracle = any(row.select == ORACLE for row in rows)
+    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
+    parquet, csv = BytesIO(), BytesIO()
+    pa.parquet.write_table(table.replace_schema_metadata({"note": ORACLE_NOTE} if oracle else {}), parquet)
+    pa.csv.write_csv(table, csv)
+    contents = {
+        "leaderboard.parquet": parquet.getvalue(),
+        "leaderboard.csv": csv.getvalue(),
+        "leaderboard.md": to_markdown(rows).encode(),
+    }
+    for name, content in contents.items():
+        storage.write(name, content)
+    return [f"{storage.shown}/{name}" for name in contents]
+
+
+def read_leaderboard(storage: Storage) -> list[Row]:
+    """The rows of leaderboard.parquet."""
+    content = storage.read("leaderboard.parquet")
+    if content is None:
+        raise FileNotFoundError(f"{storage.shown}/leaderboard.parquet")
+    return [Row(**values) for values in pa.parquet.read_table(BytesIO(content), schema=SCHEMA).to_pylist()]
+
+
+def write_config(storage: Storage, config_id: str, content: Mapping[str, Any]) -> None:
+    """Write configs/<config_id>.json of a refitted row."""
+    storage.write(f"configs/{config_id}.json", _json(content))
+
+
+def write_run(storage: Storage, content: Mapping[str, Any]) -> None:
+    """Write run.json: versions, command, fingerprint, hardware, times."""
+    storage.write("run.json", _json(content))
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+# --- for people -----------------------------------------------------------------------------------------------------
+
+
+def _percent(value: float | None, deviation: float | None = None) -> str:
+    if value is None:
+        return ""
+    return f"{100 * value:.2f}" + (f" ± {100 * deviation:.2f}" if deviation is not None else "")
+
+
+def _gain(row: Row) -> str:
+    if row.h_gain is None:
+        return ""
+    interval = ""
+    if row.h_gain_lo is not None and row.h_gain_hi is not None:
+        interval = f" [{100 * row.h_gain_lo:+.2f}, {100 * row.h_gain_hi:+.2f}]"
+    return f"{100 * row.h_gain:+.2f}{interval}"
+
+
+def _method(row: Row) -> str:
+    marks = [
+        word for word, on in ((ORACLE, row.select == ORACLE), ("selected", row.selected), ("Pareto", row.pareto)) if on
+    ]
+    return row.method + (f" ({', '.join(marks)})" if marks else "")
+
+
+_SHOWN: dict[str, Any] = {
+    "rank": lambda r: str(r.rank),
+    "method": _method,
+    "config": lambda r: r.config_id,
+    "select": lambda r: r.select,
+    "val H": lambda r: _percent(r.val_h_mean, r.val_h_std),
+    "known": lambda r: _percent(r.test_known_micro),
+    "unknown": lambda r: _percent(r.test_unknown_micro),
+    "all": lambda r: _percent(r.test_all_micro),
+    "S": lambda r: _percent(r.test_seen_mean),
+    "U": lambda r: _percent(r.test_unseen_mean),
+    "H": lambda r: _percent(r.test_h_mean, r.test_h_std if r.n_seeds > 1 else None),
+    "H gain [95 %]": _gain,
+    "seeds": lambda r: str(r.n_seeds or ""),
+    "source": lambda r: r.source,
+}
+_LEFT = ("method", "config", "select", "source")
+_LEGEND = "known, unknown, all: accuracy over images. S, U: mean accuracy per seen and unseen class. H = 2SU / (S + U)."
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """The leaderboard for reading: percentages, a line of words about each kind of number."""
+    lines = [f"# Leaderboard: {', '.join(sorted({r.benchmark for r in rows}))}", ""]
+    if any(row.select == ORACLE for row in rows):
+        lines += [f"**{ORACLE_NOTE}**", ""]
+    lines.append("| " + " | ".join(_SHOWN) + " |")
+    lines.append("|" + "|".join(":--" if name in _LEFT else "--:" for name in _SHOWN) + "|")
+    lines += ["| " + " | ".join(show(row).replace("|", "\\|") for show in _SHOWN.values()) + " |" for row in rows]
+    lines += ["", _LEGEND, ""]
+    return "\n".join(lines)
+
+
+def to_terminal(rows: Sequence[Row]) -> Table:
+    """The leaderboard as a rich table."""
+    oracle = any(row.select == ORACLE for row in rows)
+    table = Table(title=ORACLE_NOTE if oracle else None, caption=_LEGEND)
+    hidden = {"select", "source"} if len({(r.select, r.source) for r in rows}) == 1 and not oracle else set()
+    shown = {name: show for name, show in _SHOWN.items() if name not in hidden}
+    for name in shown:
+        table.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=name not in _LEFT)
+    for row in rows:
+        cells = [show(row) for show in shown.values()]
+        table.add_row(*cells, style="bold" if row.selected else None)
+    return table
