@@ -3,23 +3,22 @@
 Each block is a group of `--help`; every option is checked before any work starts.
 """
 
-import difflib
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, Literal
 
-import tyro
-from tyro.conf import OmitArgPrefixes, arg
+from tyro.conf import OmitArgPrefixes
 
-import search_spaces
 from data_prep.errors import UserError
 
-NAMED_CRITERIA = ("h+mi", "h", "mi")
+
+def _check(value: Any, rule: str, *, option: str, holds: bool) -> None:
+    if not holds:
+        raise UserError(f"{option} must be {rule}, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class WhatOptions:
+class StudyOptions:
     """What is studied"""
 
     space: str = "sre"
@@ -32,6 +31,11 @@ class WhatOptions:
     """Folder of downloaded data sets, for benchmarks that are not embedded."""
     rotation: int | Literal["all"] = 0
     """Which classes are the unseen ones; all: a whole study per rotation, and their average."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self.rotation, "0 or more, or all", option="--rotation", holds=self.rotation == "all" or self.rotation >= 0
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,11 @@ class SearchOptions:
     """Successive halving: at a quarter and at half of the epochs only the better half of all lanes goes on."""
     seed: int = 0
     """Seed of everything: sampler, folds, initialisations, data order."""
+
+    def __post_init__(self) -> None:
+        _check(self.configs, "at least 1", option="--configs", holds=self.configs >= 1)
+        _check(self.epochs, "at least 1", option="--epochs", holds=self.epochs >= 1)
+        _check(self.seed, "0 to 2^31 - 1", option="--seed", holds=0 <= self.seed < 2**31)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +80,11 @@ class SelectionOptions:
     winner: Path | None = None
     """Ablations only: study whose selected configuration is taken apart; the space's defaults otherwise."""
 
+    def __post_init__(self) -> None:
+        _check(self.folds, "at least 2", option="--folds", holds=self.folds >= 2)
+        _check(self.seeds, "at least 1", option="--seeds", holds=self.seeds >= 1)
+        _check(self.top, "at least 1", option="--top", holds=self.top >= 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceOptions:
@@ -84,6 +98,11 @@ class ResourceOptions:
     """CPUs of a pack's actor, and its number of threads."""
     gpus_per_pack: float = 0.0
     """GPUs of a pack's actor; fractions share a GPU."""
+
+    def __post_init__(self) -> None:
+        _check(self.pack, "at least 1, or auto", option="--pack", holds=self.pack == "auto" or self.pack >= 1)
+        _check(self.cpus_per_pack, "more than 0", option="--cpus-per-pack", holds=self.cpus_per_pack > 0)
+        _check(self.gpus_per_pack, "0 or more", option="--gpus-per-pack", holds=self.gpus_per_pack >= 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +130,7 @@ class Options:
     With no options: SRE-CLIP on the embedded benchmark, on this machine, in a few minutes.
     """
 
-    what: OmitArgPrefixes[WhatOptions] = field(default_factory=WhatOptions)
+    study: OmitArgPrefixes[StudyOptions] = field(default_factory=StudyOptions)
     search: OmitArgPrefixes[SearchOptions] = field(default_factory=SearchOptions)
     selection: OmitArgPrefixes[SelectionOptions] = field(default_factory=SelectionOptions)
     resources: OmitArgPrefixes[ResourceOptions] = field(default_factory=ResourceOptions)

@@ -8,7 +8,7 @@ Suffixes: K lanes, I source images, T target images, B batch, C classes, D CLIP 
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -259,7 +259,7 @@ def _score(
     epoch: int,
 ) -> None:
     """Append every living configuration's score to its result; a lane whose loss was not finite fails."""
-    information_K = mutual_information(pack)
+    information_K = mutual_information(pack.predict(data.target_features_TD))
     if data.oracle_labels_T is not None:
         scores = seen_unseen(pack.classify(data.target_features_TD), data.oracle_labels_T, data.seen_C)
         seen_K, unseen_K, h_K = (s.tolist() for s in scores)
@@ -303,20 +303,23 @@ def pseudo_unseen_scores(
     return torch.cat(seen).tolist(), torch.cat(unseen).tolist(), torch.cat(h).tolist()
 
 
-def mutual_information(pack: Pack) -> Tensor:
-    """How much the predictions tell about unlabelled target images, (K,) in [0, 1].
+def mutual_information(logits: Iterable[Tensor]) -> Tensor:
+    """How much predictions tell about unlabelled images, (K,) in [0, 1], from logits (K, chunk, C), chunk by chunk.
 
     Entropy of the mean prediction minus mean entropy of the predictions, over its maximum log C. Needs no label.
     """
-    mean_KC, entropy_K, images = torch.zeros(()), torch.zeros(()), 0
-    for logits_KBC in pack.predict(pack.data.target_features_TD):
+    sums: list[Tensor] = []
+    entropies: list[Tensor] = []
+    images = 0
+    for logits_KBC in logits:
         log_p = logits_KBC.log_softmax(-1)
         p = log_p.exp()
-        mean_KC = mean_KC.to(p.device) + p.sum(1)
-        entropy_K = entropy_K.to(p.device) - (p * log_p).sum((1, 2))
+        sums.append(p.sum(1))
+        entropies.append(-(p * log_p).sum((1, 2)))
         images += p.shape[1]
-    mean_KC = mean_KC / images
-    return (-torch.xlogy(mean_KC, mean_KC).sum(-1) - entropy_K / images) / math.log(mean_KC.shape[1])
+    mean_KC = torch.stack(sums).sum(0) / images
+    entropy_of_mean_K = -torch.xlogy(mean_KC, mean_KC).sum(-1)
+    return (entropy_of_mean_K - torch.stack(entropies).sum(0) / images) / math.log(mean_KC.shape[1])
 
 
 def summarise(

@@ -1,0 +1,133 @@
+"""The final evaluation: the only module that reads target labels.
+
+It scores predicted classes after winners are refitted. (`--select oracle` asks it for the labels, too.)
+
+Suffixes: S seeds, T target images, C classes.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from torch import Tensor
+
+from data_prep.feature_store import FeatureSet, load_target_labels
+from models.baselines import nearest_prototype, zero_shot_prototypes
+from study.leaderboard import Row, rank_rows, mean_over_seeds
+from study.protocol import TrialData, evaluate, oracle_data, paired_bootstrap
+from study.trainer import Criterion, mutual_information, pseudo_unseen_scores, selection_score, summarise
+
+BASELINE = "ensemble"
+"""The zero-shot CLIP to which gains refer; an untrained adapter equals it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A row of the leaderboard and the predictions behind it."""
+
+    row: Row
+    """The row."""
+    predictions_ST: Tensor
+    """Predicted class of every target image, for every seed."""
+
+
+class Evaluation:
+    """Scores predictions on one rotation's test split."""
+
+    def __init__(self, cache: Path, features: FeatureSet, data: TrialData, select: str) -> None:
+        self.labels_T = load_target_labels(cache)
+        self.features, self.data, self.selection = features, data, select
+        self.prototypes = zero_shot_prototypes(
+            features.name_features_CPD, features.node_features_ND[features.graph.class_node_C]
+        )
+        self.baseline_1T = nearest_prototype(features.target.features_ID, self.prototypes[BASELINE])[None]
+
+    def zero_shot(self, criterion: Criterion) -> list[Scored]:
+        """Zero-shot CLIP by the text of its prototypes, on the same test images and selection folds as every row."""
+        return [self._zero_shot(text, prototypes_CD, criterion) for text, prototypes_CD in self.prototypes.items()]
+
+    def _zero_shot(self, text: str, prototypes_CD: Tensor, criterion: Criterion) -> Scored:
+        data, folds = self.data, range(self.data.folds)
+        source_I = nearest_prototype(data.source_features_ID, prototypes_CD)
+        information = mutual_information([(data.logit_scale * data.target_features_TD @ prototypes_CD.T)[None]])
+        metrics = summarise(*pseudo_unseen_scores(source_I.expand(len(folds), -1), folds, data), information.tolist())
+        return self.score(
+            f"CLIP zero-shot ({text})",
+            f"zero-shot-{text.split()[0].lower()}",
+            nearest_prototype(data.target_features_TD, prototypes_CD)[None],
+            val_score=selection_score(metrics, criterion),
+            metrics=metrics,
+        )
+
+    def score(
+        self,
+        method: str,
+        config_id: str,
+        predictions_ST: Tensor,
+        *,
+        val_score: float | None = None,
+        metrics: Mapping[str, float] | None = None,
+        train_seconds: float = 0.0,
+        params: Mapping[str, Any] | None = None,
+        pareto: bool = False,
+    ) -> Scored:
+        """A leaderboard row from predicted classes; `val_score` and `metrics` are selection's, where there was one."""
+        metrics = metrics or {}
+        gain, low, high = paired_bootstrap([(predictions_ST, self.baseline_1T, self.data.seen_C)], self.labels_T)
+        row = Row(
+            method=method,
+            config_id=config_id,
+            select=self.selection,
+            benchmark=self.features.benchmark,
+            clip=self.features.clip,
+            val_score=val_score,
+            val_h_mean=metrics.get("val_h_mean"),
+            val_h_std=metrics.get("val_h_std"),
+            **mean_over_seeds(evaluate(predictions_ST, self.labels_T, self.data.seen_C)),  # type: ignore[arg-type]
+            h_gain=gain,
+            h_gain_lo=low,
+            h_gain_hi=high,
+            train_seconds=train_seconds,
+            feature_fingerprint=self.features.fingerprint,
+            params=json.dumps(params or {}),
+            pareto=pareto,
+        )
+        return Scored(row=row, predictions_ST=predictions_ST)
+
+
+def with_test_labels(data: TrialData, cache: Path) -> TrialData:
+    """Trial data of an oracle study: with the test labels."""
+    return oracle_data(data, load_target_labels(cache))
+
+
+def average_rotations(rotations: Sequence[tuple[Evaluation, Sequence[Scored]]]) -> list[Row]:
+    """One row per method: the mean over rotations of the row that each rotation selected.
+
+    The interval of the gain comes from resampling the images jointly for all rotations, which share them.
+    """
+    selected = [{s.row.method: s for s in select(scored) if s.row.selected} for _, scored in rotations]
+    rows = []
+    for method in selected[0]:
+        chosen = [of_rotation[method] for of_rotation in selected]
+        tests = [(s.predictions_ST, e.baseline_1T, e.data.seen_C) for s, (e, _) in zip(chosen, rotations, strict=True)]
+        gain, low, high = paired_bootstrap(tests, rotations[0][0].labels_T)
+        numbers = [name for name, value in vars(chosen[0].row).items() if isinstance(value, float)]
+        mean: dict[str, Any] = {name: fmean(getattr(s.row, name) for s in chosen) for name in numbers}
+        rows.append(
+            replace(
+                chosen[0].row,
+                **{**mean, "h_gain": gain, "h_gain_lo": low, "h_gain_hi": high},
+                config_id=" ".join(dict.fromkeys(s.row.config_id for s in chosen)),
+                params=json.dumps([json.loads(s.row.params) for s in chosen]),
+            )
+        )
+    return rank_rows(rows)
+
+
+def select(scored: Sequence[Scored]) -> list[Scored]:
+    """The same rows, ranked and with every method's selected one marked."""
+    by_id = {(s.row.method, s.row.config_id): s for s in scored}
+    return [replace(by_id[row.method, row.config_id], row=row) for row in rank_rows([s.row for s in scored])]

@@ -1,0 +1,348 @@
+"""One study from options to leaderboard: prepare, search, refit, score once on the test split, write."""
+
+import functools
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from rich.console import Console
+
+import search_spaces
+from data_prep import UserError, prepare
+from data_prep.feature_store import load
+from search_spaces import Ablation
+from study.driver import concurrent_packs, run_search
+from study.evaluation import Evaluation, Scored, average_rotations, select, with_test_labels
+from study.leaderboard import read_leaderboard, to_terminal, write_config, write_leaderboard, write_run
+from study.ledger import JOURNAL, open_ledger
+from study.options import Options
+from study.protocol import TrialData, rung_epochs, trial_data
+from study.refit import Refit, refit
+from study.search import PackSearcher
+from study.storage import Storage, open_storage
+from study.trainer import Pack, seen_classes, train_pack, trainable_images
+
+PACKAGES = ("ray", "torch", "transformers", "optuna", "numpy", "pyarrow", "networkx")
+
+LARGEST_AUTO_PACK = 16
+"""`--pack auto` goes no further: the sampler learns between packs, not within one."""
+
+PACKS_PER_ACTOR = 4
+"""Packs each actor should get to train under `--pack auto`, so that the sampler can learn and actors end together."""
+
+
+class Study:
+    """A study in progress. Raises `UserError` for whatever the user can mend, before work starts where possible."""
+
+    def __init__(self, options: Options, console: Console | None = None) -> None:
+        self.options, self.console = options, console or Console()
+        self.space = search_spaces.load(options.study.space)
+        if options.output.resume and options.output.name is None:
+            raise UserError("--resume must come with the --name of the study to continue, got none")
+        benchmark = options.study.benchmark.partition(":")[0]
+        self.name = options.output.name or f"{self.space.name}-{benchmark}-{datetime.now():%Y%m%d-%H%M%S}"
+        self.storage = open_storage(options.output.storage, self.name)
+        self.seconds: dict[str, float] = {}
+
+    def run(self) -> str:
+        """All of it; returns the folder or URI of the leaderboard."""
+        options = self.options
+        self._timed("ray", self._start_ray)
+        self.cache = self._timed("features", self._prepare)
+        if options.output.prep_only:
+            return str(self.cache)
+        self.features = load(self.cache)
+        all_rotations = range(self.features.classes.unseen_RC.shape[0])
+        rotations = list(all_rotations) if options.study.rotation == "all" else [int(options.study.rotation)]
+        folds, seed = options.selection.folds, options.search.seed
+        datas = {r: trial_data(self.features, rotation=r, folds=folds, seed=seed) for r in rotations}
+        self.pack = self._pack_size()
+        self._print_plan(datas[rotations[0]], len(rotations))
+        if options.output.dry_run:
+            return self.storage.shown
+        done: list[tuple[Evaluation, list[Scored]]] = []
+        interrupted = False
+        for rotation, data in datas.items():
+            storage = self.storage
+            if len(rotations) > 1:
+                self.console.rule(f"rotation {rotation}: {int((~data.seen_C).sum())} unseen classes")
+                storage = open_storage(self.storage.shown, f"rotation-{rotation}")
+            evaluation, scored, interrupted = self._rotation(rotation, data, storage)
+            done.append((evaluation, scored))
+            if interrupted:
+                break
+        rows = average_rotations(done) if len(rotations) > 1 else [s.row for s in done[0][1]]
+        paths = write_leaderboard(self.storage, rows)
+        write_run(self.storage, self._provenance())
+        if len(rotations) > 1:
+            self.console.rule(f"mean over {len(done)} rotations")
+        self.console.print(to_terminal(rows))
+        self.console.print(*paths, sep="\n", soft_wrap=True)
+        if interrupted:
+            again = f"{_command()}{'' if options.output.name else f' --name {self.name}'}"
+            self.console.print(f"interrupted; go on with: {again.replace(' --resume', '')} --resume", soft_wrap=True)
+        return self.storage.shown
+
+    # --- stages -----------------------------------------------------------------------------------------------------
+
+    def _rotation(self, rotation: int, data: TrialData, storage: Storage) -> tuple[Evaluation, list[Scored], bool]:
+        """One rotation's study: search (or the variants of an ablation), refit, and the test split, once."""
+        selection = self.options.selection
+        if selection.select == "oracle":
+            data = with_test_labels(data, self.cache)
+        arrays = ray.put(data.to_arrays())
+        interrupted = False
+        if isinstance(self.space, Ablation):
+            candidates = self._variants(rotation)
+        else:
+            candidates, interrupted = self._timed("search", lambda: self._search(rotation, arrays, storage))
+        seeds = [self.options.search.seed * 1000 + i for i in range(selection.seeds)]
+        refits = self._timed("refit", lambda: self._refit([c["config"] for c in candidates], seeds, arrays))
+        evaluation = Evaluation(self.cache, self.features, data, selection.select)
+        scored = evaluation.zero_shot(selection.criterion)
+        for candidate, done in zip(candidates, refits, strict=True):
+            config, row = candidate["config"], candidate["row"]
+            if done.diverged:
+                self.console.print(f"{row['config_id']} diverged in its refit and is left out", soft_wrap=True)
+                continue
+            scored.append(
+                evaluation.score(
+                    predictions_ST=done.predictions_ST, train_seconds=done.train_seconds, params=asdict(config), **row
+                )
+            )
+            provenance = {"seeds": seeds, "rotation": rotation, "epochs": self.options.search.epochs}
+            write_config(
+                storage,
+                row["config_id"],
+                {**asdict(scored[-1].row), "params": asdict(config), **provenance, **self._provenance()},
+            )
+        scored = select(scored)
+        if storage is not self.storage:
+            write_leaderboard(storage, [s.row for s in scored])
+            self.console.print(to_terminal([s.row for s in scored]))
+        return evaluation, scored, interrupted
+
+    def _search(self, rotation: int, arrays: Any, storage: Storage) -> tuple[list[dict[str, Any]], bool]:
+        """Search, or what is left of it; the best completed configurations, and whether Ctrl-C ended it."""
+        search, selection, resources = self.options.search, self.options.selection, self.options.resources
+        folder = self._ledger_folder(storage)
+        identity = {
+            "benchmark": self.features.benchmark,
+            "clip": self.features.clip,
+            "fingerprint": self.features.fingerprint,
+            "rotation": rotation,
+            **{k: getattr(search, k) for k in ("epochs", "pruning", "sampler", "seed")},
+            **{k: getattr(selection, k) for k in ("select", "criterion", "folds")},
+        }
+        resume = self.options.output.resume and (folder / JOURNAL).exists()
+        with open_ledger(
+            folder, space=self.space, objective=search.objective, identity=identity, resume=resume
+        ) as ledger:
+            searcher = PackSearcher(
+                ledger, self.space, configs=search.configs, pack=self.pack, sampler=search.sampler, seed=search.seed
+            )
+            outcome = run_search(
+                searcher,
+                arrays,
+                epochs=search.epochs,
+                rungs=tuple(rung_epochs(search.epochs)) if search.pruning and search.objective == "h" else (),
+                cpus_per_pack=resources.cpus_per_pack,
+                gpus_per_pack=resources.gpus_per_pack,
+                train=functools.partial(train_pack, criterion=selection.criterion),
+                console=self.console,
+            )
+            best = ledger.best(selection.top)
+        if not storage.is_local:
+            storage.write(JOURNAL, (folder / JOURNAL).read_bytes())
+        return [
+            {
+                "config": self.space.config(**c.params),
+                "row": {
+                    "method": self.space.method,
+                    "config_id": c.config_id,
+                    "val_score": c.score,
+                    "metrics": c.metrics,
+                    "pareto": c.pareto,
+                },
+            }
+            for c in best
+        ], outcome.interrupted
+
+    def _variants(self, rotation: int) -> list[dict[str, Any]]:
+        """An ablation's configurations: the winner's (or the space's default) knobs, each variant's own on top."""
+        space, params = self.space.space, self.space.space.defaults()
+        if self.options.selection.winner:
+            params = _winner_params(self.options.selection.winner, space.method, rotation)
+        return [
+            {
+                "config": space.config(**{**params, **changes}),
+                "row": {"method": f"{space.method}: {name}", "config_id": f"{self.space.name}-{i}"},
+            }
+            for i, (name, changes) in enumerate(self.space.variants.items())
+        ]
+
+    def _refit(self, configs: list[Any], seeds: list[int], arrays: Any) -> list[Refit]:
+        resources = self.options.resources
+        return refit(
+            configs,
+            seeds=seeds,
+            arrays=arrays,
+            epochs=self.options.search.epochs,
+            cpus_per_pack=resources.cpus_per_pack,
+            gpus_per_pack=resources.gpus_per_pack,
+        )
+
+    # --- around them ------------------------------------------------------------------------------------------------
+
+    def _start_ray(self) -> None:
+        if ray.is_initialized():
+            return
+        address = self.options.resources.address or os.environ.get("RAY_ADDRESS")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its coming change of default, and no warning
+        if address:  # its nodes have the project, or get it with the job's working directory
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            return
+        project = str(Path(__file__).resolve().parents[1])
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [project, os.environ.get("PYTHONPATH")]))
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+
+    def _prepare(self) -> Path:
+        study = self.options.study
+        with self.console.status("features"):
+            return prepare(
+                benchmark=study.benchmark,
+                clip=study.clip,
+                data_root=study.data_root,
+                cache_dir=self.options.output.cache,
+            )
+
+    def _ledger_folder(self, storage: Storage) -> Path:
+        """Optuna's journal needs a local file: beside the outputs, or, for a URI, in the cache, and copied there."""
+        if storage.is_local:
+            return Path(storage.root)
+        folder = self.options.output.cache / "ledgers" / storage.root
+        journal = storage.read(JOURNAL)
+        if journal and not (folder / JOURNAL).exists():
+            folder.mkdir(parents=True)
+            (folder / JOURNAL).write_bytes(journal)
+        return folder
+
+    def _pack_size(self) -> int:
+        resources = self.options.resources
+        if resources.pack != "auto":
+            return resources.pack
+        packs = PACKS_PER_ACTOR * concurrent_packs(resources.cpus_per_pack, resources.gpus_per_pack)
+        return min(LARGEST_AUTO_PACK, max(1, -(-self.options.search.configs // packs)))
+
+    def _print_plan(self, data: TrialData, rotations: int) -> None:
+        """What will be done, and how long it should take: a step of the default configuration is timed for it."""
+        options, space = self.options, self.space
+        search, selection, resources = options.search, options.selection, options.resources
+        at_once = concurrent_packs(resources.cpus_per_pack, resources.gpus_per_pack)
+        seconds = _seconds_per_epoch(data, space.space if isinstance(space, Ablation) else space)
+        if isinstance(space, Ablation):
+            work, refits = f"{len(space.variants)} variants", len(space.variants)
+            search_seconds = 0.0
+        else:
+            packs = -(-search.configs // self.pack)
+            work = (
+                f"{search.configs} configurations x {selection.folds} folds x {search.epochs} epochs "
+                f"in {packs} packs of {self.pack}, {at_once} at once "
+                f"({resources.cpus_per_pack:g} CPUs, {resources.gpus_per_pack:g} GPUs each)"
+            )
+            halving = 0.5 if search.pruning and search.objective == "h" else 1.0
+            search_seconds = search.configs * selection.folds * search.epochs * seconds * halving / at_once
+            refits = selection.top
+        refit_seconds = refits * selection.seeds * search.epochs * seconds / at_once
+        total = rotations * (search_seconds + refit_seconds)
+        mark = " [bold red](ORACLE: looks at test labels)[/bold red]" if selection.select == "oracle" else ""
+        self.console.print(
+            f"[bold]{self.name}[/bold]{mark}: {space.name} on {self.features.benchmark} with {self.features.clip}\n"
+            f"  images     {len(data.source_labels_I)} labelled source images of {int(data.seen_C.sum())} seen "
+            f"classes, {len(data.target_features_TD)} unlabelled target images, "
+            f"{int((~data.seen_C).sum())} unseen classes\n"
+            f"  search     {work}\n"
+            f"  refit      {refits} x {selection.seeds} seeds on all seen classes, then the test split once\n"
+            f"  rotations  {rotations}\n"
+            f"  time       about {total:.0f} s of training",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+    def _timed(self, stage: str, work: Callable[[], Any]) -> Any:
+        started = time.monotonic()
+        try:
+            return work()
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - started
+
+    def _provenance(self) -> dict[str, Any]:
+        """All that is needed to run the study again, and where it ran."""
+        return {
+            "command": _command(),
+            "options": _jsonable(asdict(self.options)),
+            "feature_fingerprint": self.features.fingerprint,
+            "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+            "hardware": {
+                "machine": platform.machine(),
+                "cluster": {k: v for k, v in ray.cluster_resources().items() if ":" not in k},
+            },
+            "pack": self.pack,
+            "seconds": {stage: round(s, 2) for stage, s in self.seconds.items()},
+        }
+
+
+def _seconds_per_epoch(data: TrialData, space: Any) -> float:
+    """Seconds that one lane's epoch of the default configuration takes on one thread of this machine."""
+    config = space.config(**space.defaults())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    lanes = 4
+    pack = Pack(
+        [config] * lanes,
+        seeds=list(range(lanes)),
+        seen_KC=seen_classes(data, 0).expand(lanes, -1),
+        trainable_KI=trainable_images(data, 0).expand(lanes, -1),
+        data=data,
+        epochs=2,
+    )
+    pack.train_epoch()
+    started = time.perf_counter()
+    pack.train_epoch()
+    torch.set_num_threads(threads)
+    return (time.perf_counter() - started) / lanes
+
+
+def _winner_params(study: Path, method: str, rotation: int) -> dict[str, Any]:
+    """The full configuration that a study selected (in this rotation, if it had several)."""
+    of_rotation = study / f"rotation-{rotation}"
+    folder = of_rotation if of_rotation.exists() else study
+    try:
+        rows = read_leaderboard(open_storage(str(folder.parent), folder.name))
+    except FileNotFoundError:
+        raise UserError(f"--winner must be the folder of a finished study, got {study}") from None
+    for row in rows:
+        if row.selected and row.method == method:
+            return json.loads(row.params)
+    raise UserError(f"--winner must be a study of {method}, got {study}")
+
+
+def _jsonable(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        k: _jsonable(v) if isinstance(v, Mapping) else str(v) if isinstance(v, Path) else v for k, v in options.items()
+    }
+
+
+def _command() -> str:
+    return shlex.join(["python", *sys.argv])
