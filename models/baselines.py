@@ -1,10 +1,29 @@
 """Baselines on the same cached features.
 
-Suffixes: C classes, P prompt templates, D CLIP dimension.
+Zero-shot CLIP, and the field's simple adapters as stacked lanes: CLIP-Adapter, Tip-Adapter (training-free or
+fine-tuned), CoOp (learned prompts only), a linear probe, and calibrated stacking. Each learns from base-class images
+alone and classifies among all classes; untrained, each *is* zero-shot CLIP (Tip-Adapter: at alpha 0).
+
+Suffixes: K lanes, B batch, I images, N cached images, C classes, P prompt templates, D CLIP dimension, H hidden width.
 """
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
+
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from models.prompts import ClassTexts, PromptLearner, base_cross_entropy
+from models.stacked import StackedModule, check_static, lane_field, lane_normal
+from models.sweeps import calibration_curve, tip_adapter_grid
+
+ALPHAS = tuple(0.1 * i for i in range(201))
+"""Tip-Adapter's cache weights swept by default, 0 to 20: 0 is zero-shot CLIP."""
+BETAS = tuple(0.5 * 1.25**i for i in range(20))
+"""Tip-Adapter's sharpnesses swept by default, 0.5 to 35."""
 
 
 def zero_shot_prototypes(name_features_CPD: Tensor, lemma_features_CD: Tensor) -> dict[str, Tensor]:
@@ -23,3 +42,274 @@ def zero_shot_prototypes(name_features_CPD: Tensor, lemma_features_CD: Tensor) -
 def nearest_prototype(image_features_ID: Tensor, prototypes_CD: Tensor) -> Tensor:
     """Class (I,) whose prototype has the largest cosine with each image feature."""
     return (image_features_ID @ prototypes_CD.T).argmax(-1)
+
+
+# --- adapters -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineConfig:
+    """What every trained baseline has."""
+
+    LANE_KNOBS: ClassVar[frozenset[str]] = frozenset({"lr", "weight_decay"})
+
+    batch_size: int = 128
+    """Images per step; static."""
+    lr: float = 1e-3
+    """AdamW's peak learning rate."""
+    weight_decay: float = 1e-4
+    """Decoupled weight decay."""
+
+    def __post_init__(self) -> None:
+        for name, value in ((f.name, getattr(self, f.name)) for f in fields(self)):
+            if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be finite and not negative, got {value}")
+            if isinstance(value, int) and value < 1:  # numbers of things; no baseline has a switch
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLIPAdapterConfig(BaselineConfig):
+    """CLIP-Adapter (Gao et al., 2021): a bottleneck on the image feature."""
+
+    LANE_KNOBS = BaselineConfig.LANE_KNOBS | {"ratio"}
+
+    width: int = 64
+    """Width of the bottleneck; static."""
+    ratio: float = 0.2
+    """Share of the adapter's output in the feature."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TipAdapterConfig(BaselineConfig):
+    """Tip-Adapter (Zhang et al., 2022): a cache of labelled features beside CLIP; F trains its keys."""
+
+    LANE_KNOBS = BaselineConfig.LANE_KNOBS | {"alpha", "beta"}
+
+    variant: Literal["free", "F"] = "free"
+    """Training-free, or with the cached features as parameters; static."""
+    shots: int = 16
+    """Cached images per class at most; static."""
+    alpha: float = 1.0
+    """Weight of the cache; found by `TipAdapter.sweep`."""
+    beta: float = 5.5
+    """Sharpness of the cache; found by `TipAdapter.sweep`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoOpConfig(BaselineConfig):
+    """CoOp (Zhou et al., 2022): learned context, nothing else."""
+
+    prompts: Literal["shared", "per_class"] = "shared"
+    """One context for all classes or one each; static."""
+    init: Literal["text", "noise"] = "text"
+    """Whether the context starts as the template's words; static."""
+    template: str = "a photo of a {}"
+    """Words around the name; static."""
+    n_ctx: int = 4
+    """Context vectors where they start as noise; static."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProbeConfig(BaselineConfig):
+    """A linear classifier that starts from CLIP's text features; without images a class keeps its text feature."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibratedStackingConfig(BaselineConfig):
+    """Calibrated stacking (Chao et al., 2016): zero-shot CLIP with a constant subtracted from base logits."""
+
+    LANE_KNOBS = BaselineConfig.LANE_KNOBS | {"constant"}
+
+    constant: float = 0.0
+    """The constant, in logits; found by `CalibratedStacking.sweep`."""
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.constant):
+            raise ValueError(f"constant must be a number, got {self.constant}")
+
+
+class Baseline(StackedModule):
+    """K lanes of one baseline.
+
+    `configs`: one per lane, equal in all static fields (`ValueError` otherwise). `base_KC`: bool, the classes each
+    lane has images of.
+    """
+
+    base_KC: Tensor
+    text_features_CD: Tensor
+
+    def __init__(self, configs: Sequence[Any], *, seeds: Sequence[int], base_KC: Tensor, texts: ClassTexts) -> None:
+        super().__init__()
+        check_static(configs, configs[0].LANE_KNOBS)
+        self.config = configs[0]
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]  # only read while weights are drawn
+        self.logit_scale = texts.logit_scale
+        self.register_lane("base_KC", base_KC)
+        self.register_buffer("text_features_CD", texts.features_CD)
+        for name in configs[0].LANE_KNOBS - {"lr", "weight_decay"}:
+            self.register_lane(name, lane_field(configs, name))
+
+    def logits(self, images_BD: Tensor) -> Tensor:
+        """Logits over all classes (K, B, C) of image features (B, D) or (K, B, D)."""
+        raise NotImplementedError
+
+    def losses(self, images_KBD: Tensor, labels_KB: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy (K,) over base classes; labels are class ids."""
+        return {"cls": base_cross_entropy(self.logits(images_KBD), labels_KB, self.base_KC)}
+
+    def total(self, losses: dict[str, Tensor]) -> Tensor:
+        """The loss to minimise (K,)."""
+        return losses["cls"]
+
+    def _lanes(self, images: Tensor) -> Tensor:
+        return images.expand(len(self.base_KC), -1, -1)
+
+
+class CLIPAdapter(Baseline):
+    """logits = s normalise((1 - ratio) x + ratio MLP(x)) T; the MLP's output starts at zero."""
+
+    ratio: Tensor
+
+    def __init__(self, configs: Sequence[CLIPAdapterConfig], **data: Any) -> None:
+        super().__init__(configs, **data)
+        dim, width = self.text_features_CD.shape[1], configs[0].width
+        self.down_KDH = nn.Parameter(lane_normal(self.generators, dim, width, std=1.0))
+        self.up_KHD = nn.Parameter(torch.zeros(len(configs), width, dim))
+
+    def logits(self, images_BD: Tensor) -> Tensor:
+        x_KBD, ratio = self._lanes(images_BD), self.ratio[:, None, None]
+        adapted_KBD = (1 - ratio) * x_KBD + ratio * (F.relu(x_KBD @ self.down_KDH) @ self.up_KHD)
+        return self.logit_scale * F.normalize(adapted_KBD, dim=-1) @ self.text_features_CD.T
+
+
+class TipAdapter(Baseline):
+    """logits = s x T + alpha exp(-beta (1 - x keys)) values, the cache being labelled base images.
+
+    `cache_features_ID`, `cache_labels_I`: images to draw from; `cache_KI`: bool, those each lane may use. Every lane
+    draws up to `shots` of each of its base classes.
+    """
+
+    alpha: Tensor
+    beta: Tensor
+    cache_labels_KN: Tensor
+    cached_KN: Tensor
+
+    def __init__(
+        self,
+        configs: Sequence[TipAdapterConfig],
+        *,
+        cache_features_ID: Tensor,
+        cache_labels_I: Tensor,
+        cache_KI: Tensor,
+        **data: Any,
+    ) -> None:
+        super().__init__(configs, **data)
+        drawn = [
+            _draw_shots(cache_labels_I, allowed_I & base_C[cache_labels_I], configs[0].shots, generator)
+            for allowed_I, base_C, generator in zip(cache_KI, self.base_KC, self.generators, strict=True)
+        ]
+        size = max(len(d) for d in drawn)
+        if not all(len(d) for d in drawn):
+            raise ValueError(f"every lane must cache at least one image, got {[len(d) for d in drawn]}")
+        index_KN = torch.stack([F.pad(d, (0, size - len(d))) for d in drawn])
+        self.register_lane("cached_KN", torch.stack([torch.arange(size) < len(d) for d in drawn]))
+        self.register_lane("cache_labels_KN", cache_labels_I[index_KN])
+        keys_KND = cache_features_ID[index_KN]
+        if configs[0].variant == "F":
+            self.keys_KND = nn.Parameter(keys_KND)
+        else:
+            self.register_lane("keys_KND", keys_KND)
+
+    def logits(self, images_BD: Tensor) -> Tensor:
+        x_KBD = self._lanes(images_BD)
+        affinity_KBN = x_KBD @ self.keys_KND.mT
+        values_KNC = F.one_hot(self.cache_labels_KN, self.base_KC.shape[1]) * self.cached_KN[:, :, None].float()
+        cache_KBC = torch.exp(self.beta[:, None, None] * (affinity_KBN - 1)) @ values_KNC
+        return self.logit_scale * x_KBD @ self.text_features_CD.T + self.alpha[:, None, None] * cache_KBC
+
+    @torch.no_grad()
+    def sweep(
+        self, images_ID: Tensor, labels_I: Tensor, *, alphas: Sequence[float] = ALPHAS, betas: Sequence[float] = BETAS
+    ) -> list[float]:
+        """Each lane's best H over the grid on a labelled selection split; later predictions use its alpha and beta."""
+        best = []
+        for k, (cached_N, base_C) in enumerate(zip(self.cached_KN, self.base_KC, strict=True)):
+            grid_BA = tip_adapter_grid(
+                clip_logits_IC=self.logit_scale * images_ID @ self.text_features_CD.T,
+                affinity_IN=images_ID @ self.keys_KND[k, cached_N].T,
+                cache_labels_N=self.cache_labels_KN[k, cached_N],
+                labels_I=labels_I,
+                alphas=alphas,
+                betas=betas,
+                base_C=base_C,
+            )
+            b, a = divmod(int(grid_BA.argmax()), len(alphas))
+            self.alpha[k], self.beta[k] = alphas[a], betas[b]
+            best.append(float(grid_BA[b, a]))
+        return best
+
+
+class CoOp(Baseline):
+    """logits = s x T(context), the context learned through the frozen text encoder."""
+
+    def __init__(self, configs: Sequence[CoOpConfig], *, texts: ClassTexts, **data: Any) -> None:
+        super().__init__(configs, texts=texts, **data)
+        self.prompts = PromptLearner(
+            texts,
+            generators=self.generators,
+            template=configs[0].template,
+            init=configs[0].init,
+            n_ctx=configs[0].n_ctx,
+            per_class=configs[0].prompts == "per_class",
+        )
+
+    def logits(self, images_BD: Tensor) -> Tensor:
+        return self.logit_scale * self._lanes(images_BD) @ self.prompts().mT
+
+    def losses(self, images_KBD: Tensor, labels_KB: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy (K,) over base classes; only they are encoded."""
+        base = self.base_KC.any(0).nonzero().flatten()
+        place_C = torch.zeros_like(self.base_KC[0], dtype=torch.int64).index_copy(
+            0, base, torch.arange(len(base)).to(base)
+        )
+        logits_KBC = self.logit_scale * images_KBD @ self.prompts(base).mT
+        return {"cls": base_cross_entropy(logits_KBC, place_C[labels_KB], self.base_KC[:, base])}
+
+
+class LinearProbe(Baseline):
+    """logits = s x (T + delta), delta learned from zero: weight decay pulls back to CLIP."""
+
+    def __init__(self, configs: Sequence[LinearProbeConfig], **data: Any) -> None:
+        super().__init__(configs, **data)
+        self.delta_KCD = nn.Parameter(torch.zeros(len(configs), *self.text_features_CD.shape))
+
+    def logits(self, images_BD: Tensor) -> Tensor:
+        return self.logit_scale * self._lanes(images_BD) @ (self.text_features_CD + self.delta_KCD).mT
+
+
+class CalibratedStacking(Baseline):
+    """logits = s x T - constant on base classes; nothing is trained."""
+
+    constant: Tensor
+
+    def logits(self, images_BD: Tensor) -> Tensor:
+        logits_KBC = self.logit_scale * self._lanes(images_BD) @ self.text_features_CD.T
+        return logits_KBC - self.constant[:, None, None].clamp(-1e4, 1e4) * self.base_KC[:, None].float()
+
+    def sweep(self, images_ID: Tensor, labels_I: Tensor) -> list[float]:
+        """Each lane's best H over every constant on a labelled selection split; later predictions use it."""
+        logits_IC = self.logit_scale * images_ID @ self.text_features_CD.T
+        choices = [calibration_curve(logits_IC, labels_I, base_C).best() for base_C in self.base_KC]
+        self.constant.copy_(torch.tensor([c.tau for c in choices]))
+        return [c.h for c in choices]
+
+
+def _draw_shots(labels_I: Tensor, allowed_I: Tensor, shots: int, generator: torch.Generator) -> Tensor:
+    """Indices of up to `shots` random allowed images of every class, in order."""
+    order = torch.randperm(len(labels_I), generator=generator)
+    order = order[allowed_I[order]]
+    order = order[labels_I[order].argsort(stable=True)]
+    labels = labels_I[order]
+    first = torch.searchsorted(labels, labels)  # where the class begins
+    return order[torch.arange(len(order)) - first < shots].sort().values

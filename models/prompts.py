@@ -149,13 +149,25 @@ class PromptLearner(StackedModule):
         else:
             start = lane_normal(generators, *rows, self.n_ctx, self.encoder.width, std=0.02)
         self.context = nn.Parameter(start)  # (K, X, W) or (K, C, X, W)
+        self._kept: tuple[tuple[Tensor, int], Tensor] | None = None
 
     token_ids_CT: Tensor
     eos_C: Tensor
 
     def forward(self, classes: Tensor | None = None) -> Tensor:
-        """Text features (K, C, D), L2-normalised, of all classes or of `classes` (int64 indices)."""
-        classes = torch.arange(len(self.eos_C), device=self.eos_C.device) if classes is None else classes
+        """Text features (K, C, D), L2-normalised, of all classes or of `classes` (int64 indices).
+
+        Outside training those of all classes are kept until the context changes.
+        """
+        state = (self.context, self.context._version)
+        if classes is None and not torch.is_grad_enabled():
+            if self._kept is None or self._kept[0][0] is not state[0] or self._kept[0][1] != state[1]:
+                self._kept = (state, self._features(torch.arange(len(self.eos_C), device=self.eos_C.device)))
+            return self._kept[1]
+        return self._features(torch.arange(len(self.eos_C), device=self.eos_C.device) if classes is None else classes)
+
+    def _features(self, classes: Tensor) -> Tensor:
+        """Text features (K, C, D) of some classes, encoded chunk by chunk."""
         lanes, count = self.context.shape[0], len(classes)
         order = self.eos_C[classes].argsort(stable=True)  # a chunk of short names is cut shorter
         rows_R = torch.arange(lanes * count, device=classes.device)

@@ -1,0 +1,355 @@
+"""PVA, prompt-based variational adapter: divide and conquer in a latent space (ECCV 2024).
+
+Two variational adapters, one per modality, map CLIP's features of base-class images and of class texts into one latent
+space. An image near a base class there is classified among base classes by the latent classifier, any other among
+novel classes by adapter features with CLIP's own as a residual. Trained: adapters, and prompts if asked for, on base
+images alone; novel class names enter at inference. Frozen: CLIP.
+
+Adapters start as an isometry of CLIP's features, the same for both modalities: an untrained latent space *is* CLIP's.
+
+Suffixes: K lanes, B batch, I images, C classes, D CLIP dimension, L latent dimension, H hidden width.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.prompts import ClassTexts, PromptLearner, base_cross_entropy
+from models.stacked import StackedModule, check_static, lane_field, lane_normal
+from models.sweeps import LAMBDAS, Choice, ResidualCosine, sweep_residual
+
+FAR = 100.0
+"""Cosine distance at which a class is out of question."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PVAConfig:
+    """One configuration of PVA; the first block is static, the second may differ between lanes."""
+
+    latent_dim: int = 256
+    """L, width of the latent space; below CLIP's D it starts as a lossy projection, which costs accuracy."""
+    hidden: int = 256
+    """Hidden width of the encoders."""
+    skip: bool = True
+    """Linear path beside the hidden layer, at first an isometry; without it the latent space starts random."""
+    prompts: Literal["none", "shared", "per_class"] = "none"
+    """Learned context of the class texts; `none` takes CLIP's cached text features and costs a hundredth."""
+    template: str = "a photo of a {}"
+    """What learned context starts from."""
+    variational: bool = True
+    """Sampled latents with a prior (ablation: False)."""
+    separation: bool = True
+    """Base-like and novel-like images go separate ways (ablation: False, all classes compete at once)."""
+    residual: bool = True
+    """CLIP's features beside the adapter's in the novel branch (ablation: False)."""
+    alignment: Literal["kl", "w2"] = "w2"
+    """Distance of an image's posterior to that of its class text: symmetric KL or squared 2-Wasserstein."""
+    score: Literal["cosine", "kl", "relative"] = "cosine"
+    """Separation: best base cosine, its negative KL, or best base cosine minus kappa times CLIP's best novel one."""
+    batch_size: int = 128
+    """Images per step."""
+
+    lr: float = 1e-3
+    """AdamW's peak learning rate."""
+    weight_decay: float = 1e-4
+    """Decoupled weight decay."""
+    sigma_init: float = 0.5
+    """Posterior standard deviation at the start; means have about unit variance per dimension, like the prior."""
+    noise: float = 1.0
+    """Factor on the sampled noise."""
+    w_kl: float = 0.01
+    """Weight of the KL to the prior, in nats per latent dimension."""
+    kl_warm_up: float = 100.0
+    """Steps over which that weight grows from 0."""
+    free_bits: float = 0.0
+    """Nats per dimension that cost nothing."""
+    w_align: float = 0.1
+    """Weight of the alignment, per latent dimension."""
+    w_out: float = 0.3
+    """Weight of the cross-entropy of adapter features (with residual 1): what trains the way back to CLIP's space."""
+    kappa: float = 1.0
+    """Weight of novel names in the relative score."""
+    residual_lambda: float = 1.0
+    """CLIP's share in the novel branch; found by `PVA.sweep`, never sampled."""
+    tau: float | None = None
+    """Score from which an image is base-like; found by `PVA.sweep`, never sampled."""
+
+    def __post_init__(self) -> None:
+        for name in ("latent_dim", "hidden", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("lr", "sigma_init"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"{name} must be finite and positive, got {getattr(self, name)}")
+        for name in ("weight_decay", "noise", "w_kl", "kl_warm_up", "free_bits", "w_align", "w_out", "kappa"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
+        if not self.residual_lambda >= 0:
+            raise ValueError(f"residual_lambda must not be negative, got {self.residual_lambda}")
+        if self.tau is not None and not self.separation:
+            raise ValueError(f"tau must be None when separation is False: there is no threshold, got {self.tau}")
+        if self.score == "kl" and not self.variational:
+            raise ValueError("score must be cosine or relative when variational is False, got kl")
+
+
+LANE_KNOBS = frozenset(
+    "lr weight_decay sigma_init noise w_kl kl_warm_up free_bits w_align w_out kappa residual_lambda tau".split()
+)
+
+
+class GaussianEncoder(StackedModule):
+    """Features (K, B, D) -> mean and log variance (K, B, L) of the latent posterior.
+
+    `basis_KDL`: isometry the means start from. The hidden layer's output starts at zero beside it.
+    """
+
+    def __init__(
+        self, config: PVAConfig, basis_KDL: Tensor, sigma_K: Tensor, generators: Sequence[torch.Generator]
+    ) -> None:
+        super().__init__()
+        lanes, dim, latent = basis_KDL.shape
+        self.skip_KDL = nn.Parameter(basis_KDL.clone()) if config.skip else None
+        self.hidden_KDH = nn.Parameter(lane_normal(generators, dim, config.hidden, std=1.0))
+        self.hidden_bias_KH = nn.Parameter(torch.zeros(lanes, 1, config.hidden))
+        out = lane_normal(generators, config.hidden, latent, std=config.hidden**-0.5)
+        self.mean_KHL = nn.Parameter(torch.zeros_like(out) if config.skip else out)
+        self.log_var_KHL = self.log_var_bias_KL = None
+        if config.variational:
+            self.log_var_KHL = nn.Parameter(torch.zeros_like(out))
+            self.log_var_bias_KL = nn.Parameter((2 * sigma_K.log())[:, None, None].repeat(1, 1, latent))
+
+    def forward(self, x_KBD: Tensor) -> tuple[Tensor, Tensor]:
+        # unit features have components of D^-1/2; means of about unit variance suit the prior
+        hidden_KBH = F.gelu(x_KBD @ self.hidden_KDH + self.hidden_bias_KH)
+        mean_KBL = hidden_KBH @ self.mean_KHL
+        if self.skip_KDL is not None:
+            mean_KBL = mean_KBL + x_KBD @ self.skip_KDL * math.sqrt(self.skip_KDL.shape[-1])
+        if self.log_var_KHL is None or self.log_var_bias_KL is None:
+            return mean_KBL, torch.zeros_like(mean_KBL)
+        return mean_KBL, (hidden_KBH @ self.log_var_KHL + self.log_var_bias_KL).clamp(-12, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PVAScores:
+    """What prediction and the sweeps need to know of images: everything but tau and lambda."""
+
+    separation_KI: Tensor | None
+    """Separation score, large for base-like images; None without separation."""
+    latent_KIC: Tensor
+    """Latent cosines with base classes, -inf for novel ones."""
+    cosine: ResidualCosine
+    """Cosines (K, I, C) with all classes in the novel branch, as a function of lambda."""
+
+
+class PVA(StackedModule):
+    """K lanes of PVA.
+
+    `configs`: one per lane, equal in all static fields (`ValueError` otherwise). `seeds`: each lane's own.
+    `base_KC`: bool, the classes each lane has images of; all others are novel to it. At least two of them and one
+    novel, else `ValueError`.
+    """
+
+    base_KC: Tensor
+    text_features_CD: Tensor
+    sigma_init: Tensor
+    noise: Tensor
+    kl_warm_up: Tensor
+    free_bits: Tensor
+    kappa: Tensor
+    residual_lambda: Tensor
+    tau: Tensor
+
+    def __init__(
+        self, configs: Sequence[PVAConfig], *, seeds: Sequence[int], base_KC: Tensor, texts: ClassTexts
+    ) -> None:
+        super().__init__()
+        check_static(configs, LANE_KNOBS)
+        self.config = config = configs[0]
+        if int(base_KC.sum(1).min()) < 2 or bool(base_KC.all(1).any()):
+            raise ValueError(
+                f"every base split must have at least two base classes and a novel one, "
+                f"got {base_KC.sum(1).tolist()} base classes of {base_KC.shape[1]}"
+            )
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        # noise from streams of their own: another width must not shift it
+        self.noise_generators = [torch.Generator().manual_seed(seed + 2**33) for seed in seeds]
+        self.steps = 0
+        self.logit_scale = texts.logit_scale
+        self.register_buffer("text_features_CD", texts.features_CD)
+        self.register_lane("base_KC", base_KC)
+        for name in LANE_KNOBS - {"lr", "weight_decay", "tau"}:
+            self.register_lane(name, lane_field(configs, name))
+        self.register_lane("tau", torch.tensor([math.nan if c.tau is None else c.tau for c in configs]))
+
+        self.prompts: PromptLearner | None = None
+        if config.prompts != "none":
+            self.prompts = PromptLearner(
+                texts, generators=generators, template=config.template, per_class=config.prompts == "per_class"
+            )
+        basis_KDL = _isometry(generators, texts.features_CD.shape[1], config.latent_dim)
+        self.image_encoder = GaussianEncoder(config, basis_KDL, self.sigma_init, generators)
+        self.text_encoder = GaussianEncoder(config, basis_KDL, self.sigma_init, generators)
+        self.image_decoder_KLD = nn.Parameter(basis_KDL.mT.clone())
+        self.text_decoder_KLD = nn.Parameter(basis_KDL.mT.clone())
+
+    def losses(self, images_KBD: Tensor, labels_KB: Tensor) -> dict[str, Tensor]:
+        """All losses by name, each (K,), of base-class images (labels are class ids); one call is one training step."""
+        image_mean, image_log_var = self.image_encoder(images_KBD)
+        text_features_KCD = self.text_features(self.base_KC.any(0))
+        text_mean, text_log_var = self.text_encoder(text_features_KCD)
+        image_KBL, text_KCL = self._sample(image_mean, image_log_var), self._sample(text_mean, text_log_var)
+        logits_KBC = self.logit_scale * F.normalize(image_KBL, dim=-1) @ F.normalize(text_KCL, dim=-1).mT
+        own = labels_KB[:, :, None].expand(-1, -1, text_mean.shape[2])
+        distance = {"kl": symmetric_kl, "w2": wasserstein}[self.config.alignment]
+        self.steps += 1
+        losses = {
+            "cls": base_cross_entropy(logits_KBC, labels_KB, self.base_KC),
+            "align": distance(image_mean, image_log_var, text_mean.gather(1, own), text_log_var.gather(1, own)).mean(1),
+            "out": base_cross_entropy(self._out_logits(images_KBD, image_KBL, text_KCL), labels_KB, self.base_KC),
+        }
+        if self.config.variational:
+            base_KC = self.base_KC / self.base_KC.sum(1, keepdim=True)
+            kl_KB, kl_KC = self._kl_to_prior(image_mean, image_log_var), self._kl_to_prior(text_mean, text_log_var)
+            warm = (self.steps / self.kl_warm_up.clamp_min(1)).clamp(max=1)
+            losses["kl"] = warm * (kl_KB.mean(1) + (kl_KC * base_KC).sum(1))
+        return losses
+
+    def total(self, losses: dict[str, Tensor]) -> Tensor:
+        """The weighted sum (K,): L_cls + sum of w_x L_x."""
+        return losses["cls"] + sum(getattr(self, f"w_{name}") * losses[name] for name in losses.keys() - {"cls"})
+
+    def text_features(self, needed_C: Tensor | None = None) -> Tensor:
+        """CLIP features (K, C, D) of class texts, under learned prompts if there are any.
+
+        `needed_C`: bool, classes to prompt; the others keep their cached feature.
+        """
+        cached_KCD = self.text_features_CD.expand(len(self.base_KC), -1, -1)
+        if self.prompts is None:
+            return cached_KCD
+        if needed_C is None:
+            return self.prompts()
+        needed = needed_C.nonzero().flatten()
+        return cached_KCD.index_copy(1, needed, self.prompts(needed))
+
+    @torch.no_grad()
+    def scores(self, images_ID: Tensor) -> PVAScores:
+        """What the sweeps and `logits` need of images (I, D); latents are posterior means."""
+        images_KID = images_ID.expand(len(self.base_KC), -1, -1)
+        image_mean, image_log_var = self.image_encoder(images_KID)
+        text_mean, text_log_var = self.text_encoder(self.text_features())
+        latent_KIC = F.normalize(image_mean, dim=-1) @ F.normalize(text_mean, dim=-1).mT
+        latent_KIC = latent_KIC.masked_fill(~self.base_KC[:, None], -math.inf)
+        near_KI = latent_KIC.amax(-1)
+        if self.config.score == "kl":
+            kl_KIC = pairwise_kl(image_mean, image_log_var, text_mean, text_log_var)
+            near_KI = -kl_KIC.masked_fill(~self.base_KC[:, None], math.inf).amin(-1)
+        elif self.config.score == "relative":
+            clip_KIC = (images_KID @ self.text_features_CD.T).masked_fill(self.base_KC[:, None], -math.inf)
+            near_KI = near_KI - self.kappa[:, None] * clip_KIC.amax(-1)
+        return PVAScores(
+            separation_KI=near_KI if self.config.separation else None,
+            latent_KIC=latent_KIC,
+            cosine=ResidualCosine(
+                self._decode(image_mean, self.image_decoder_KLD),
+                images_KID,
+                self._decode(text_mean, self.text_decoder_KLD),
+                self.text_features_CD.expand(len(self.base_KC), -1, -1),
+            ),
+        )
+
+    def sweep(self, images_ID: Tensor, labels_I: Tensor, *, lambdas: Sequence[float] = LAMBDAS) -> list[Choice]:
+        """Each lane's best tau and lambda on a labelled selection split; later predictions use them.
+
+        Labels are class ids; those of the lane's base classes count for S, the others for U.
+        """
+        scores = self.scores(images_ID)
+        choices = [
+            sweep_residual(
+                scores.cosine.lane(k),
+                None if scores.separation_KI is None else scores.separation_KI[k],
+                scores.latent_KIC[k].argmax(-1),
+                labels_I,
+                self.base_KC[k],
+                lambdas=lambdas if self.config.residual else (0.0,),
+            )
+            for k in range(len(self.base_KC))
+        ]
+        self.tau.copy_(torch.tensor([c.tau for c in choices]))
+        self.residual_lambda.copy_(torch.tensor([c.residual_lambda for c in choices]))
+        return choices
+
+    def logits(self, images_BD: Tensor) -> Tensor:
+        """Logits over all classes (K, B, C) of image features (B, D): divide and conquer.
+
+        The classes an image is not classified among lie far below. Raises `ValueError` if no tau has been chosen.
+        """
+        scores = self.scores(images_BD)
+        cosine_KBC = scores.cosine.at(self.residual_lambda if self.config.residual else 0.0)
+        if scores.separation_KI is None:
+            return self.logit_scale * cosine_KBC
+        if bool(self.tau.isnan().any()):
+            raise ValueError("tau must be chosen before images can be separated: run PVA.sweep or set it, got None")
+        base_like_KB1 = (scores.separation_KI >= self.tau[:, None])[:, :, None]
+        chosen = torch.where(base_like_KB1, scores.latent_KIC, cosine_KBC)
+        # far below, but finite: entropies of these logits stay numbers
+        return self.logit_scale * chosen.masked_fill(base_like_KB1 != self.base_KC[:, None], -FAR)
+
+    def keep(self, lanes: Tensor) -> None:
+        """Drop all lanes but `lanes`, and their streams of noise."""
+        super().keep(lanes)
+        self.noise_generators = [self.noise_generators[i] for i in lanes.tolist()]
+
+    def _sample(self, mean: Tensor, log_var: Tensor) -> Tensor:
+        """z = mu + sigma eps, each lane's eps from its own stream."""
+        if not self.config.variational:
+            return mean
+        eps = lane_normal(self.noise_generators, *mean.shape[1:], std=1.0).to(mean.device)
+        return mean + self.noise[:, None, None] * (log_var / 2).exp() * eps
+
+    def _decode(self, latent: Tensor, decoder_KLD: Tensor) -> Tensor:
+        """f_adapter (K, B, D) of latents (K, B, L): at first of about unit length, like the CLIP feature it joins."""
+        return latent @ decoder_KLD / math.sqrt(latent.shape[-1])
+
+    def _out_logits(self, images_KBD: Tensor, image_KBL: Tensor, text_KCL: Tensor) -> Tensor:
+        """Logits (K, B, C) of the novel branch at lambda 1 (0 without residual)."""
+        share = float(self.config.residual)
+        image_KBD = self._decode(image_KBL, self.image_decoder_KLD) + share * images_KBD
+        text_KCD = self._decode(text_KCL, self.text_decoder_KLD) + share * self.text_features_CD
+        return self.logit_scale * F.normalize(image_KBD, dim=-1) @ F.normalize(text_KCD, dim=-1).mT
+
+    def _kl_to_prior(self, mean: Tensor, log_var: Tensor) -> Tensor:
+        """KL of each posterior to N(0, I) (K, B), nats per dimension; what a dimension has below free bits is free."""
+        kl_KBL = (mean**2 + log_var.exp() - log_var - 1) / 2
+        return torch.maximum(kl_KBL, self.free_bits[:, None, None]).mean(-1)
+
+
+def wasserstein(mean0: Tensor, log_var0: Tensor, mean1: Tensor, log_var1: Tensor) -> Tensor:
+    """Squared 2-Wasserstein distance of diagonal Gaussians (..., L), mean over dimensions."""
+    return ((mean0 - mean1) ** 2 + ((log_var0 / 2).exp() - (log_var1 / 2).exp()) ** 2).mean(-1)
+
+
+def symmetric_kl(mean0: Tensor, log_var0: Tensor, mean1: Tensor, log_var1: Tensor) -> Tensor:
+    """Mean of both KL divergences of diagonal Gaussians (..., L), mean over dimensions."""
+    square, ratio = (mean0 - mean1) ** 2, log_var0 - log_var1
+    one_way = ratio.exp() + square * (-log_var1).exp()
+    return ((one_way + (-ratio).exp() + square * (-log_var0).exp()) / 4 - 0.5).mean(-1)
+
+
+def pairwise_kl(mean0: Tensor, log_var0: Tensor, mean1: Tensor, log_var1: Tensor) -> Tensor:
+    """KL(image || text) (K, I, C) of diagonal Gaussians (K, I, L) and (K, C, L), mean over dimensions: two products."""
+    precision = (-log_var1).exp()
+    cross = (log_var0.exp() + mean0**2) @ precision.mT - 2 * mean0 @ (mean1 * precision).mT
+    of_text = (mean1**2 * precision + log_var1).sum(-1)[:, None]
+    return ((cross + of_text - log_var0.sum(-1)[:, :, None]) / mean0.shape[-1] - 1) / 2
+
+
+def _isometry(generators: Sequence[torch.Generator], dim: int, latent: int) -> Tensor:
+    """Random matrices (K, D, L) with orthonormal rows or columns."""
+    noise = lane_normal(generators, max(dim, latent), min(dim, latent), std=1.0)
+    basis = torch.linalg.qr(noise).Q
+    return basis if dim >= latent else basis.mT
