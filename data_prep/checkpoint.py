@@ -26,6 +26,7 @@ class Checkpoint:
     identity: dict[str, Any]
     """What its content is: hub id and revision, or the SHA-256 of its files; and the processor's settings."""
 
+
 def find_checkpoint(clip: str | Path) -> Checkpoint:
     """Locate a checkpoint folder or hub id (downloaded on first use) without loading it.
 

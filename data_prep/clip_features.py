@@ -145,7 +145,7 @@ class Encode:
         except UserError as error:  # as data: an exception in here reaches the user as pages of Ray's traceback
             self._fatal = str(error)
             return
-        self._logit_scale = float(self._model.logit_scale.exp())
+        self._logit_scale = self._model.logit_scale.exp().item()
         large = sum(p.numel() for p in self._model.parameters()) >= BFLOAT16_PARAMETERS
         self._bfloat16 = large and _has_bfloat16(self._device)
 
@@ -212,14 +212,24 @@ def _run(units: list[dict[str, Any]], checkpoint: Checkpoint) -> Iterator[dict[s
 def _image_units(images: pa.Table, shards: Path) -> Iterator[dict[str, Any]]:
     for start in range(0, len(images), IMAGES_PER_SHARD):
         part = images.slice(start, IMAGES_PER_SHARD)
-        unit = {"shard": str(shards / f"images-{start:08d}.parquet"), "kind": "image", "rows": len(part), "texts": None}
+        unit = {
+            "shard": str(shards / f"images-{start:08d}-{len(part)}.parquet"),
+            "kind": "image",
+            "rows": len(part),
+            "texts": None,
+        }
         yield unit | {name: part[name].to_pylist() for name in ("key", "path", "data")}
 
 
 def _text_units(texts: Sequence[str], shards: Path) -> Iterator[dict[str, Any]]:
     for start in range(0, len(texts), TEXTS_PER_SHARD):
         part = list(texts[start : start + TEXTS_PER_SHARD])
-        unit = {"shard": str(shards / f"texts-{start:08d}.parquet"), "kind": "text", "rows": len(part), "texts": part}
+        unit = {
+            "shard": str(shards / f"texts-{start:08d}-{len(part)}.parquet"),
+            "kind": "text",
+            "rows": len(part),
+            "texts": part,
+        }
         yield unit | {"key": None, "path": None, "data": None}
 
 

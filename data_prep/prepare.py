@@ -48,15 +48,27 @@ def prepare(
     inputs = inputs_of(bench, checkpoint, contents)
     made_of = fingerprint(inputs)
     cache = cache_dir / f"{bench.slug}-{made_of[:12]}"
+    if _is_complete(cache, made_of) and not rebuild:
+        return cache  # without a lock: a shared cache may be read-only
+    with _locked(cache_dir, cache.name):
+        if rebuild or not _is_complete(cache, made_of):
+            _build(cache, bench, checkpoint, contents, inputs, rebuild, progress)
+    return cache
+
+
+@contextmanager
+def _locked(cache_dir: Path, name: str) -> Iterator[None]:
+    """Two processes that want the same cache: the second waits for the first and finds it done."""
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(cache_dir / f".{cache.name}.lock")
-        with lock:
-            if rebuild or not _is_complete(cache, made_of):
-                _build(cache, bench, checkpoint, contents, inputs, rebuild, progress)
+        lock = FileLock(cache_dir / f".{name}.lock")
+        lock.acquire()
     except OSError as error:
         raise UserError(f"the cache folder must be writable; {cache_dir}: {error}") from error
-    return cache
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _is_complete(cache: Path, made_of: str) -> bool:

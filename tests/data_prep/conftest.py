@@ -1,13 +1,20 @@
 """A small folder benchmark cut from the embedded images, and its cache."""
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import prepare
+from data_prep import clip_features, prepare
 from data_prep.benchmarks.icons2emoji import ASSETS
+from data_prep.checkpoint import Checkpoint
+from data_prep.clip_features import Encode, Preprocess
+
+prepare_module = importlib.import_module("data_prep.prepare")  # the package's attribute of that name is the function
 
 CLIP = str(ASSETS / "clip")
 CLASSES = {"anchor": "n02709367", "banana": "n07753592", "bear": "n02131653", "bed": "n02818832"}
@@ -41,24 +48,37 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("images") / "pets")
 
 
+def run_here(units: list[dict[str, Any]], checkpoint: Checkpoint) -> Iterator[dict[str, Any]]:
+    """What Ray Data runs, without Ray: starting its actors takes longer than all the work of these tests."""
+    preprocess, encode = Preprocess(checkpoint), Encode(checkpoint, threads=1)
+    for unit in units:
+        yield encode(preprocess(unit))
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clip_features, "_run", run_here)
+    monkeypatch.setattr(prepare_module, "_ray", nullcontext)
+
+
 @pytest.fixture(scope="session")
-def prepare_small(small_folder: Path, ray_cluster: None) -> Callable[..., Path]:
+def prepare_small(small_folder: Path) -> Callable[..., Path]:
     """`prepare` of the small folder with the embedded checkpoint."""
 
-    def call(cache_dir: Path, **options: object) -> Path:
-        return prepare(
-            **{
-                "benchmark": f"folder:{small_folder}",
-                "clip": CLIP,
-                "data_root": None,
-                "cache_dir": cache_dir,
-                **options,
-            }
-        )
+    def call(cache_dir: Path, **options: Any) -> Path:
+        return prepare(benchmark=f"folder:{small_folder}", clip=CLIP, data_root=None, cache_dir=cache_dir, **options)
 
     return call
 
 
 @pytest.fixture(scope="session")
-def small_cache(prepare_small: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_cache(
+    prepare_small: Callable[..., Path], ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Built by the real Ray Data job."""
     return prepare_small(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def embedded_cache(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare(benchmark="icons2emoji", clip=None, data_root=None, cache_dir=tmp_path_factory.mktemp("embedded"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import UserError
+from data_prep import UserError, prepare
 from data_prep.benchmarks import get_benchmark
 from data_prep.benchmarks.folder import _splits
 from data_prep.benchmarks.icons2emoji import ASSETS
@@ -103,9 +103,7 @@ def test_missing_and_empty_images_are_named(folder: Path) -> None:
         image_contents(get_benchmark(f"folder:{folder}").images)
 
 
-def test_unreadable_images_are_named(folder: Path, ray_cluster: None, tmp_path: Path) -> None:
-    from data_prep import prepare
-
+def test_unreadable_images_are_named(folder: Path, without_ray: None, tmp_path: Path) -> None:
     (folder / "source" / "bed" / "1.png").write_bytes(b"no image")
     content = (folder / "target" / "bear" / "2.png").read_bytes()
     (folder / "target" / "bear" / "2.png").write_bytes(content[: len(content) // 2])
@@ -132,6 +130,24 @@ def test_every_input_changes_the_fingerprint(folder: Path, tmp_path: Path) -> No
     image.write_bytes(image.read_bytes() + b"\0")
     seen.append(of())
     assert len(set(seen)) == 4
+
+
+def test_a_hub_checkpoint_is_identified_by_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    revision = "a1" * 20
+    repo = tmp_path / "models--someone--tiny-clip"
+    shutil.copytree(ASSETS / "clip", repo / "snapshots" / revision)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(revision)
+    checkpoint = find_checkpoint("someone/tiny-clip")
+    assert checkpoint.name == "someone/tiny-clip"
+    assert checkpoint.folder == repo / "snapshots" / revision
+    assert checkpoint.identity["hub"] == "someone/tiny-clip" and checkpoint.identity["revision"] == revision
+    with pytest.raises(UserError, match="--clip must be a folder or a Hugging Face id that can be reached; got 'a/b'"):
+        find_checkpoint("a/b")
 
 
 def test_checkpoints_that_are_no_clip_are_one_clear_error(tmp_path: Path) -> None:
