@@ -1,0 +1,250 @@
+"""Packs on real Ray actors: a whole search, the deaths of actors and drivers, and what the terminal shows."""
+
+import functools
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import toy
+from optuna.trial import TrialState
+from rich.console import Console
+
+from study.driver import SearchOutcome, concurrent_packs, progress_line, run_search
+from study.ledger import open_ledger, read_ledger
+from study.protocol import RungBoard
+from study.search import Counts, PackSearcher
+from study.storage import open_storage
+from study.trainable import Board, PackJob, PackProgress, PackTrainable
+
+IDENTITY = {"benchmark": "toy", "select": "pseudo-unseen"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toy_travels(ray_cluster: None) -> None:
+    toy.register()
+
+
+def search(folder: Path, *, configs: int = 12, resume: bool = False, **options: Any) -> SearchOutcome:
+    """One search with packs of four; `options` go to `run_search`."""
+    with open_ledger(folder, space=toy.SPACE, identity=IDENTITY, resume=resume) as book:
+        searcher = PackSearcher(book, toy.SPACE, configs=configs, pack=4, sampler="random", seed=5)
+        options = {"train": toy.train, "console": Console(file=io.StringIO()), **options}
+        return run_search(searcher, toy.trial_data().to_arrays(), epochs=toy.EPOCHS, rungs=toy.RUNGS, **options)
+
+
+def without_ray(folder: Path, configs: int = 12) -> None:
+    """The same search in this process, pack after pack."""
+    board = RungBoard()
+    with open_ledger(folder, space=toy.SPACE, identity=IDENTITY) as book:
+        searcher = PackSearcher(book, toy.SPACE, configs=configs, pack=4, sampler="random", seed=5)
+        while isinstance(pack := searcher.suggest("pack"), dict):
+            lanes = pack["lanes"]
+            results = toy.train(
+                [lane["params"] for lane in lanes],
+                seeds=[lane["seed"] for lane in lanes],
+                data=toy.trial_data(),
+                epochs=toy.EPOCHS,
+                rungs=toy.RUNGS,
+                judge=lambda epoch, scores: board.judge(epoch, [score for _, score in scores]),
+                on_epoch=lambda epoch, alive: None,
+            )
+            told = [{"number": lane["number"], **asdict(x)} for lane, x in zip(lanes, results, strict=True)]
+            searcher.on_trial_complete("pack", {"lanes": told})
+
+
+def outcome(folder: Path) -> list[Any]:
+    return [(c.index, c.params, c.seed, c.state, c.score) for c in read_ledger(folder).finished()]
+
+
+def each_once(folder: Path, configs: int) -> bool:
+    return [c.index for c in read_ledger(folder).finished()] == list(range(configs))
+
+
+def test_one_worker_does_what_a_plain_loop_does(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    said = io.StringIO()
+    mirror = open_storage(str(tmp_path / "mirror"), "study")
+    train = functools.partial(toy.train, threads=2)
+    console = Console(file=said, width=200)
+    done = search(tmp_path / "study", cpus_per_pack=2, train=train, console=console, mirror=mirror)
+    without_ray(tmp_path / "loop")
+    assert outcome(tmp_path / "study") == outcome(tmp_path / "loop")
+    assert not done.interrupted and done.concurrent == 1 and done.counts.packs == 3
+    assert each_once(tmp_path / "study", 12)
+    trials = read_ledger(tmp_path / "study").trials()
+    assert {t.state for t in trials} >= {TrialState.COMPLETE, TrialState.PRUNED}
+    for trial in trials:
+        if trial.state == TrialState.PRUNED:
+            assert sorted(trial.intermediate_values) in ([1], [1, 2])
+    assert said.getvalue().splitlines()[-1].startswith("12/12 configs · ")
+    printed = capfd.readouterr()
+    assert printed.out == "" and "tune" not in printed.err.lower()  # no table, no advice
+    assert mirror.read("study.journal") == (tmp_path / "study" / "study.journal").read_bytes()
+    assert sorted(os.listdir(tmp_path / "study")) == ["driver.lock", "study.journal"]
+
+
+def test_packs_whose_actor_dies_or_that_raise_are_trained_again(tmp_path: Path) -> None:
+    die, fail = tmp_path / "die", tmp_path / "fail"
+    die.touch()
+    fail.touch()
+    train = functools.partial(toy.train, seconds=0.4, die_once=die, fail_once=fail)
+    done = search(tmp_path / "study", train=train)
+    assert done.counts.deaths == 2 and not die.exists() and not fail.exists()
+    assert each_once(tmp_path / "study", 12)
+    void = [t for t in read_ledger(tmp_path / "study").trials() if "requeued" in t.user_attrs]
+    assert len(void) == 8 and {t.user_attrs["reason"] for t in void} == {
+        "its pack died: its actor or node died",
+        "its pack died: RuntimeError: out of luck",
+    }
+
+
+DRIVER = """
+import functools, sys
+sys.path[:0] = {paths!r}
+import ray, toy
+import test_trainable
+from pathlib import Path
+ray.init(address={address!r}, log_to_driver=False, logging_level="ERROR")
+toy.register()
+resume = sys.argv[1] == "resume"
+done = test_trainable.search(Path({folder!r}), resume=resume, train=functools.partial(toy.train, seconds=1.0))
+print("interrupted" if done.interrupted else "finished")
+"""
+
+
+def start_driver(folder: Path, mode: str = "new") -> subprocess.Popen:
+    """A search in a process of its own, on this session's cluster."""
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    address = ray.get_runtime_context().gcs_address
+    script = DRIVER.format(paths=paths, address=address, folder=str(folder))
+    return subprocess.Popen([sys.executable, "-c", script, mode], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def wait_for(condition: Callable[[], bool], driver: subprocess.Popen) -> None:
+    while not condition():
+        assert driver.poll() is None, driver.communicate()[1].decode()
+        time.sleep(0.02)
+
+
+def finished(folder: Path) -> int:
+    return len(read_ledger(folder).finished()) if (folder / "driver.lock").exists() and _has_study(folder) else 0
+
+
+def _has_study(folder: Path) -> bool:
+    journal = folder / "study.journal"
+    return journal.exists() and '"identity"' in journal.read_text()
+
+
+def test_kill_minus_nine_of_the_driver_then_resume(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    driver = start_driver(folder)
+    wait_for(lambda: finished(folder) >= 4, driver)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert 4 <= finished(folder) < 12
+    done = search(folder, resume=True)
+    assert not done.interrupted and each_once(folder, 12)
+    # the draws and seeds are those of a study that nobody killed
+    without_ray(tmp_path / "undisturbed")
+    assert [o[:3] for o in outcome(folder)] == [o[:3] for o in outcome(tmp_path / "undisturbed")]
+
+
+def test_ctrl_c_keeps_what_is_finished_and_resume_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    driver = start_driver(folder)
+    wait_for(lambda: finished(folder) >= 4, driver)
+    driver.send_signal(signal.SIGINT)
+    out, err = driver.communicate(timeout=60)
+    assert out.decode().strip() == "interrupted", err.decode()
+    assert not err.decode().strip()
+    assert {t.state for t in read_ledger(folder).trials()}.isdisjoint({TrialState.RUNNING, TrialState.WAITING})
+    search(folder, resume=True)
+    assert each_once(folder, 12)
+
+
+def test_a_resumed_board_knows_the_ledgers_scores(tmp_path: Path) -> None:
+    without_ray(tmp_path / "study", configs=8)
+    board = RungBoard()
+    search(tmp_path / "study", configs=8, resume=True, board=board)
+    curves = [dict(c.curve) for c in read_ledger(tmp_path / "study").finished()]
+    assert board.scores == {epoch: [c[epoch] for c in curves if epoch in c] for epoch in toy.RUNGS}
+
+
+def test_the_board_judges_packs_together_and_knows_their_progress() -> None:
+    board: Any = Board.remote(RungBoard(eta=2))  # type: ignore[attr-defined]
+    assert ray.get(board.judge.remote(1, [0.4, 0.8])) == [False, True]
+    assert ray.get(board.judge.remote(1, [0.5, 0.9, 0.1])) == [True, True, False]
+    ray.get(board.report.remote("a", PackProgress(lanes=4, alive=3, epoch=2)))
+    ray.get(board.report.remote("b", PackProgress(lanes=4, alive=4, epoch=0)))
+    ray.get(board.report.remote("b", None))
+    assert ray.get(board.packs.remote()) == {"a": PackProgress(lanes=4, alive=3, epoch=2)}
+    ray.kill(board)
+
+
+def test_an_actor_takes_pack_after_pack() -> None:
+    import torch
+
+    board: Any = Board.remote(RungBoard())  # type: ignore[attr-defined]
+    threads = torch.get_num_threads()
+    job = PackJob(
+        space="toy",
+        config=dict,
+        arrays=ray.put(toy.trial_data().to_arrays()),
+        board=board,
+        epochs=toy.EPOCHS,
+        rungs=toy.RUNGS,
+        cpus=0.5,
+        gpus=0,
+        train=toy.train,
+    )
+
+    class Actor(PackTrainable):
+        def setup(self, config: dict[str, Any], job: PackJob = job) -> None:
+            super().setup(config, job=job)
+
+    def lanes(*xs: float) -> dict[str, Any]:
+        return {
+            "lanes": [{"number": i, "seed": i, "params": {"layers": 0, "lr": 0.1, "x": x}} for i, x in enumerate(xs)]
+        }
+
+    try:
+        actor = Actor(lanes(0.4, 0.99, 0.9))
+        assert repr(actor) == "pack(space=toy, lanes=3, first=0)"
+        result = actor.step()
+        assert [x["state"] for x in result["lanes"]] == ["complete", "failed", "pruned"] and result["done"]
+        assert json.loads(json.dumps(result)) is not None
+        assert actor.reset(lanes(0.5))
+        assert [x["number"] for x in actor.step()["lanes"]] == [0]
+        assert actor.reset({"lanes": [{"number": 0, "seed": 0, "params": {}}]})
+        assert actor.step() == {"lanes": [], "crash": "KeyError: 'layers'", "done": True}
+    finally:
+        torch.set_num_threads(threads)
+        ray.kill(board)
+
+
+def test_packs_must_fit_the_cluster() -> None:
+    assert concurrent_packs(1, 0) == 2 and concurrent_packs(0.5, 0) == 4 and concurrent_packs(2, 0) == 1
+    with pytest.raises(ValueError, match="--cpus-per-pack and --gpus-per-pack must fit the cluster, got 3 and 0"):
+        concurrent_packs(3, 0)
+    with pytest.raises(ValueError, match="got 1 and 1 for 2 CPUs and 0 GPUs"):
+        concurrent_packs(1, 1)
+
+
+def test_progress_line() -> None:
+    counts = Counts(complete=6, pruned=5, failed=1, best=0.41234)
+    packs = {"a": PackProgress(lanes=8, alive=8, epoch=5), "b": PackProgress(lanes=8, alive=2, epoch=10)}
+    line = progress_line(counts, packs, configs=48, already=4, epochs=20, seconds=60)
+    # 8 configurations of this run, 2 + 7 worth of running ones: 17 of 44 in 60 s
+    assert line == (
+        "12/48 configs · 5 pruned · 1 failed · best 0.4123 · 10/16 lanes alive in 2 packs · about 1:35 left"
+    )
+    assert progress_line(Counts(), {}, configs=8, already=0, epochs=20, seconds=1) == "0/8 configs"
