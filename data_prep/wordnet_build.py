@@ -10,6 +10,8 @@ metadata: morphology needs the dictionary's own exception list, and one file is 
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +52,8 @@ def build(out: Path, dictionary: Path | None = None) -> int:
     None reads NLTK's own corpus, downloading it if it is missing.
     Raises UserError if the folder lacks a file or the corpus cannot be had.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        reader = _open_reader(dictionary, Path(scratch))
+    with _scratch_on_nltk_path() as scratch:
+        reader = _open_reader(dictionary, scratch)
         rows = [_row(synset) for synset in reader.all_synsets("n")]
         exceptions = {
             _spaced(form): [_spaced(base) for base in bases]
@@ -64,6 +66,19 @@ def build(out: Path, dictionary: Path | None = None) -> int:
     return len(rows)
 
 
+@contextmanager
+def _scratch_on_nltk_path() -> Iterator[Path]:
+    """A temporary folder that NLTK may read: it opens no file outside its data path."""
+    import nltk
+
+    with tempfile.TemporaryDirectory() as scratch:
+        nltk.data.path.insert(0, scratch)
+        try:
+            yield Path(scratch)
+        finally:
+            nltk.data.path.remove(scratch)
+
+
 def _open_reader(dictionary: Path | None, scratch: Path) -> Any:
     import nltk
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
@@ -72,7 +87,6 @@ def _open_reader(dictionary: Path | None, scratch: Path) -> Any:
         def map_wn(self, version: str = "wordnet") -> None:
             """No mapping to other languages' WordNets: it needs an index.sense file, and nothing here uses it."""
 
-    nltk.data.path.insert(0, str(scratch))  # NLTK opens no file outside its data path
     if dictionary is None:
         try:
             root = nltk.data.find("corpora/wordnet")
