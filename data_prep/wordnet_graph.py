@@ -4,7 +4,7 @@ Shapes: C classes, N nodes, E edges. The graph is a plain `networkx.DiGraph` ove
 Classes without a wnid become nodes of their own with no edges.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import networkx as nx
@@ -82,12 +82,12 @@ def build_graph(
     graph = hierarchy.subgraph(nodes).copy()
     graph.add_nodes_from(class_nodes)  # those outside WordNet, with no edges
     edges = sorted((index[child], index[parent], relation) for child, parent, relation in graph.edges(data="relation"))
-    depths = min_depths(graph)
+    shallowest = depths(graph, min)
     path_CC, wup_CC = class_similarities(net, graph, class_nodes)
     return ClassGraph(
         wnids=tuple(nodes),
         lemmas=tuple(net.synsets[node].lemmas if node in net.synsets else (names[i],) for i, node in enumerate(nodes)),
-        depth_N=np.array([depths[node] for node in nodes], dtype=np.int64),
+        depth_N=np.array([shallowest[node] for node in nodes], dtype=np.int64),
         edges_E2=np.array([edge[:2] for edge in edges], dtype=np.int64).reshape(-1, 2),
         relations=tuple(edge[2] for edge in edges),
         path_similarity_CC=path_CC,
@@ -95,20 +95,12 @@ def build_graph(
     )
 
 
-def min_depths(graph: nx.DiGraph) -> dict[str, int]:
-    """Edges on the shortest way from every node up to a root (NLTK's min_depth). `graph` is closed under hypernyms."""
-    depths: dict[str, int] = {}
+def depths(graph: nx.DiGraph, choose: Callable[..., int]) -> dict[str, int]:
+    """Edges from every node of a hypernym-closed graph up to a root, along the shortest way (min) or the longest (max)."""
+    found: dict[str, int] = {}
     for node in reversed(list(nx.topological_sort(graph))):  # parents first
-        depths[node] = min((depths[parent] + 1 for parent in graph.successors(node)), default=0)
-    return depths
-
-
-def max_depths(graph: nx.DiGraph) -> dict[str, int]:
-    """As `min_depths`, along the longest way (NLTK's max_depth)."""
-    depths: dict[str, int] = {}
-    for node in reversed(list(nx.topological_sort(graph))):
-        depths[node] = max((depths[parent] + 1 for parent in graph.successors(node)), default=0)
-    return depths
+        found[node] = choose((found[parent] + 1 for parent in graph.successors(node)), default=0)
+    return found
 
 
 def class_similarities(net: WordNet, graph: nx.DiGraph, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +115,7 @@ def class_similarities(net: WordNet, graph: nx.DiGraph, classes: Sequence[str]) 
     for c, node in enumerate(classes):
         for ancestor in above[node]:
             below.setdefault(ancestor, []).append(c)
-    shallowest, deepest = min_depths(graph), max_depths(graph)
+    shallowest, deepest = depths(graph, min), depths(graph, max)
     # Deepest last, so that what is written last into a cell comes from the lowest common hypernym.
     order = sorted(below, key=lambda a: net.synsets[a].name if a in net.synsets else a, reverse=True)
     order.sort(key=shallowest.__getitem__)
