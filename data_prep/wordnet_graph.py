@@ -96,7 +96,7 @@ def build_graph(
 
 
 def depths(graph: nx.DiGraph, choose: Callable[..., int]) -> dict[str, int]:
-    """Edges from every node of a hypernym-closed graph up to a root, along the shortest way (min) or the longest (max)."""
+    """Edges from every node of a closed graph up to a root, by the shortest way (choose=min) or the longest (max)."""
     found: dict[str, int] = {}
     for node in reversed(list(nx.topological_sort(graph))):  # parents first
         found[node] = choose((found[parent] + 1 for parent in graph.successors(node)), default=0)
