@@ -115,7 +115,7 @@ class PackSearcher(Searcher):
             fresh -= 1
         self.counts.packs += 1
         self.counts.empty_lanes += self.pack - len(lanes)
-        return {"lanes": [{"number": x.number, "params": x.params, "seed": x.seed} for x in lanes]}
+        return {"lanes": [{"number": x.number, "index": x.index, "params": x.params, "seed": x.seed} for x in lanes]}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Write the lanes a pack reports; those written before are left alone."""

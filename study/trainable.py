@@ -36,11 +36,19 @@ class Board:
 
     def __init__(self, rungs: RungBoard) -> None:
         self._rungs = rungs
+        self._entered: dict[tuple[int, int], float] = {}
         self._packs: dict[str, PackProgress] = {}
 
-    def judge(self, epoch: int, scores: Sequence[float]) -> list[bool]:
-        """For each score, whether its lane goes on (successive halving against all lanes so far)."""
-        return self._rungs.judge(epoch, list(scores))
+    def judge(self, epoch: int, scores: Mapping[int, float]) -> list[bool]:
+        """For each configuration's score, whether it goes on (successive halving against all lanes so far).
+
+        A configuration that is trained again, because its pack died, takes its old score's place.
+        """
+        for index, score in scores.items():
+            if (epoch, index) in self._entered:
+                self._rungs.scores[epoch].remove(self._entered[epoch, index])
+            self._entered[epoch, index] = score
+        return self._rungs.judge(epoch, list(scores.values()))
 
     def report(self, pack: str, progress: PackProgress | None) -> None:
         """How far a pack is; None when it is finished."""
@@ -114,7 +122,7 @@ class PackTrainable(tune.Trainable):
         board, last_report = self.job.board, 0.0
 
         def judge(epoch: int, scores: list[tuple[int, float]]) -> list[bool]:
-            return ray.get(board.judge.remote(epoch, [score for _, score in scores]))
+            return ray.get(board.judge.remote(epoch, {lanes[i]["index"]: score for i, score in scores}))
 
         def on_epoch(epoch: int, alive: int) -> None:
             nonlocal last_report

@@ -96,12 +96,15 @@ def test_packs_whose_actor_dies_or_that_raise_are_trained_again(tmp_path: Path) 
     die, fail = tmp_path / "die", tmp_path / "fail"
     die.touch()
     fail.touch()
-    train = functools.partial(toy.train, seconds=0.4, die_once=die, fail_once=fail)
-    done = search(tmp_path / "study", train=train)
+    train = functools.partial(toy.train, threads=2, die_once=die, fail_once=fail)
+    done = search(tmp_path / "study", cpus_per_pack=2, train=train)
+    without_ray(tmp_path / "undisturbed")
+    assert outcome(tmp_path / "study") == outcome(tmp_path / "undisturbed")
     assert done.counts.deaths == 2 and not die.exists() and not fail.exists()
     assert each_once(tmp_path / "study", 12)
     void = [t for t in read_ledger(tmp_path / "study").trials() if "requeued" in t.user_attrs]
-    assert len(void) == 8 and {t.user_attrs["reason"] for t in void} == {
+    assert len(void) == 8
+    assert {t.user_attrs["reason"] for t in void} == {
         "its pack died: its actor or node died",
         "its pack died: RuntimeError: out of luck",
     }
@@ -181,8 +184,9 @@ def test_a_resumed_board_knows_the_ledgers_scores(tmp_path: Path) -> None:
 
 def test_the_board_judges_packs_together_and_knows_their_progress() -> None:
     board: Any = Board.remote(RungBoard(eta=2))  # type: ignore[attr-defined]
-    assert ray.get(board.judge.remote(1, [0.4, 0.8])) == [False, True]
-    assert ray.get(board.judge.remote(1, [0.5, 0.9, 0.1])) == [True, True, False]
+    assert ray.get(board.judge.remote(1, {0: 0.4, 1: 0.8})) == [False, True]
+    assert ray.get(board.judge.remote(1, {2: 0.5, 3: 0.9, 4: 0.1})) == [True, True, False]
+    assert ray.get(board.judge.remote(1, {2: 0.5, 3: 0.9, 4: 0.1})) == [True, True, False]  # trained again
     ray.get(board.report.remote("a", PackProgress(lanes=4, alive=3, epoch=2)))
     ray.get(board.report.remote("b", PackProgress(lanes=4, alive=4, epoch=0)))
     ray.get(board.report.remote("b", None))
@@ -213,7 +217,10 @@ def test_an_actor_takes_pack_after_pack() -> None:
 
     def lanes(*xs: float) -> dict[str, Any]:
         return {
-            "lanes": [{"number": i, "seed": i, "params": {"layers": 0, "lr": 0.1, "x": x}} for i, x in enumerate(xs)]
+            "lanes": [
+                {"number": i, "index": i, "seed": i, "params": {"layers": 0, "lr": 0.1, "x": x}}
+                for i, x in enumerate(xs)
+            ]
         }
 
     try:
@@ -224,7 +231,7 @@ def test_an_actor_takes_pack_after_pack() -> None:
         assert json.loads(json.dumps(result)) is not None
         assert actor.reset(lanes(0.5))
         assert [x["number"] for x in actor.step()["lanes"]] == [0]
-        assert actor.reset({"lanes": [{"number": 0, "seed": 0, "params": {}}]})
+        assert actor.reset({"lanes": [{"number": 0, "index": 0, "seed": 0, "params": {}}]})
         assert actor.step() == {"lanes": [], "crash": "KeyError: 'layers'", "done": True}
     finally:
         torch.set_num_threads(threads)

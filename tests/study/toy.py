@@ -97,7 +97,7 @@ def train(
         if fail_once and fail_once.exists():
             fail_once.unlink()
             raise RuntimeError("out of luck")
-        if die_once and die_once.exists():
+        if die_once and die_once.exists() and epoch == EPOCHS:
             die_once.unlink()
             os.kill(os.getpid(), 9)
         for i in alive:
