@@ -35,7 +35,7 @@ def normalised_adjacency(edges_E2: Tensor, num_nodes: int, normalisation: Normal
 
 
 def propagate(adjacency_MN: Tensor, hidden_KNH: Tensor) -> Tensor:
-    """`adjacency @ hidden` for every lane at once -> (K, M, H): the lanes are folded into the columns of one product."""
+    """`adjacency @ hidden` of every lane (K, M, H): the lanes are folded into the columns of one product."""
     k, n, h = hidden_KNH.shape
     columns = hidden_KNH.transpose(0, 1).reshape(n, k * h)
     return torch.sparse.mm(adjacency_MN, columns).view(-1, k, h).transpose(0, 1)

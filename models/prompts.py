@@ -4,9 +4,9 @@ CLIP's text transformer is causal and reads its feature off the end-of-text toke
 EOS can matter: sequences are cut there. Lanes and classes are one batch of rows, encoded in chunks that are
 recomputed in the backward pass: only one chunk's activations exist at a time.
 
-Memory: a row of T tokens keeps about 19 T W floats per layer (width W; attention without its matrix). ViT-B/32's text
-tower (W = 512, 12 layers) with T = 24 needs 11 MB a row: 1,000 classes at once 11 GB, chunks of 128 rows 1.4 GB beside
-0.25 GB of weights, whatever the number of classes or lanes.
+Memory: the backward pass keeps 14 T W floats per layer for a row of T tokens (counted; width W). ViT-B/32's text tower
+(W = 512, 12 layers) at T = 24 keeps 8.3 MB a row, 26.5 MB at its full 77: 1,000 classes at once would take 8.3 GB (26.5
+GB uncut), chunks of 128 rows take 1.1 GB beside 0.25 GB of weights, however many classes and lanes there are.
 
 Suffixes: K lanes, C classes, R rows (lane x class), T tokens, X context vectors, W width of the text encoder,
 D CLIP dimension.

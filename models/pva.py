@@ -19,9 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.gaussian import kl_to_prior, pairwise_kl, symmetric_kl, wasserstein
 from models.prompts import ClassTexts, PromptLearner, base_cross_entropy
 from models.stacked import StackedModule, check_static, lane_field, lane_normal
-from models.sweeps import LAMBDAS, Choice, ResidualCosine, sweep_residual
+from models.sweeps import LAMBDAS, Choice, Curve, ResidualCosine, seen_unseen_curve, sweep_residual
 
 FAR = 100.0
 """Cosine distance at which a class is out of question."""
@@ -184,7 +185,9 @@ class PVA(StackedModule):
         self.register_lane("base_KC", base_KC)
         for name in LANE_KNOBS - {"lr", "weight_decay", "tau"}:
             self.register_lane(name, lane_field(configs, name))
-        self.register_lane("tau", torch.tensor([math.nan if c.tau is None else c.tau for c in configs]))
+        # float64: a tau halfway between two float32 scores must not be rounded onto the lower one
+        taus = [math.nan if c.tau is None else c.tau for c in configs]
+        self.register_lane("tau", torch.tensor(taus, dtype=torch.float64))
 
         self.prompts: PromptLearner | None = None
         if config.prompts != "none":
@@ -213,10 +216,12 @@ class PVA(StackedModule):
             "out": base_cross_entropy(self._out_logits(images_KBD, image_KBL, text_KCL), labels_KB, self.base_KC),
         }
         if self.config.variational:
-            base_KC = self.base_KC / self.base_KC.sum(1, keepdim=True)
-            kl_KB, kl_KC = self._kl_to_prior(image_mean, image_log_var), self._kl_to_prior(text_mean, text_log_var)
+            share_KC = self.base_KC / self.base_KC.sum(1, keepdim=True)
+            free_K11 = self.free_bits[:, None, None]
+            kl_KB = kl_to_prior(image_mean, image_log_var, free_K11)
+            kl_KC = kl_to_prior(text_mean, text_log_var, free_K11)
             warm = (self.steps / self.kl_warm_up.clamp_min(1)).clamp(max=1)
-            losses["kl"] = warm * (kl_KB.mean(1) + (kl_KC * base_KC).sum(1))
+            losses["kl"] = warm * (kl_KB.mean(1) + (kl_KC * share_KC).sum(1))
         return losses
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
@@ -279,9 +284,21 @@ class PVA(StackedModule):
             )
             for k in range(len(self.base_KC))
         ]
-        self.tau.copy_(torch.tensor([c.tau for c in choices]))
+        self.tau.copy_(torch.tensor([c.tau for c in choices], dtype=torch.float64))
         self.residual_lambda.copy_(torch.tensor([c.residual_lambda for c in choices]))
         return choices
+
+    def curves(self, images_ID: Tensor, labels_I: Tensor) -> list[Curve]:
+        """Each lane's seen-unseen curve over every tau, at its lambda. Raises `ValueError` without separation."""
+        scores = self.scores(images_ID)
+        if scores.separation_KI is None:
+            raise ValueError("tau needs separation: a model with separation=False has no seen-unseen curve, got False")
+        cosine_KIC = scores.cosine.at(self.residual_lambda if self.config.residual else 0.0)
+        novel_KI = cosine_KIC.masked_fill(self.base_KC[:, None], -math.inf).argmax(-1)
+        of_lanes = zip(scores.separation_KI, scores.latent_KIC.argmax(-1), novel_KI, self.base_KC, strict=True)
+        return [
+            seen_unseen_curve(s, base == labels_I, novel == labels_I, labels_I, c) for s, base, novel, c in of_lanes
+        ]
 
     def logits(self, images_BD: Tensor) -> Tensor:
         """Logits over all classes (K, B, C) of image features (B, D): divide and conquer.
@@ -321,31 +338,6 @@ class PVA(StackedModule):
         image_KBD = self._decode(image_KBL, self.image_decoder_KLD) + share * images_KBD
         text_KCD = self._decode(text_KCL, self.text_decoder_KLD) + share * self.text_features_CD
         return self.logit_scale * F.normalize(image_KBD, dim=-1) @ F.normalize(text_KCD, dim=-1).mT
-
-    def _kl_to_prior(self, mean: Tensor, log_var: Tensor) -> Tensor:
-        """KL of each posterior to N(0, I) (K, B), nats per dimension; what a dimension has below free bits is free."""
-        kl_KBL = (mean**2 + log_var.exp() - log_var - 1) / 2
-        return torch.maximum(kl_KBL, self.free_bits[:, None, None]).mean(-1)
-
-
-def wasserstein(mean0: Tensor, log_var0: Tensor, mean1: Tensor, log_var1: Tensor) -> Tensor:
-    """Squared 2-Wasserstein distance of diagonal Gaussians (..., L), mean over dimensions."""
-    return ((mean0 - mean1) ** 2 + ((log_var0 / 2).exp() - (log_var1 / 2).exp()) ** 2).mean(-1)
-
-
-def symmetric_kl(mean0: Tensor, log_var0: Tensor, mean1: Tensor, log_var1: Tensor) -> Tensor:
-    """Mean of both KL divergences of diagonal Gaussians (..., L), mean over dimensions."""
-    square, ratio = (mean0 - mean1) ** 2, log_var0 - log_var1
-    one_way = ratio.exp() + square * (-log_var1).exp()
-    return ((one_way + (-ratio).exp() + square * (-log_var0).exp()) / 4 - 0.5).mean(-1)
-
-
-def pairwise_kl(mean0: Tensor, log_var0: Tensor, mean1: Tensor, log_var1: Tensor) -> Tensor:
-    """KL(image || text) (K, I, C) of diagonal Gaussians (K, I, L) and (K, C, L), mean over dimensions: two products."""
-    precision = (-log_var1).exp()
-    cross = (log_var0.exp() + mean0**2) @ precision.mT - 2 * mean0 @ (mean1 * precision).mT
-    of_text = (mean1**2 * precision + log_var1).sum(-1)[:, None]
-    return ((cross + of_text - log_var0.sum(-1)[:, :, None]) / mean0.shape[-1] - 1) / 2
 
 
 def _isometry(generators: Sequence[torch.Generator], dim: int, latent: int) -> Tensor:

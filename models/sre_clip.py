@@ -1,4 +1,4 @@
-"""SRE-CLIP Adapter: semantic-relation enhanced adaptation of CLIP for domain-adaptive zero-shot learning (arXiv 2510.21808).
+"""SRE-CLIP Adapter: semantic-relation enhanced CLIP for domain-adaptive zero-shot learning (arXiv 2510.21808).
 
 Labelled source images of seen classes and unlabelled target images of all classes adapt a frozen CLIP: an attention
 adapter on the image feature, and class prototypes from a graph network over WordNet with a linear residual path.
@@ -181,6 +181,13 @@ class SREClip(StackedModule):
     LANE_KNOBS = LANE_KNOBS
     seen_KC: Tensor
     text_features_CD: Tensor
+    # lane knobs that the forward pass uses, (K,) each
+    rho: Tensor
+    residual_scale: Tensor
+    relation_temperature: Tensor
+    pseudo_label_threshold: Tensor
+    target_temperature: Tensor
+    unseen_prior: Tensor
 
     def __init__(
         self, configs: Sequence[SREConfig], *, seeds: Sequence[int], seen_KC: Tensor, graph: ClassGraph
@@ -227,7 +234,7 @@ class SREClip(StackedModule):
             parts.append(self.residual_scale[:, None, None] * (self.text_features_CD @ self.residual_KDD))
         if self.gcn is not None:
             parts.append(self.gcn())
-        return F.normalize(sum(parts), dim=-1)
+        return F.normalize(torch.stack(parts).sum(0), dim=-1)
 
     def logits(self, image_features_BD: Tensor) -> Tensor:
         """Logits over all classes (K, B, C) of image features (B, D) or (K, B, D)."""
@@ -265,7 +272,8 @@ class SREClip(StackedModule):
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
         """The weighted sum (K,): L_cls + sum of w_x L_x."""
-        return losses["cls"] + sum(getattr(self, f"w_{n}") * losses[n] for n in ("srs", "align", "ent", "div", "bal"))
+        weighted = [getattr(self, f"w_{name}") * losses[name] for name in ("srs", "align", "ent", "div", "bal")]
+        return losses["cls"] + torch.stack(weighted).sum(0)
 
     def _relations(self, prototypes_KCD: Tensor) -> Tensor:
         """Soft labels q_c = softmax(P_c P^T / t_rel), (K, C, C)."""

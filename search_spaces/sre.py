@@ -29,7 +29,7 @@ SPACE = Space(
             choices=("row", "symmetric", "identity"),
             default="row",
             when=("gcn_layers", (1, 2)),
-            why="how neighbours are averaged; identity is the same network without a graph, so the graph has to earn it",
+            why="how neighbours are averaged; identity is the same network without a graph: the graph has to earn it",
         ),
         Knob(
             name="gcn_width",

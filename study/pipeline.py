@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import os
 import platform
 import shlex
@@ -17,11 +18,14 @@ from typing import Any
 import ray
 import torch
 from rich.console import Console
+from rich.progress import Progress, TaskID
 
 import search_spaces
 from data_prep import UserError, prepare
+from data_prep.benchmarks import get_benchmark
+from data_prep.checkpoint import find_checkpoint
 from data_prep.feature_store import load
-from search_spaces import Ablation
+from search_spaces import Ablation, Space
 from study.driver import concurrent_packs, run_search
 from study.evaluation import Evaluation, Scored, average_rotations, select, with_test_labels
 from study.leaderboard import read_leaderboard, to_terminal, write_config, write_leaderboard, write_run
@@ -47,11 +51,15 @@ class Study:
 
     def __init__(self, options: Options, console: Console | None = None) -> None:
         self.options, self.console = options, console or Console()
-        self.space = search_spaces.load(options.study.space)
+        chosen_space = search_spaces.load(options.study.space)
+        self.ablation = chosen_space if isinstance(chosen_space, Ablation) else None
+        self.space: Space = chosen_space.space if isinstance(chosen_space, Ablation) else chosen_space
+        chosen = get_benchmark(options.study.benchmark, options.study.data_root)
+        find_checkpoint(options.study.clip or chosen.default_clip)
         if options.output.resume and options.output.name is None:
             raise UserError("--resume must come with the --name of the study to continue, got none")
         benchmark = options.study.benchmark.partition(":")[0]
-        self.name = options.output.name or f"{self.space.name}-{benchmark}-{datetime.now():%Y%m%d-%H%M%S}"
+        self.name = options.output.name or f"{chosen_space.name}-{benchmark}-{datetime.now():%Y%m%d-%H%M%S}"
         self.storage = open_storage(options.output.storage, self.name)
         self.seconds: dict[str, float] = {}
 
@@ -103,8 +111,8 @@ class Study:
             data = with_test_labels(data, self.cache)
         arrays = ray.put(data.to_arrays())
         interrupted = False
-        if isinstance(self.space, Ablation):
-            candidates = self._variants(rotation)
+        if self.ablation:
+            candidates = self._variants(self.ablation, rotation)
         else:
             candidates, interrupted = self._timed("search", lambda: self._search(rotation, arrays, storage))
         seeds = [self.options.search.seed * 1000 + i for i in range(selection.seeds)]
@@ -179,17 +187,17 @@ class Study:
             for c in best
         ], outcome.interrupted
 
-    def _variants(self, rotation: int) -> list[dict[str, Any]]:
+    def _variants(self, ablation: Ablation, rotation: int) -> list[dict[str, Any]]:
         """An ablation's configurations: the winner's (or the space's default) knobs, each variant's own on top."""
-        space, params = self.space.space, self.space.space.defaults()
+        params = self.space.defaults()
         if self.options.selection.winner:
-            params = _winner_params(self.options.selection.winner, space.method, rotation)
+            params = _winner_params(self.options.selection.winner, self.space.method, rotation)
         return [
             {
-                "config": space.config(**{**params, **changes}),
-                "row": {"method": f"{space.method}: {name}", "config_id": f"{self.space.name}-{i}"},
+                "config": self.space.config(**{**params, **changes}),
+                "row": {"method": f"{self.space.method}: {name}", "config_id": f"{ablation.name}-{i}"},
             }
-            for i, (name, changes) in enumerate(self.space.variants.items())
+            for i, (name, changes) in enumerate(ablation.variants.items())
         ]
 
     def _refit(self, configs: list[Any], seeds: list[int], arrays: Any) -> list[Refit]:
@@ -211,20 +219,30 @@ class Study:
         address = self.options.resources.address or os.environ.get("RAY_ADDRESS")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its coming change of default, and no warning
         if address:  # its nodes have the project, or get it with the job's working directory
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             return
         project = str(Path(__file__).resolve().parents[1])
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [project, os.environ.get("PYTHONPATH")]))
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
     def _prepare(self) -> Path:
         study = self.options.study
-        with self.console.status("features"):
+        with Progress(console=self.console, transient=True, disable=not self.console.is_terminal) as bars:
+            tasks: dict[str, TaskID] = {}
+
+            def progress(stage: str, done: int, total: int) -> None:
+                if stage not in tasks:
+                    tasks[stage] = bars.add_task(stage)
+                    if not self.console.is_terminal:
+                        self.console.print(f"features: {stage} ({total})")
+                bars.update(tasks[stage], completed=done, total=total)
+
             return prepare(
                 benchmark=study.benchmark,
                 clip=study.clip,
                 data_root=study.data_root,
                 cache_dir=self.options.output.cache,
+                progress=progress,
             )
 
     def _ledger_folder(self, storage: Storage) -> Path:
@@ -247,12 +265,11 @@ class Study:
 
     def _print_plan(self, data: TrialData, rotations: int) -> None:
         """What will be done, and how long it should take: a step of the default configuration is timed for it."""
-        options, space = self.options, self.space
-        search, selection, resources = options.search, options.selection, options.resources
+        search, selection, resources = self.options.search, self.options.selection, self.options.resources
         at_once = concurrent_packs(resources.cpus_per_pack, resources.gpus_per_pack)
-        seconds = _seconds_per_epoch(data, space.space if isinstance(space, Ablation) else space)
-        if isinstance(space, Ablation):
-            work, refits = f"{len(space.variants)} variants", len(space.variants)
+        seconds = _seconds_per_epoch(data, self.space)
+        if self.ablation:
+            work, refits = f"none: {len(self.ablation.variants)} variants", len(self.ablation.variants)
             search_seconds = 0.0
         else:
             packs = -(-search.configs // self.pack)
@@ -268,7 +285,7 @@ class Study:
         total = rotations * (search_seconds + refit_seconds)
         mark = " [bold red](ORACLE: looks at test labels)[/bold red]" if selection.select == "oracle" else ""
         self.console.print(
-            f"[bold]{self.name}[/bold]{mark}: {space.name} on {self.features.benchmark} with {self.features.clip}\n"
+            f"[bold]{self.name}[/bold]{mark}: {self.options.study.space} on {self.features.benchmark} with {self.features.clip}\n"
             f"  images     {len(data.source_labels_I)} labelled source images of {int(data.seen_C.sum())} seen "
             f"classes, {len(data.target_features_TD)} unlabelled target images, "
             f"{int((~data.seen_C).sum())} unseen classes\n"
@@ -303,7 +320,7 @@ class Study:
         }
 
 
-def _seconds_per_epoch(data: TrialData, space: Any) -> float:
+def _seconds_per_epoch(data: TrialData, space: Space) -> float:
     """Seconds that one lane's epoch of the default configuration takes on one thread of this machine."""
     config = space.config(**space.defaults())
     threads = torch.get_num_threads()

@@ -83,12 +83,14 @@ class TrialData:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> "TrialData":
         """The inverse of `to_arrays`; tensors share the (read-only) arrays' memory."""
-        return cls(**{k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in arrays.items()})
+        values: dict[str, Any] = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in arrays.items()}
+        return cls(**values)
 
     def to(self, device: torch.device | str) -> "TrialData":
         """The same data on a device."""
-        tensors = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
-        return replace(self, **tensors)
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()}
+        return TrialData(**values)
 
 
 def trial_data(features: FeatureSet, *, rotation: int, folds: int, seed: int) -> TrialData:
@@ -232,6 +234,7 @@ def _h_gains(tests: Sequence[tuple[Tensor, Tensor, Tensor]], labels_T: Tensor, w
         return harmonic_mean(accuracy_SC[:, seen_C].nanmean(1), accuracy_SC[:, ~seen_C].nanmean(1))
 
     count_SC = torch.zeros(len(weights_ST), len(tests[0][2])).index_add_(1, labels_T, weights_ST)
+
     def mean_h(predictions_LT: Tensor, seen_C: Tensor) -> Tensor:
         return torch.stack([h_of(predicted_T, seen_C) for predicted_T in predictions_LT]).mean(0)
 

@@ -136,7 +136,9 @@ def test_bootstrap_averages_over_rotations() -> None:
     labels, right = torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 2, 3])
     half = torch.tensor([0, 3, 2, 1])  # S = U = H = 1/2 however the seen classes are paired with unseen ones
     other = torch.tensor([True, False, False, True])
-    gain, _, _ = paired_bootstrap([(right[None], half[None], SEEN), (half[None], half[None], other)], labels, samples=10)
+    gain, _, _ = paired_bootstrap(
+        [(right[None], half[None], SEEN), (half[None], half[None], other)], labels, samples=10
+    )
     assert gain == pytest.approx((0.5 + 0.0) / 2)
 
 

@@ -110,6 +110,9 @@ def test_packs_whose_actor_dies_or_that_raise_are_trained_again(tmp_path: Path) 
     }
 
 
+CONFIGS = 20
+"""Five packs: enough to interrupt a study twice."""
+
 DRIVER = """
 import functools, sys
 sys.path[:0] = {paths!r}
@@ -119,7 +122,8 @@ from pathlib import Path
 ray.init(address={address!r}, log_to_driver=False, logging_level="ERROR")
 toy.register()
 resume = sys.argv[1] == "resume"
-done = test_trainable.search(Path({folder!r}), resume=resume, train=functools.partial(toy.train, seconds=1.0))
+train = functools.partial(toy.train, seconds=1.0)
+done = test_trainable.search(Path({folder!r}), configs={configs}, resume=resume, train=train)
 print("interrupted" if done.interrupted else "finished")
 """
 
@@ -128,7 +132,7 @@ def start_driver(folder: Path, mode: str = "new") -> subprocess.Popen:
     """A search in a process of its own, on this session's cluster."""
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
     address = ray.get_runtime_context().gcs_address
-    script = DRIVER.format(paths=paths, address=address, folder=str(folder))
+    script = DRIVER.format(paths=paths, address=address, folder=str(folder), configs=CONFIGS)
     return subprocess.Popen([sys.executable, "-c", script, mode], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -147,31 +151,26 @@ def _has_study(folder: Path) -> bool:
     return journal.exists() and '"identity"' in journal.read_text()
 
 
-def test_kill_minus_nine_of_the_driver_then_resume(tmp_path: Path) -> None:
-    folder = tmp_path / "study"
-    driver = start_driver(folder)
-    wait_for(lambda: finished(folder) >= 4, driver)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    assert 4 <= finished(folder) < 12
-    done = search(folder, resume=True)
-    assert not done.interrupted and each_once(folder, 12)
-    # the draws and seeds are those of a study that nobody killed
-    without_ray(tmp_path / "undisturbed")
-    assert [o[:3] for o in outcome(folder)] == [o[:3] for o in outcome(tmp_path / "undisturbed")]
-
-
-def test_ctrl_c_keeps_what_is_finished_and_resume_goes_on(tmp_path: Path) -> None:
+def test_ctrl_c_then_kill_minus_nine_then_resume(tmp_path: Path) -> None:
     folder = tmp_path / "study"
     driver = start_driver(folder)
     wait_for(lambda: finished(folder) >= 4, driver)
     driver.send_signal(signal.SIGINT)
-    out, err = driver.communicate(timeout=60)
+    out, err = driver.communicate(timeout=120)
     assert out.decode().strip() == "interrupted", err.decode()
     assert not err.decode().strip()
     assert {t.state for t in read_ledger(folder).trials()}.isdisjoint({TrialState.RUNNING, TrialState.WAITING})
-    search(folder, resume=True)
-    assert each_once(folder, 12)
+    kept = finished(folder)
+
+    driver = start_driver(folder, "resume")
+    wait_for(lambda: finished(folder) > kept, driver)
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    assert kept < finished(folder) < CONFIGS
+
+    assert not search(folder, configs=CONFIGS, resume=True).interrupted and each_once(folder, CONFIGS)
+    without_ray(tmp_path / "undisturbed", configs=CONFIGS)  # the draws and seeds are those of a study nobody disturbed
+    assert [o[:3] for o in outcome(folder)] == [o[:3] for o in outcome(tmp_path / "undisturbed")]
 
 
 def test_a_resumed_board_knows_the_ledgers_scores(tmp_path: Path) -> None:

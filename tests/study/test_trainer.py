@@ -142,15 +142,11 @@ def test_lanes_of_a_fold_train_on_neither_held_out_nor_pseudo_unseen_images(data
 
 
 def test_mutual_information_of_sure_and_even_and_of_constant_predictions() -> None:
-    class Fixed:
-        data = SimpleNamespace(target_features_TD=None)
-
-        def predict(self, _: object) -> list[torch.Tensor]:
-            sure = torch.full((4, 4), -100.0).fill_diagonal_(100.0)
-            constant = torch.tensor([100.0, -100, -100, -100]).repeat(4, 1)
-            return [torch.stack([sure, constant, torch.zeros(4, 4)])]
-
-    assert mutual_information(Fixed()).tolist() == pytest.approx([1, 0, 0], abs=1e-6)  # type: ignore[arg-type]
+    sure = torch.full((4, 4), -100.0).fill_diagonal_(100.0)
+    constant = torch.tensor([100.0, -100, -100, -100]).repeat(4, 1)
+    logits = torch.stack([sure, constant, torch.zeros(4, 4)])
+    assert mutual_information([logits]).tolist() == pytest.approx([1, 0, 0], abs=1e-6)
+    assert mutual_information(logits.split(3, dim=1)).tolist() == pytest.approx([1, 0, 0], abs=1e-6)
 
 
 def test_training_learns_the_toy_task(features: SimpleNamespace, data: TrialData) -> None:
