@@ -41,7 +41,13 @@ def double_loop(
 
 
 def swept(
-    images_ID: Tensor, prototypes_CD: Tensor, keys_ND: Tensor, cache_labels_N: Tensor, labels_I: Tensor, **grid: list
+    images_ID: Tensor,
+    prototypes_CD: Tensor,
+    keys_ND: Tensor,
+    cache_labels_N: Tensor,
+    labels_I: Tensor,
+    alphas: list[float],
+    betas: list[float],
 ) -> Tensor:
     """The same from one affinity."""
     return tip_adapter_grid(
@@ -49,7 +55,8 @@ def swept(
         affinity_IN=images_ID @ keys_ND.T,
         cache_labels_N=cache_labels_N,
         labels_I=labels_I,
-        **grid,
+        alphas=alphas,
+        betas=betas,
     )
 
 
@@ -73,10 +80,10 @@ def main() -> None:
 
     cache_labels_N = torch.arange(args.cached) % args.classes
     labels_I = torch.randint(0, args.classes, (args.images,), generator=g)
-    prototypes_CD = around(torch.arange(args.classes), 2.0)
-    keys_ND, images_ID = around(cache_labels_N, 3.0), around(labels_I, 4.0)
+    prototypes_CD = around(torch.arange(args.classes), 1.0)
+    keys_ND, images_ID = around(cache_labels_N, 4.0), around(labels_I, 5.0)
     grid = {
-        "alphas": torch.linspace(0.1, 20, args.alphas).tolist(),
+        "alphas": torch.linspace(0.5, 100, args.alphas).tolist(),
         "betas": torch.linspace(1, 20, args.betas).tolist(),
     }
     swept(images_ID, prototypes_CD, keys_ND, cache_labels_N, labels_I, **grid)  # warm up

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
+from models.gaussian import kl_to_prior, pairwise_kl, symmetric_kl, wasserstein
 from models.prompts import ClassTexts, FrozenTextEncoder
-from models.pva import PVA, PVAConfig, pairwise_kl, symmetric_kl, wasserstein
+from models.pva import PVA, PVAConfig
 
 CLASSES, BASE, DIM = 8, 5, 16
 BASE_C = torch.arange(CLASSES) < BASE
@@ -102,6 +103,7 @@ def test_the_sweep_chooses_what_predictions_then_score() -> None:
         per_class = [correct_I[labels_I == c].mean().item() for c in range(CLASSES)]
         seen, unseen = sum(per_class[:BASE]) / BASE, sum(per_class[BASE:]) / (CLASSES - BASE)
         assert (choice.seen, choice.unseen) == pytest.approx((seen, unseen), abs=1e-9)
+        assert module.curves(images_ID, labels_I)[k].best().h == pytest.approx(choice.h, abs=1e-9)
 
 
 def test_training_improves_base_classes_of_other_images() -> None:
@@ -184,6 +186,8 @@ def test_closed_forms_are_those_of_torch() -> None:
         gaussian(mean0[:, :, None], log_var0[:, :, None]), gaussian(mean1[:, None], log_var1[:, None])
     )
     torch.testing.assert_close(pairwise_kl(mean0, log_var0, mean1, log_var1), pairs / 6)
+    prior = gaussian(torch.zeros_like(mean0), torch.zeros_like(mean0))
+    torch.testing.assert_close(kl_to_prior(mean0, log_var0), kl_divergence(p, prior) / 6)
     one = torch.ones(1)
     assert wasserstein(2 * one, one.log() * 2, 5 * one, (3 * one).log() * 2).item() == pytest.approx(9 + 4)
 
@@ -229,5 +233,7 @@ def test_bad_splits_and_missing_tau() -> None:
             PVA([SMALL], seeds=[0], base_KC=base_C[None], texts=texts)
     with pytest.raises(ValueError, match="tau must be chosen before"):
         build([SMALL], [0]).logits(images_ID)
+    with pytest.raises(ValueError, match="tau needs separation"):
+        build([replace(SMALL, separation=False)], [0]).curves(images_ID, torch.zeros(len(images_ID), dtype=torch.int64))
     with pytest.raises(ValueError, match="latent_dim is static"):
         build([SMALL, replace(SMALL, latent_dim=8)], [0, 1])
