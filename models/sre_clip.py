@@ -48,7 +48,7 @@ class SREConfig:
     batch_size: int = 256
     """Images of each domain per step."""
 
-    lr: float = 3e-4
+    lr: float = 5e-4
     """AdamW's peak learning rate (linear warm-up, cosine decay)."""
     weight_decay: float = 1e-4
     """Decoupled weight decay."""
@@ -60,9 +60,9 @@ class SREConfig:
     """Weight of the semantic relation structure loss."""
     w_align: float = 0.5
     """Weight of the cross-modal alignment retention loss."""
-    w_ent: float = 1.0
+    w_ent: float = 3.0
     """Weight of the entropy of target predictions."""
-    w_div: float = 3.0
+    w_div: float = 8.0
     """Weight of the diversity of target predictions."""
     w_bal: float = 1.0
     """Weight of the balance of seen and unseen mass on the target."""

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from study.storage import Storage
@@ -206,15 +207,22 @@ def to_markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+_BRIEF: dict[str, Any] = {
+    "": _SHOWN["rank"],
+    "method": _method,
+    "config": _SHOWN["config"],
+    "val H": lambda r: _percent(r.val_h_mean),
+    **{name: _SHOWN[name] for name in ("S", "U", "H", "H gain [95 %]")},
+}
+"""What fits a terminal of 80 columns; the files have the rest."""
+
+
 def to_terminal(rows: Sequence[Row]) -> Table:
     """The leaderboard as a rich table."""
     oracle = any(row.select == ORACLE for row in rows)
-    table = Table(title=ORACLE_NOTE if oracle else None, caption=_LEGEND)
-    hidden = {"select", "source"} if len({(r.select, r.source) for r in rows}) == 1 and not oracle else set()
-    shown = {name: show for name, show in _SHOWN.items() if name not in hidden}
-    for name in shown:
+    table = Table(title=ORACLE_NOTE if oracle else None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in _BRIEF:
         table.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=name not in _LEFT)
     for row in rows:
-        cells = [show(row) for show in shown.values()]
-        table.add_row(*cells, style="bold" if row.selected else None)
+        table.add_row(*(show(row) for show in _BRIEF.values()), style="bold" if row.selected else None)
     return table

@@ -9,12 +9,10 @@ from typing import Any, Literal
 
 from tyro.conf import OmitArgPrefixes
 
-from data_prep.errors import UserError
-
 
 def _check(value: Any, rule: str, *, option: str, holds: bool) -> None:
     if not holds:
-        raise UserError(f"{option} must be {rule}, got {value}")
+        raise ValueError(f"{option} must be {rule}, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)

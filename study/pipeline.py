@@ -34,7 +34,7 @@ from study.options import Options
 from study.protocol import TrialData, rung_epochs, trial_data
 from study.refit import Refit, refit
 from study.search import PackSearcher
-from study.storage import Storage, open_storage
+from study.storage import Storage, open_storage, pull
 from study.trainer import Pack, seen_classes, train_pack, trainable_images
 
 PACKAGES = ("ray", "torch", "transformers", "optuna", "numpy", "pyarrow", "networkx")
@@ -169,10 +169,9 @@ class Study:
                 gpus_per_pack=resources.gpus_per_pack,
                 train=functools.partial(train_pack, criterion=selection.criterion),
                 console=self.console,
+                mirror=None if storage.is_local else storage,
             )
             best = ledger.best(selection.top)
-        if not storage.is_local:
-            storage.write(JOURNAL, (folder / JOURNAL).read_bytes())
         return [
             {
                 "config": self.space.config(**c.params),
@@ -250,10 +249,7 @@ class Study:
         if storage.is_local:
             return Path(storage.root)
         folder = self.options.output.cache / "ledgers" / storage.root
-        journal = storage.read(JOURNAL)
-        if journal and not (folder / JOURNAL).exists():
-            folder.mkdir(parents=True)
-            (folder / JOURNAL).write_bytes(journal)
+        pull(storage, folder / JOURNAL)
         return folder
 
     def _pack_size(self) -> int:

@@ -1,0 +1,63 @@
+from dataclasses import fields
+
+import pytest
+
+import search_spaces
+from search_spaces import Ablation, Knob, Space
+
+
+@pytest.mark.parametrize("name", search_spaces.names())
+def test_every_shipped_space_is_whole(name: str) -> None:
+    loaded = search_spaces.load(name)
+    assert loaded.name == name
+    space = loaded.space if isinstance(loaded, Ablation) else loaded
+    lane_knobs = {k.name for k in space.knobs if k.scope == "lane"}
+    config = space.config(**space.defaults())
+    assert {k.name for k in space.knobs} <= {f.name for f in fields(config)}
+    from study.trainer import MODELS
+
+    model = MODELS[space.config]
+    assert lane_knobs <= model.LANE_KNOBS
+    assert not {k.name for k in space.knobs if k.scope == "static"} & model.LANE_KNOBS
+    for knob in space.knobs:
+        for value in knob.choices or (knob.low, knob.high):
+            space.config(**{**space.defaults(), knob.name: int(value) if knob.is_int else value})
+    if isinstance(loaded, Ablation):
+        for changes in loaded.variants.values():
+            space.config(**{**space.defaults(), **changes})
+
+
+def test_a_space_shows_its_defaults_as_those_of_the_configuration() -> None:
+    space = search_spaces.load("sre")
+    assert isinstance(space, Space)
+    config = space.config()
+    for knob in space.knobs:
+        assert getattr(config, knob.name) == knob.default, knob.name
+
+
+def test_a_conditional_knob_is_active_only_where_its_condition_holds() -> None:
+    space = search_spaces.load("sre")
+    assert isinstance(space, Space)
+    flat = {**space.defaults(), "gcn_layers": 0}
+    assert {"adjacency", "gcn_width"}.isdisjoint(k.name for k in space.active(flat))
+    deep = {k.name for k in space.active({**space.defaults(), "gcn_layers": 2})}
+    assert {"adjacency", "gcn_width"} <= deep
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(low=1.0), "give either choices or low and high"),
+        (dict(low=0.0, high=1.0, log=True), "a log scale needs low > 0, got 0.0"),
+        (dict(low=1.0, high=2.0), r"default must lie in \[1.0, 2.0\], got 0.5"),
+        (dict(choices=(1, 2)), "default must be one of"),
+    ],
+)
+def test_a_knob_that_makes_no_sense_is_refused(given: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Knob(name="x", scope="lane", default=0.5, why="", **given)
+
+
+def test_an_unknown_space_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match="nearest: sre"):
+        search_spaces.load("srs")

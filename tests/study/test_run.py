@@ -1,0 +1,215 @@
+"""The command line on the embedded benchmark, with real Ray actors; bad input before any of them starts."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import pytest
+
+from study.run import main
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = "--configs 4 --pack 2 --epochs 2 --folds 2 --seeds 2 --top 1 --seed 3".split()
+COLUMNS = (
+    "rank method config_id select benchmark clip val_h_mean val_h_std test_known_micro test_unknown_micro "
+    "test_all_micro test_seen_mean test_unseen_mean test_h_mean test_h_std h_gain h_gain_lo h_gain_hi n_seeds "
+    "train_seconds feature_fingerprint source params"
+).split()
+METRICS = [c for c in COLUMNS if c.startswith(("val", "test", "h_gain"))]
+
+
+@pytest.fixture(scope="session")
+def small_study(ray_cluster: None, embedded_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    storage = tmp_path_factory.mktemp("results")
+    assert run(storage, embedded_cache, "--name", "small") == 0
+    return storage / "small"
+
+
+def run(storage: Path, cache: Path, *arguments: str) -> int:
+    return main([*SMALL, "--storage", str(storage), "--cache", str(cache.parent), *arguments])
+
+
+def test_a_study_writes_all_it_promises(small_study: Path) -> None:
+    table = pd.read_parquet(small_study / "leaderboard.parquet")
+    assert list(table.columns[: len(COLUMNS)]) == COLUMNS
+    assert sorted(table.method) == [
+        "CLIP zero-shot (WordNet lemmas)",
+        "CLIP zero-shot (ensemble)",
+        "CLIP zero-shot (single template)",
+        "SRE-CLIP",
+    ]
+    ours = table[table.method == "SRE-CLIP"].iloc[0]
+    zero_shot = table[table.config_id == "zero-shot-single"].iloc[0]
+    assert zero_shot.test_all_micro == pytest.approx(0.3257, abs=1e-4)  # published with the checkpoint
+    assert (ours.n_seeds, ours["select"], ours.source) == (2, "pseudo-unseen", "this study")
+    assert ours.h_gain_lo <= ours.h_gain <= ours.h_gain_hi
+    assert (small_study / "leaderboard.csv").exists() and "SRE-CLIP" in (small_study / "leaderboard.md").read_text()
+    config = json.loads((small_study / "configs" / f"{ours.config_id}.json").read_text())
+    assert config["seeds"] == [3000, 3001] and config["params"] == json.loads(ours.params)
+    run_json = json.loads((small_study / "run.json").read_text())
+    assert {"command", "options", "feature_fingerprint", "versions", "hardware", "seconds"} <= set(run_json)
+
+
+def test_the_ledger_is_an_optuna_study_with_every_configuration(small_study: Path) -> None:
+    journal = optuna.storages.journal.JournalFileBackend(str(small_study / "study.journal"))
+    study = optuna.load_study(study_name=None, storage=optuna.storages.JournalStorage(journal))
+    states = [t.state.name for t in study.trials]
+    assert len(states) == 4 and set(states) <= {"COMPLETE", "PRUNED"}
+    for trial in study.trials:
+        assert trial.intermediate_values  # its learning curve
+    table = pd.read_parquet(small_study / "leaderboard.parquet")
+    best = max((t for t in study.trials if t.state.name == "COMPLETE"), key=lambda t: t.value)
+    assert table[table.method == "SRE-CLIP"].val_score.item() == pytest.approx(best.value)
+
+
+def test_the_same_seed_gives_the_same_leaderboard(small_study: Path, embedded_cache: Path) -> None:
+    assert run(small_study.parent, embedded_cache, "--name", "again", "--cpus-per-pack", "2") == 0
+    first = pd.read_parquet(small_study / "leaderboard.parquet")
+    again = pd.read_parquet(small_study.parent / "again" / "leaderboard.parquet")
+    # two workers or one: the first packs are drawn before either reports, so four configurations agree
+    pd.testing.assert_frame_equal(first[["config_id", *METRICS]], again[["config_id", *METRICS]], atol=1e-6)
+
+
+def test_a_finished_study_resumes_to_the_same_leaderboard(small_study: Path, embedded_cache: Path) -> None:
+    before = pd.read_parquet(small_study / "leaderboard.parquet")
+    assert run(small_study.parent, embedded_cache, "--name", "small", "--resume") == 0
+    after = pd.read_parquet(small_study / "leaderboard.parquet")
+    pd.testing.assert_frame_equal(before[["config_id", *METRICS]], after[["config_id", *METRICS]])
+
+
+def test_all_rotations_are_averaged(small_study: Path, embedded_cache: Path) -> None:
+    assert run(small_study.parent, embedded_cache, "--name", "all", "--rotation", "all", "--configs", "1") == 0
+    folder = small_study.parent / "all"
+    mean = pd.read_parquet(folder / "leaderboard.parquet").set_index("method")
+    rotations = [pd.read_parquet(folder / f"rotation-{r}" / "leaderboard.parquet") for r in range(4)]
+    for method in ("SRE-CLIP", "CLIP zero-shot (ensemble)"):
+        parts = [r.set_index("method").loc[method, "test_h_mean"] for r in rotations]
+        assert mean.loc[method, "test_h_mean"] == pytest.approx(sum(parts) / 4)
+    # every image is scored once per rotation, so micro accuracy over all images is the same in each for zero-shot
+    assert mean.loc["CLIP zero-shot (single template)", "test_all_micro"] == pytest.approx(0.3257, abs=1e-4)
+    gains = [r.set_index("method").loc["SRE-CLIP", "h_gain"] for r in rotations]
+    assert mean.loc["SRE-CLIP", "h_gain"] == pytest.approx(sum(gains) / 4, abs=1e-6)
+
+
+def test_an_oracle_study_is_marked(small_study: Path, embedded_cache: Path) -> None:
+    arguments = ("--name", "oracle", "--select", "oracle", "--configs", "1", "--pack", "1")
+    assert run(small_study.parent, embedded_cache, *arguments) == 0
+    folder = small_study.parent / "oracle"
+    table = pd.read_parquet(folder / "leaderboard.parquet")
+    assert set(table["select"]) == {"oracle"}
+    assert "ORACLE" in (folder / "leaderboard.md").read_text()
+    assert json.loads((folder / "configs" / "sre-0000.json").read_text())["select"] == "oracle"
+
+
+def test_two_objectives_mark_their_pareto_front(small_study: Path, embedded_cache: Path) -> None:
+    arguments = ("--name", "pareto", "--objective", "seen,unseen", "--top", "4")
+    assert run(small_study.parent, embedded_cache, *arguments) == 0
+    table = pd.read_parquet(small_study.parent / "pareto" / "leaderboard.parquet")
+    ours = table[table.method == "SRE-CLIP"]
+    assert len(ours) == 4 and ours.pareto.any() and not table[table.method != "SRE-CLIP"].pareto.any()
+
+
+def test_an_ablation_refits_the_winner_and_each_variant(small_study: Path, embedded_cache: Path) -> None:
+    arguments = ("--space", "sre-ablation", "--name", "ablation", "--winner", str(small_study))
+    assert run(small_study.parent, embedded_cache, *arguments) == 0
+    table = pd.read_parquet(small_study.parent / "ablation" / "leaderboard.parquet").set_index("method")
+    winner = pd.read_parquet(small_study / "leaderboard.parquet").set_index("method").loc["SRE-CLIP"]
+    assert table.loc["SRE-CLIP: full", "test_h_mean"] == pytest.approx(winner.test_h_mean, abs=1e-6)
+    assert json.loads(table.loc["SRE-CLIP: no L_srs", "params"])["w_srs"] == 0.0
+    assert len(table) == 3 + 8
+
+
+def test_prep_only_and_dry_run_stop_early(ray_cluster: None, embedded_cache: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    assert run(tmp_path, embedded_cache, "--name", "prep", "--prep-only") == 0
+    assert run(tmp_path, embedded_cache, "--name", "plan", "--dry-run") == 0
+    assert "4 configurations x 2 folds x 2 epochs in 2 packs of 2, 2 at once" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("*.*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--space sr", "--space must be one of sre, sre-ablation; got 'sr' (nearest: sre)"),
+        ("--benchmark icons2emojj", "did you mean 'icons2emoji'?"),
+        ("--clip no/such/folder/anywhere", "--clip"),
+        ("--configs 0", "--configs must be at least 1, got 0"),
+        ("--folds 1", "--folds must be at least 2, got 1"),
+        ("--rotation -1", "--rotation must be 0 or more, or all, got -1"),
+        ("--cpus-per-pack 0", "--cpus-per-pack must be more than 0, got 0"),
+        ("--name ../escape", "--name must be letters"),
+        ("--resume", "--resume must come with the --name"),
+        ("--storage /proc/nowhere", "--storage must be writable"),
+        ("--sampler tpr", "invalid choice 'tpr' for argument '--sampler'"),
+        ("--confgs 3", "--configs"),
+    ],
+)
+def test_bad_input_is_one_clear_message_before_ray_starts(
+    arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.init", lambda *a, **k: pytest.fail("Ray was started"))
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setenv("COLUMNS", "200")
+    try:
+        code = main(["--storage", str(tmp_path), *arguments.split()])
+    except SystemExit as exit_:  # tyro's own errors
+        code = exit_.code
+    assert code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--rotation 4", "--rotation must be 0 to 3 or all for icons2emoji, got 4"),
+        ("--folds 100", "--folds must be at least 2 with two seen classes in each; got 100 for 171"),
+        ("--cpus-per-pack 3", "--cpus-per-pack and --gpus-per-pack must fit the cluster"),
+    ],
+)
+def test_input_that_only_the_benchmark_or_the_cluster_can_refuse(
+    arguments: str, message: str, small_study: Path, embedded_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(small_study.parent, embedded_cache, "--name", "bad", *arguments.split()) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_help_teaches_without_loading_torch() -> None:
+    command = [sys.executable, "-X", "importtime", str(ROOT / "study" / "run.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    for option in "--space --benchmark --clip --data-root --configs --epochs --pack --folds --seeds --top --select".split():
+        assert option in done.stdout
+    assert "torch" not in done.stderr
+
+
+# --- the house ------------------------------------------------------------------------------------------------------
+
+
+def imports_of(folder: str) -> dict[str, set[str]]:
+    import ast
+
+    found: dict[str, set[str]] = {}
+    for path in (ROOT / folder).rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        names = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
+        names |= {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module}
+        found[str(path.relative_to(ROOT))] = {n.split(".")[0] for n in names}
+    return found
+
+
+def test_data_flows_one_way() -> None:
+    for path, names in imports_of("models").items():
+        assert not names & {"ray", "study", "data_prep", "search_spaces", "pyarrow"}, path
+    for path, names in imports_of("data_prep").items():
+        assert not names & {"study", "models", "search_spaces"}, path
+    for path, names in imports_of("search_spaces").items():
+        assert not names & {"ray", "optuna", "study", "data_prep"}, path
+    study = imports_of("study")
+    assert not study["study/trainer.py"] & {"ray", "optuna"} and not study["study/protocol.py"] & {"ray", "optuna"}
+
+
+def test_only_the_final_evaluation_reads_target_labels() -> None:
+    readers = [p.name for p in (ROOT / "study").glob("*.py") if "load_target_labels" in p.read_text()]
+    assert readers == ["evaluation.py"]
