@@ -38,8 +38,9 @@ class PVAConfig:
     """Hidden width of the encoders."""
     skip: bool = True
     """Linear path beside the hidden layer, at first an isometry; without it the latent space starts random."""
-    prompts: Literal["none", "shared", "per_class"] = "none"
-    """Learned context of the class texts; `none` takes CLIP's cached text features and costs a hundredth."""
+    prompts: Literal["none", "residual", "shared", "per_class"] = "residual"
+    """What is learned in a class text: nothing, an offset of its cached feature (task residual, Yu et al., 2023), or
+    context through the text encoder, one for all classes or one each, at a hundred times the cost."""
     template: str = "a photo of a {}"
     """What learned context starts from."""
     variational: bool = True
@@ -48,7 +49,7 @@ class PVAConfig:
     """Base-like and novel-like images go separate ways (ablation: False, all classes compete at once)."""
     residual: bool = True
     """CLIP's features beside the adapter's in the novel branch (ablation: False)."""
-    alignment: Literal["kl", "w2"] = "w2"
+    alignment: Literal["kl", "w2"] = "kl"
     """Distance of an image's posterior to that of its class text: symmetric KL or squared 2-Wasserstein."""
     score: Literal["cosine", "kl", "relative"] = "cosine"
     """Separation: best base cosine, its negative KL, or best base cosine minus kappa times CLIP's best novel one."""
@@ -69,7 +70,7 @@ class PVAConfig:
     """Steps over which that weight grows from 0."""
     free_bits: float = 0.0
     """Nats per dimension that cost nothing."""
-    w_align: float = 0.1
+    w_align: float = 0.5
     """Weight of the alignment, per latent dimension."""
     w_out: float = 0.3
     """Weight of the cross-entropy of adapter features (with residual 1): what trains the way back to CLIP's space."""
@@ -190,7 +191,10 @@ class PVA(StackedModule):
         self.register_lane("tau", torch.tensor(taus, dtype=torch.float64))
 
         self.prompts: PromptLearner | None = None
-        if config.prompts != "none":
+        self.text_residual_KCD: nn.Parameter | None = None
+        if config.prompts == "residual":
+            self.text_residual_KCD = nn.Parameter(torch.zeros(len(configs), *texts.features_CD.shape))
+        elif config.prompts != "none":
             self.prompts = PromptLearner(
                 texts, generators=generators, template=config.template, per_class=config.prompts == "per_class"
             )
@@ -229,11 +233,13 @@ class PVA(StackedModule):
         return losses["cls"] + sum(getattr(self, f"w_{name}") * losses[name] for name in losses.keys() - {"cls"})
 
     def text_features(self, needed_C: Tensor | None = None) -> Tensor:
-        """CLIP features (K, C, D) of class texts, under learned prompts if there are any.
+        """CLIP features (K, C, D) of class texts, under the learned prompts or residuals there are.
 
         `needed_C`: bool, classes to prompt; the others keep their cached feature.
         """
         cached_KCD = self.text_features_CD.expand(len(self.base_KC), -1, -1)
+        if self.text_residual_KCD is not None:
+            return F.normalize(cached_KCD + self.text_residual_KCD, dim=-1)  # a novel class's never leaves zero
         if self.prompts is None:
             return cached_KCD
         if needed_C is None:

@@ -164,6 +164,14 @@ def test_no_residual_leaves_the_adapters_features_alone() -> None:
     assert module.sweep(images_ID, labels_I)[0].residual_lambda == 0.0
 
 
+def test_text_residuals_leave_novel_classes_alone() -> None:
+    texts, images_ID, labels_I = world()
+    module = build([replace(SMALL, prompts="residual")], [0])
+    train(module, images_ID, labels_I, 5)
+    moved_C = (module.text_features()[0] - texts.features_CD).abs().amax(1) > 1e-5
+    assert torch.equal(moved_C, BASE_C)
+
+
 def test_novel_columns_and_labels_do_not_enter_the_losses() -> None:
     texts, images_ID, labels_I = world()
     moved = replace(texts, features_CD=torch.where(BASE_C[:, None], texts.features_CD, -texts.features_CD))
