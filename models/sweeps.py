@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 LAMBDAS = (0.0, *(round(2 ** (i / 4), 4) for i in range(-16, 21)), math.inf)
@@ -219,9 +220,10 @@ def tip_adapter_grid(
         weights_SI = torch.full_like(labels_I, 1, dtype=torch.float64)[None] / len(labels_I)
     else:
         weights_SI = torch.stack(class_mean_weights(labels_I, base_C))
+    values_NC = F.one_hot(cache_labels_N, clip_logits_IC.shape[1]).to(affinity_IN)
     grid = []
     for beta in betas:
-        cache_IC = torch.zeros_like(clip_logits_IC).index_add_(1, cache_labels_N, torch.exp(beta * (affinity_IN - 1)))
+        cache_IC = torch.exp(beta * (affinity_IN - 1)) @ values_NC
         accuracy_SA = weights_SI @ _correct_at(clip_logits_IC, cache_IC, labels_I, alpha_A).double()
         grid.append(accuracy_SA[0] if base_C is None else _harmonic_mean(accuracy_SA[0], accuracy_SA[1]))
     return torch.stack(grid)
