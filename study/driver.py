@@ -176,7 +176,7 @@ def progress_line(
     parts = [f"{done}/{configs} configs"]
     parts += [f"{n} {name}" for n, name in ((counts.pruned, "pruned"), (counts.failed, "failed")) if n]
     if counts.best is not None:
-        parts.append(f"best {counts.best:.4f}")
+        parts.append(f"best score {counts.best:.4f}" + (f" (H {100 * counts.best_h:.2f})" if counts.best_h else ""))
     if packs:
         alive = sum(p.alive for p in packs.values())
         parts.append(f"{alive}/{sum(p.lanes for p in packs.values())} lanes alive in {len(packs)} packs")

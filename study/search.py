@@ -35,6 +35,8 @@ class Counts:
     """Diverged, or their packs died once too often."""
     best: float | None = None
     """Highest score of a completed configuration."""
+    best_h: float | None = None
+    """That configuration's H on the selection folds."""
     packs: int = 0
     """Packs asked for in this run."""
     empty_lanes: int = 0
@@ -48,11 +50,11 @@ class Counts:
     def finished(self) -> int:
         return self.complete + self.pruned + self.failed
 
-    def add(self, state: str, score: float | None) -> None:
+    def add(self, state: str, score: float | None = None, h: float | None = None) -> None:
         """Count one finished configuration."""
         setattr(self, state, getattr(self, state) + 1)
         if state == "complete" and score is not None and (self.best is None or score > self.best):
-            self.best = score
+            self.best, self.best_h = score, h
 
 
 def derive_seed(seed: int, index: int, purpose: str) -> int:
@@ -88,7 +90,7 @@ class PackSearcher(Searcher):
         self._queue: deque[Lane] = deque(ledger.recover())
         done = ledger.finished()
         for configuration in done:
-            self.counts.add(configuration.state, configuration.score)
+            self.counts.add(configuration.state, configuration.score, configuration.metrics.get("val_h_mean"))
         asked: list[Configuration | Lane] = [*done, *self._queue]
         last = max(asked, key=lambda c: c.index, default=None)
         self._next = last.index + 1 if last else 0
@@ -124,7 +126,8 @@ class PackSearcher(Searcher):
             if lane.number in told:
                 state = self.ledger.tell(lane, told[lane.number])
                 if state:
-                    self.counts.add(state, told[lane.number]["score"])
+                    result_of_lane = told[lane.number]
+                    self.counts.add(state, result_of_lane["score"], result_of_lane["metrics"].get("val_h_mean"))
         if told and trial_id in self._running:
             self._running[trial_id] = [x for x in self._running[trial_id] if x.number not in told]
 
@@ -140,7 +143,7 @@ class PackSearcher(Searcher):
                 self._requeue(lane, f"its pack died: {reason}", deaths=lane.deaths + 1)
             else:
                 self.ledger.fail(lane.trial_id, f"its pack died: {reason}", requeue_with=None)
-                self.counts.add("failed", None)
+                self.counts.add("failed")
 
     def interrupt(self, reason: str) -> None:
         """Void the running lanes, for a later resume to train them."""
