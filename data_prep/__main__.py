@@ -23,6 +23,8 @@ def features(
     data_root: Path | None = None,
     cache_dir: Path = Path(".cache"),
     rebuild: bool = False,
+    allow_partial: bool = False,
+    templates: tuple[str, ...] = (),
 ) -> None:
     """Encode a benchmark's images and texts with CLIP, unless the cache is already there.
 
@@ -32,9 +34,14 @@ def features(
 
     Args:
         benchmark: A name from `python -m data_prep list`, or folder:PATH with PATH/DOMAIN/CLASS/*.jpg and
-        PATH/classes.csv. clip: Checkpoint folder or Hugging Face id; the benchmark's own if left out. data_root: Where
-        a relative folder:PATH starts. cache_dir: Where caches are kept, one folder each, named by benchmark and
-        fingerprint. rebuild: Build it even if it is there.
+            PATH/classes.csv. CoOp's sets take options: dtd:shots=16,seed=2.
+        clip: Checkpoint folder or Hugging Face id; the benchmark's own if left out.
+        data_root: Where the data sets were unpacked, and where a relative folder:PATH starts.
+        cache_dir: Where caches are kept, one folder each, named by benchmark and fingerprint.
+        rebuild: Build it even if it is there.
+        allow_partial: Go on with what is there of an incomplete data set. The cache says that it is partial.
+        templates: A template set (single, imagenet7, imagenet80, ...) or prompts with {}; the benchmark's own if left
+            out.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
@@ -45,6 +52,8 @@ def features(
             data_root=data_root,
             cache_dir=cache_dir,
             rebuild=rebuild,
+            allow_partial=allow_partial,
+            templates=(templates[0] if len(templates) == 1 else templates) or None,
             progress=lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total),
         )
     console.print(cache, soft_wrap=True)
@@ -87,6 +96,8 @@ def list_(cache_dir: Path = Path(".cache")) -> None:
         try:
             facts = feature_store.read_manifest(manifest.parent)
             text = f"{facts['benchmark']}, {facts['clip']}, {facts['inputs']['images']['count']} images"
+            partial = facts["inputs"].get("partial")
+            text += f", partial: {partial}" if partial else ""
         except UserError as error:
             text = str(error)
         console.print(f"{manifest.parent}: {text}", markup=False, highlight=False, soft_wrap=True)

@@ -108,6 +108,8 @@ class FeatureSet:
     """float32 (N, D): mean over lemmas x templates of normalised text features, normalised again."""
     graph: Graph
     """WordNet around the classes."""
+    partial: str = ""
+    """What of the published benchmark is missing (--allow-partial); "" if it is complete."""
 
 
 def fingerprint(inputs: dict[str, Any]) -> str:
@@ -216,6 +218,7 @@ def load(cache: str | Path) -> FeatureSet:
             path_similarity_CC=_tensor(matrix(similarity["path"])),
             wup_similarity_CC=_tensor(matrix(similarity["wup"])),
         ),
+        partial=inputs.get("partial", ""),
     )
 
 

@@ -4,9 +4,10 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from data_prep.clip_features import Progress, encode
 from data_prep.errors import UserError
 from data_prep.feature_store import SCHEMA_VERSION, fingerprint, read_manifest, write_manifest
 from data_prep.parquet import feature_column, file_sha256, write_table
+from data_prep.templates import find_templates
 from data_prep.wordnet import NOUNS, wordnet
 from data_prep.wordnet_graph import build_graph
 
@@ -33,16 +35,22 @@ def prepare(
     data_root: Path | None = None,
     cache_dir: Path = Path(".cache"),
     rebuild: bool = False,
+    allow_partial: bool = False,
+    templates: str | Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Folder of the feature cache of this benchmark and checkpoint; built with Ray Data if it is missing.
 
     benchmark: see `get_benchmark`. clip: folder or hub id; None takes the benchmark's default. rebuild: build it even
-    if it is there. progress: called as progress(stage, done, total). An initialised Ray is used; otherwise one is
-    started, only if there is work, and stopped again. A build that was interrupted goes on with its finished shards.
+    if it is there. allow_partial: take an incomplete data set; fingerprint, manifest and `FeatureSet.partial` tell what
+    is missing. templates: a set's name or prompts with {}, in place of the benchmark's own. progress: called as
+    progress(stage, done, total). An initialised Ray is used; otherwise one is started, only if there is work, and
+    stopped again. A build that was interrupted goes on with its finished shards.
     Raises UserError for whatever is wrong with the arguments, the images, the class table or the checkpoint.
     """
-    bench = get_benchmark(benchmark, data_root)
+    bench = get_benchmark(benchmark, data_root, allow_partial=allow_partial)
+    if templates is not None:
+        bench = replace(bench, templates=find_templates(templates))
     checkpoint = find_checkpoint(clip or bench.default_clip)
     contents = image_contents(bench.images)
     inputs = inputs_of(bench, checkpoint, contents)
@@ -120,6 +128,7 @@ def inputs_of(bench: Benchmark, checkpoint: Checkpoint, contents: pa.Table) -> d
         },
         "wordnet": file_sha256(NOUNS),
         "auxiliary_wnids": sorted(bench.auxiliary_wnids),
+        **({"partial": bench.partial} if bench.partial else {}),  # complete benchmarks keep their fingerprints
     }
 
 

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: one local Ray cluster per session, one prepared cache of the embedded benchmark."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,3 +17,11 @@ def ray_cluster() -> Iterator[None]:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def embedded_cache(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded benchmark's features, built by the real Ray Data job: it costs seconds, so all tests share it."""
+    from data_prep import prepare
+
+    return prepare(benchmark="icons2emoji", cache_dir=tmp_path_factory.mktemp("embedded"))

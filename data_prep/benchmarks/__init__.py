@@ -1,28 +1,53 @@
 """Benchmarks: which images, labels, classes and splits. One file each; nothing else knows a data set's layout."""
 
 import difflib
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
-from data_prep.benchmarks import folder, icons2emoji
+from data_prep.benchmarks import coop, coop_splits, folder, i2awa, i2webv, icons2emoji, xlsa17
 from data_prep.benchmarks.base import Benchmark
 from data_prep.errors import UserError
 
 FOLDER_PREFIX = "folder:"
-BENCHMARKS = {"icons2emoji": icons2emoji.read}
+Reader = Callable[[str, Path | None, bool], Benchmark]
+"""read(name, data_root, allow_partial)"""
+BENCHMARKS: dict[str, Reader] = {
+    "icons2emoji": icons2emoji.read,
+    "i2awa": i2awa.read,
+    "i2webv": i2webv.read,
+    **dict.fromkeys(xlsa17.SETS, xlsa17.read),
+    **dict.fromkeys(coop_splits.SETS, coop.read),
+    **{f"{coop.CROSS}{key}": coop.read for key in coop_splits.SETS | coop_splits.VARIANTS if key != "imagenet"},
+}
 
 
-def get_benchmark(name: str, data_root: Path | None = None) -> Benchmark:
+def get_benchmark(name: str, data_root: Path | None = None, *, allow_partial: bool = False) -> Benchmark:
     """Read the class table and image list of benchmark `name`; images themselves are opened later.
 
-    name: a key of BENCHMARKS, or "folder:<path>" for your own images (a relative path starts at `data_root`, if given).
+    name: a key of BENCHMARKS (CoOp's take options, see coop.py), or "folder:<path>" for your own images (a relative
+    path starts at `data_root`, if given). data_root: where the published data sets were unpacked; each benchmark's file
+    states the layout. allow_partial: take what is there of an incomplete data set, and say so in `Benchmark.partial`.
     Raises UserError for an unknown name (with the nearest valid one) and for whatever is wrong with the data.
     """
     if name.startswith(FOLDER_PREFIX):
         path = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
         return folder.read(name, data_root / path if data_root else path)
-    if name in BENCHMARKS:
-        return BENCHMARKS[name](name, data_root)
+    base, options, _ = name.partition(":")
+    reader = BENCHMARKS.get(base)
+    if reader and (reader is coop.read or not options):
+        bench = reader(name, data_root, allow_partial)
+        _check_names(bench)
+        return bench
     valid = [*BENCHMARKS, f"{FOLDER_PREFIX}<path>"]
     near = difflib.get_close_matches(name, [*BENCHMARKS, FOLDER_PREFIX], n=1, cutoff=0.4)
     hint = f"; did you mean {near[0].replace(FOLDER_PREFIX, valid[-1])!r}?" if near else ""
     raise UserError(f"--benchmark must be one of {', '.join(valid)}; got {name!r}{hint}")
+
+
+def _check_names(bench: Benchmark) -> None:
+    """Classes outside WordNet are graph nodes by their names, so these must differ."""
+    names = Counter(n for n, wnid in zip(bench.classes.names, bench.classes.wnids, strict=True) if wnid is None)
+    name, count = names.most_common(1)[0] if names else ("", 0)
+    if count > 1:
+        raise UserError(f"--benchmark {bench.name}: class names must differ; {count} are called {name!r}")

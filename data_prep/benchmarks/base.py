@@ -1,4 +1,11 @@
-"""What a benchmark states about itself."""
+"""What a benchmark states about itself.
+
+Every benchmark has two domains. Of domain-adaptive ones the source is the labelled domain and the target the other.
+Generalized zero-shot and base-to-novel benchmarks have one domain of images; of those the source is what may be learned
+from with labels, the training and validation images of seen (base) classes, and the target is the test images of all
+classes: seen and unseen ones are told apart by `ClassTable.unseen_RC`. Splits are the published ones; a benchmark that
+publishes none calls its source images train and its target images test.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +30,7 @@ IMAGE_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """Class table, image list, prompts. To add one: a file with `read(name, data_root)` and a line in BENCHMARKS."""
+    """Class table, image list, prompts. To add one: a file with `read` and a line in BENCHMARKS."""
 
     name: str
     """As given on the command line."""
@@ -39,6 +46,8 @@ class Benchmark:
     """Checkpoint used when --clip is not given: a folder or a hub id."""
     auxiliary_wnids: tuple[str, ...] = ()
     """Candidates for auxiliary graph nodes (see wordnet_graph.with_auxiliary)."""
+    partial: str = ""
+    """What of the published benchmark is missing, in words (--allow-partial); "" if it is complete."""
 
     def domain(self, domain: str) -> pa.Table:
         """The images of one of DOMAINS, in order."""

@@ -21,8 +21,8 @@ ROTATIONS = 4
 TEMPLATES = ("a {} icon", "an icon of a {}", "a picture of a {}", "a drawing of a {}", "{}")
 
 
-def read(name: str, data_root: Path | None) -> Benchmark:
-    """The benchmark; `data_root` is not needed."""
+def read(name: str, data_root: Path | None, allow_partial: bool = False) -> Benchmark:
+    """The benchmark; neither `data_root` nor `allow_partial` is needed."""
     classes = pq.read_table(ASSETS / "classes.parquet").sort_by("class_id")
     images = pq.read_table(ASSETS / "images.parquet")
     rotation_C = torch.tensor(classes["rotation"].to_numpy())

@@ -77,8 +77,3 @@ def small_cache(
 ) -> Path:
     """Built by the real Ray Data job."""
     return prepare_small(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(scope="session")
-def embedded_cache(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepare(benchmark="icons2emoji", clip=None, data_root=None, cache_dir=tmp_path_factory.mktemp("embedded"))

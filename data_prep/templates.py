@@ -1,0 +1,37 @@
+"""Prompt template sets by name, with their sources: data_prep/assets/templates.json."""
+
+import difflib
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from data_prep.errors import UserError
+
+TEMPLATES = Path(__file__).parent / "assets" / "templates.json"
+
+
+@cache
+def template_sets() -> dict[str, tuple[str, ...]]:
+    """Name -> templates with one {} each. The first of a set is its single template."""
+    return {name: tuple(entry["templates"]) for name, entry in json.loads(TEMPLATES.read_text()).items()}
+
+
+def find_templates(choice: str | Sequence[str]) -> tuple[str, ...]:
+    """The set of that name, or the user's own templates: one string with a {}, or several.
+
+    Raises UserError for an unknown name (with the nearest valid one) and for a template without exactly one {}.
+    """
+    sets = template_sets()
+    if isinstance(choice, str) and choice in sets:
+        return sets[choice]
+    own = (choice,) if isinstance(choice, str) else tuple(choice)
+    if not own:
+        raise UserError("--templates must hold at least one template; got none")
+    for template in own:
+        if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
+            near = difflib.get_close_matches(template, sets, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            valid = ", ".join(sets)
+            raise UserError(f"--templates must be one of {valid}, or hold exactly one {{}}; got {template!r}{hint}")
+    return own
