@@ -4,13 +4,17 @@ Shapes: C classes, N nodes, E edges. The graph is a plain `networkx.DiGraph` ove
 Classes without a wnid become nodes of their own with no edges.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import networkx as nx
 import numpy as np
 
 from data_prep.wordnet import WordNet
+
+UNCONNECTED = 255  # edges between classes without a common hypernym; the longest way in WordNet is far shorter
+CELLS_PER_SLICE = 1000  # a smaller block costs more as a slice of its own than as part of an indexed one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,29 +114,54 @@ def class_similarities(net: WordNet, graph: nx.DiGraph, classes: Sequence[str]) 
     Wu-Palmer: 2 h / (d1 + d2 + 2 h), d1 and d2 the edges to the lowest common hypernym (the one with the largest
     minimal depth; ties: first by name) and h one more than the longest way from there to the root.
     """
+    # Blocks of a class order in which relatives are neighbours are slices, and small integers travel fast: thousands of
+    # classes share their upper hypernyms, and every one of these means a block of all pairs below it.
+    position = {node: p for p, node in enumerate(nx.dfs_postorder_nodes(graph.reverse(copy=False)))}
+    order = sorted(range(len(classes)), key=lambda c: position[classes[c]])
     above = {node: nx.single_source_shortest_path_length(graph, node) for node in graph}
     below: dict[str, list[int]] = {}
-    for c, node in enumerate(classes):
-        for ancestor in above[node]:
-            below.setdefault(ancestor, []).append(c)
+    for place, c in enumerate(order):
+        for ancestor in above[classes[c]]:
+            below.setdefault(ancestor, []).append(place)
     shallowest, deepest = depths(graph, min), depths(graph, max)
     # Deepest last, so that what is written last into a cell comes from the lowest common hypernym.
-    order = sorted(below, key=lambda a: net.synsets[a].name if a in net.synsets else a, reverse=True)
-    order.sort(key=shallowest.__getitem__)
+    ancestors = sorted(below, key=lambda a: net.synsets[a].name if a in net.synsets else a, reverse=True)
+    ancestors.sort(key=shallowest.__getitem__)
 
-    path_CC = np.zeros((len(classes), len(classes)), dtype=np.float32)
-    wup_CC = np.zeros_like(path_CC)
-    for ancestor in order:
-        cells = np.ix_(below[ancestor], below[ancestor])
-        up = np.array([above[classes[c]][ancestor] for c in below[ancestor]])
-        path_CC[cells] = np.maximum(path_CC[cells], 1 / (1 + up[:, None] + up))
+    steps_CC = np.full((len(classes), len(classes)), UNCONNECTED, dtype=np.uint8)
+    height_CC, whole_CC = np.zeros_like(steps_CC), np.ones_like(steps_CC)
+    for ancestor in ancestors:
+        nodes = [classes[order[place]] for place in below[ancestor]]
+        up = np.array([above[node][ancestor] for node in nodes], dtype=np.uint8)
         # The shortest way to an ancestor may lead over one of its own ancestors: NLTK counts that one.
-        way = np.array(
-            [min(above[classes[c]][a] + steps for a, steps in above[ancestor].items()) for c in below[ancestor]]
-        )
-        height = 2 * (deepest[ancestor] + 1)
-        wup_CC[cells] = height / (way[:, None] + way + height)
+        way = np.array([min(above[n][a] + s for a, s in above[ancestor].items()) for n in nodes], dtype=np.uint8)
+        height = np.uint8(2 * (deepest[ancestor] + 1))
+        for cells, i, j in _blocks(below[ancestor]):
+            steps_CC[cells] = np.minimum(steps_CC[cells], up[i, None] + up[j])
+            height_CC[cells] = height
+            whole_CC[cells] = way[i, None] + height + way[j]
+    unorder = np.argsort(order)
+    path_of = np.append(1 / (1 + np.arange(UNCONNECTED)), 0).astype(np.float32)
+    wup_of = (np.arange(256)[:, None] / np.maximum(np.arange(256), 1)).astype(np.float32)
+    path_CC = path_of[steps_CC[np.ix_(unorder, unorder)]]
+    wup_CC = wup_of[height_CC, whole_CC][np.ix_(unorder, unorder)]
     # By its definition a synset with a short and a long way up is not even like itself (NLTK: dog and dog 0.93),
     # because a hypernym on the long way has the larger minimal depth. No use of the table wants that.
     np.fill_diagonal(wup_CC, 1)
     return path_CC, wup_CC
+
+
+def _blocks(places: list[int]) -> Iterator[tuple[Any, slice, slice]]:
+    """All pairs of increasing integers as blocks of a matrix: their index, and the positions of rows and columns.
+
+    Runs of neighbours make slices; where they are short, the pairs are one block by index arrays.
+    """
+    ends = np.flatnonzero(np.diff(places) != 1) + 1
+    runs = [slice(i, j) for i, j in zip([0, *ends.tolist()], [*ends.tolist(), len(places)], strict=True)]
+    if len(runs) ** 2 * CELLS_PER_SLICE > len(places) ** 2:
+        yield np.ix_(places, places), slice(None), slice(None)
+        return
+    spans = [slice(places[run.start], places[run.stop - 1] + 1) for run in runs]
+    for rows, i in zip(spans, runs, strict=True):
+        for columns, j in zip(spans, runs, strict=True):
+            yield (rows, columns), i, j
