@@ -35,13 +35,21 @@ class ClassGraph:
     """float32 (C, C) Wu-Palmer similarity as NLTK defines it; 0 where not connected."""
 
 
-def hypernym_graph(net: WordNet) -> nx.DiGraph:
-    """The whole noun hierarchy: 82,115 nodes and 84,427 edges child -> parent with attribute `relation`."""
+def hypernym_graph(net: WordNet, wnids: Iterable[str] | None = None) -> nx.DiGraph:
+    """The hierarchy above `wnids`, or all of it: 82,115 nodes, 84,427 edges child -> parent with `relation`."""
     graph = nx.DiGraph()
-    graph.add_nodes_from(net.synsets)
-    for synset in net.synsets.values():
-        graph.add_edges_from(((synset.wnid, p) for p in synset.instance_hypernyms), relation="instance_hypernym")
-        graph.add_edges_from(((synset.wnid, p) for p in synset.hypernyms), relation="hypernym")
+    todo = list(net.synsets if wnids is None else wnids)
+    seen: set[str] = set()
+    while todo:
+        wnid = todo.pop()
+        if wnid in seen:
+            continue
+        seen.add(wnid)
+        graph.add_node(wnid)
+        synset = net.synsets[wnid]
+        graph.add_edges_from(((wnid, p) for p in synset.instance_hypernyms), relation="instance_hypernym")
+        graph.add_edges_from(((wnid, p) for p in synset.hypernyms), relation="hypernym")
+        todo += synset.hypernyms + synset.instance_hypernyms
     return graph
 
 
@@ -78,8 +86,8 @@ def build_graph(
 
     names, wnids: (C,), the wnids unique where not None, and all in `net`.
     """
-    hierarchy = hypernym_graph(net)
-    known = [wnid for wnid in wnids if wnid is not None]
+    known, auxiliary = [wnid for wnid in wnids if wnid is not None], list(auxiliary)
+    hierarchy = hypernym_graph(net, known + auxiliary)
     class_nodes = [wnid or f"class:{name}" for name, wnid in zip(names, wnids, strict=True)]
     nodes = [*class_nodes, *sorted(with_auxiliary(hierarchy, known, auxiliary) - set(known))]
     index = {node: i for i, node in enumerate(nodes)}

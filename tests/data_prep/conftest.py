@@ -1,6 +1,7 @@
 """A small folder benchmark cut from the embedded images, and its cache."""
 
 import importlib
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -77,3 +78,17 @@ def small_cache(
 ) -> Path:
     """Built by the real Ray Data job."""
     return prepare_small(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def write_image() -> Callable[..., None]:
+    """write_image(path): a small image in the format its suffix says; `mode="CMYK"` for the JPEGs of old scanners."""
+    from PIL import Image
+
+    def write(path: Path, mode: str = "RGB") -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        colour = zlib.crc32(path.name.encode())
+        image = Image.new("RGB", (40, 30), (colour & 255, colour >> 8 & 255, colour >> 16 & 255))
+        image.convert("P" if path.suffix == ".gif" else mode).save(path)
+
+    return write
