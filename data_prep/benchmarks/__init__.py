@@ -46,8 +46,9 @@ def get_benchmark(name: str, data_root: Path | None = None, *, allow_partial: bo
 
 
 def _check_names(bench: Benchmark) -> None:
-    """Classes outside WordNet are graph nodes by their names, so these must differ."""
-    names = Counter(n for n, wnid in zip(bench.classes.names, bench.classes.wnids, strict=True) if wnid is None)
-    name, count = names.most_common(1)[0] if names else ("", 0)
-    if count > 1:
-        raise UserError(f"--benchmark {bench.name}: class names must differ; {count} are called {name!r}")
+    """Classes are graph nodes by their wnids, and outside WordNet by their names: so these must differ."""
+    nodes = Counter(zip(bench.classes.wnids, bench.classes.names, strict=True))
+    wnids = Counter(wnid for wnid in bench.classes.wnids if wnid)
+    twice = [name for (wnid, name), count in nodes.items() if count > 1 or (wnid and wnids[wnid] > 1)]
+    if twice:
+        raise UserError(f"--benchmark {bench.name}: classes must differ; 2 of them are {twice[0]!r}")

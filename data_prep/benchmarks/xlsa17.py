@@ -103,7 +103,9 @@ def _integers(values: np.ndarray, path: Path, name: str) -> np.ndarray:
 def _indices(values: np.ndarray, images: int, path: Path, name: str) -> np.ndarray:
     """int64: 0-based indices of a MATLAB variable of 1-based ones."""
     index = _integers(values, path, name)
-    if len(index) and not 1 <= index.min() <= index.max() <= images:
+    if not len(index):
+        raise UserError(f"{path}: {name} must hold indices; it is empty")
+    if not 1 <= index.min() <= index.max() <= images:
         raise UserError(f"{path}: {name} must hold indices 1 to {images}; it has {index.min()} to {index.max()}")
     return index - 1
 
@@ -148,9 +150,9 @@ def _wnids(names: list[str], splits: Path) -> tuple[str, ...]:
 
 def _unseen(name: str, labels: dict[str, np.ndarray], classes: int, splits: Path) -> torch.Tensor:
     """bool (C,): classes of test_unseen_loc. Raises UserError if one of them is trained on, or a label has no name."""
-    highest = max(int(values.max()) for values in labels.values() if len(values))
-    if highest >= classes or min(int(values.min()) for values in labels.values() if len(values)) < 0:
-        raise UserError(f"{splits.parent}: labels must be 1 to {classes}, the number of class names; got {highest + 1}")
+    wrong = [label for values in labels.values() for label in values.tolist() if not 0 <= label < classes]
+    if wrong:
+        raise UserError(f"{splits.parent}: labels must be 1 to {classes}, the number of classes; got {wrong[0] + 1}")
     unseen_C = torch.zeros(classes, dtype=torch.bool)
     unseen_C[torch.tensor(labels["test_unseen_loc"])] = True
     trained = np.unique(np.concatenate([labels["trainval_loc"], labels["test_seen_loc"]]))

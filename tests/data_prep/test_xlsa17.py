@@ -91,9 +91,8 @@ def test_images_labels_and_splits(tmp_path: Path, name: str) -> None:
     assert (set(source["split"].to_pylist()), set(target["split"].to_pylist())) == ({0}, {2})
     assert all(Path(path).is_file() for path in bench.images["path"].to_pylist())
     first = {"awa2": "antelope/antelope_0.jpg", "cub": "001.antelope/antelope_0.jpg"}
-    assert source["key"][0].as_py() == first.get(
-        name, {"sun": "a/antelope/sun_antelope0.jpg"}.get(name, "image_10.jpg")
-    )
+    first |= {"sun": "a/antelope/sun_antelope0.jpg", "flo": "image_10.jpg"}
+    assert source["key"][0].as_py() == first[name]
     wnids = ("n02419796", "n02132580", "n02071294", "n02363005")
     assert bench.classes.wnids == (wnids if name == "awa2" else (None,) * 4)
     assert bench.templates == (("a photo of a {}, a type of flower.",) if name == "flo" else ("a photo of a {}.",))
@@ -138,17 +137,19 @@ def column(*values: float) -> np.ndarray:
         (lambda t: (t / "res101.mat").write_bytes((t / "res101.mat").read_bytes()[:-50]), "must be a MATLAB file of"),
         (change("res101.mat", labels=None), "res101.mat must hold labels, image_files; labels missing"),
         (change("res101.mat", labels=column(*LABELS[:-1])), "must have a label per image; it has 10 and 11"),
-        (change("res101.mat", labels=column(*LABELS[:-1], 5)), "labels must be 1 to 4, the number of class n.*; got 5"),
+        (change("res101.mat", labels=column(*LABELS[:-1], 5)), "labels must be 1 to 4, the number of classes; got 5"),
         (change("res101.mat", labels=column(0, *LABELS[1:])), "labels must be 1 to 4"),
         (change("res101.mat", labels=column(1.5, *LABELS[1:])), "labels must hold whole numbers"),
         (
             change("res101.mat", image_files=cells(["/x/a.jpg"] * 11)),
-            "image_files must lead through a folder JPEGImages",
+            "image_files must lead through a folder JPEGI",
         ),
         (change("res101.mat", image_files=cells(["/JPEGImages/../a.jpg"] * 11)), "image paths must stay inside"),
         (change("att_splits.mat", allclasses_names=None), "allclasses_names missing"),
         (change("att_splits.mat", allclasses_names=cells(["cat"] * 4)), "must be the classes of AwA2; 'cat' is none"),
+        (change("att_splits.mat", allclasses_names=cells(["ox", "rat", "ox", "bat"])), "differ; 2 of them are 'ox'"),
         (change("att_splits.mat", test_unseen_loc=None), "test_unseen_loc missing"),
+        (change("att_splits.mat", test_unseen_loc=np.zeros((0, 1))), "test_unseen_loc must hold indices; it is empty"),
         (change("att_splits.mat", trainval_loc=column(0, 1)), "trainval_loc must hold indices 1 to 11; it has 0 to 1"),
         (change("att_splits.mat", trainval_loc=column(12, 1)), "must hold indices 1 to 11; it has 1 to 12"),
         (change("att_splits.mat", test_seen_loc=column(3, 6, 10)), "listed once; beaver/beaver_9.jpg is there twice"),
@@ -167,7 +168,7 @@ def test_mistakes_are_one_clear_line(tmp_path: Path, mistake: Callable[[Path], o
 def test_a_subset_is_taken_when_allowed(tmp_path: Path) -> None:
     (write(tmp_path, "sun") / "SUN" / "images" / "a" / "beaver" / "sun_beaver8.jpg").unlink()
     with pytest.raises(
-        UserError, match="1 of the 6 source train images listed in .*att_splits.mat are missing, such as"
+        UserError, match="1 of the 6 source train images listed in .*splits.mat are missing, such as"
     ):
         get_benchmark("sun", tmp_path)
     bench = get_benchmark("sun", tmp_path, allow_partial=True)
