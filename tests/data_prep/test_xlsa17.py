@@ -167,9 +167,7 @@ def test_mistakes_are_one_clear_line(tmp_path: Path, mistake: Callable[[Path], o
 
 def test_a_subset_is_taken_when_allowed(tmp_path: Path) -> None:
     (write(tmp_path, "sun") / "SUN" / "images" / "a" / "beaver" / "sun_beaver8.jpg").unlink()
-    with pytest.raises(
-        UserError, match="1 of the 6 source train images listed in .*splits.mat are missing, such as"
-    ):
+    with pytest.raises(UserError, match="1 of the 6 source train images listed in .*splits.mat are missing, such as"):
         get_benchmark("sun", tmp_path)
     bench = get_benchmark("sun", tmp_path, allow_partial=True)
     assert bench.domain("source")["label"].to_pylist() == [0, 0, 1, 1, 3]
