@@ -24,7 +24,7 @@ class Published(NamedTuple):
 
 
 SETS = {
-    "imagenet": Published("imagenet", "images", "", 1000, 1_281_167, 50_000, 50_000),
+    "imagenet": Published("imagenet", "images", "", 1000, 1_281_167, 0, 50_000),
     "caltech101": Published("caltech-101", "101_ObjectCategories", "Caltech101", 100, 4_128, 1_649, 2_465),
     "oxford_pets": Published("oxford_pets", "images", "OxfordPets", 37, 2_944, 736, 3_669, "pets"),
     "stanford_cars": Published("stanford_cars", "", "StanfordCars", 196, 6_509, 1_635, 8_041),
@@ -104,7 +104,7 @@ def read_split(name: str, key: str, root: Path, allow_partial: bool) -> Split:
         **parts,
         folder=folder,
         listed_in=listed_in,
-        published={"train": published.train, "val": len(parts["val"]) and published.val, "test": published.test},
+        published={part: getattr(published, part) for part in PARTS},
         templates=published.templates,
     )
 

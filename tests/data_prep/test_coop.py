@@ -69,7 +69,7 @@ def eurosat(tmp_path: Path, small_sets: None) -> Split:
 
 def test_published_counts() -> None:
     assert {key: entry[3:7] for key, entry in coop_splits.SETS.items()} == {
-        "imagenet": (1000, 1_281_167, 50_000, 50_000),
+        "imagenet": (1000, 1_281_167, 0, 50_000),
         "caltech101": (100, 4_128, 1_649, 2_465),
         "oxford_pets": (37, 2_944, 736, 3_669),
         "stanford_cars": (196, 6_509, 1_635, 8_041),
@@ -244,6 +244,7 @@ def altered(part: str, entry: list[Any], **others: Any) -> Callable[[Split], obj
         (altered("test", ["a.jpg", -1, "Moon"]), "labels must be 0 to C - 1, all of them trained on; see label -1"),
         (altered("test", ["../../a.jpg", 8, "River"]), "image paths must stay inside .*2750; got ../../a.jpg"),
         (altered("test", ["River/none.jpg", 8, "River"]), "1 of the 30 target test images .*such as River/none.jpg"),
+        (lambda split: split | {"val": []}, "has 0 val images; published are 60"),
         (lambda split: split | {"test": split["test"][1:]}, "has 29 test images; published are 30"),
         (lambda split: split | {"test": split["test"][:1] + split["test"][:29]}, "every image must be listed once"),
         (
@@ -277,3 +278,15 @@ def test_training_images_are_not_test_images(tmp_path: Path, eurosat: Split) -> 
     write_split(tmp_path, eurosat)
     with pytest.raises(UserError, match=f"every image must be listed once; {base[0]} is there twice"):
         get_benchmark("eurosat:shots=all", tmp_path)
+
+
+def test_damaged_split_files_never_end_in_a_traceback(tmp_path: Path, eurosat: Split) -> None:
+    path = tmp_path / "eurosat" / "split_zhou_EuroSAT.json"
+    content, generator = path.read_bytes(), random.Random(0)
+    for _ in range(40):
+        start = generator.randrange(len(content))
+        noise = generator.randbytes(generator.randrange(1, 40))
+        path.write_bytes(content[:start] + generator.choice([b"", noise, noise + content[start + len(noise) :]]))
+        with pytest.raises(UserError) as error:
+            get_benchmark("eurosat", tmp_path)
+        assert "\n" not in str(error.value)

@@ -1,5 +1,6 @@
 """The xlsa17 benchmarks from miniatures with MATLAB's shapes: columns of doubles from 1, cells in cells."""
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,3 +183,20 @@ def test_flower_names_are_needed(tmp_path: Path) -> None:
     names.unlink()
     with pytest.raises(UserError, match="flo's class names is missing; looked for .*oxford_flowers/cat_to_name.json"):
         get_benchmark("flo", tmp_path)
+
+
+@pytest.mark.parametrize("file", ["AWA2/res101.mat", "AWA2/att_splits.mat"])
+def test_damaged_tables_never_end_in_a_traceback(tmp_path: Path, file: str) -> None:
+    path = write(tmp_path, "awa2") / "xlsa17" / "data" / file
+    content, generator = path.read_bytes(), random.Random(0)
+    refused = 0
+    for _ in range(40):
+        start = generator.randrange(len(content))
+        noise = generator.randbytes(generator.randrange(1, 40))
+        path.write_bytes(content[:start] + generator.choice([b"", noise, noise + content[start + len(noise) :]]))
+        try:
+            get_benchmark("awa2", tmp_path)
+        except UserError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 30
