@@ -7,7 +7,8 @@
     <data-root>/imagenet-sketch/images/<wnid>/*, imagenet-adversarial/imagenet-a/<wnid>/*,
     <data-root>/imagenet-rendition/imagenet-r/<wnid>/*
 
-DATASETS.md of github.com/KaiyangZhou/CoOp says where each is downloaded. Split counts: CoOp, appendix A.
+DATASETS.md of github.com/KaiyangZhou/CoOp says where each is downloaded. Split counts: the table of data sets in
+CoOp's appendix; those of train, val and test add up to the sizes of the data sets themselves.
 
 `<set>`: base-to-novel. Shots are drawn over all classes, THEN the first ceil(C / 2) labels become base (seen) and the
 rest new (unseen), as in CoOp's code; drawing after the split would take other images. Source: base classes' shots
