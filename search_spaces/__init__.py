@@ -65,6 +65,10 @@ class Space:
     """The method's configuration class; knobs are its keyword arguments."""
     knobs: tuple[Knob, ...]
     """All searched knobs."""
+    benchmark: str
+    """The embedded benchmark of the method's task: `--benchmark` by default."""
+    criterion: Literal["h+mi", "h", "mi"]
+    """`--criterion` by default; those with mi need a method that may look at unlabelled target images."""
 
     def active(self, params: Mapping[str, Value]) -> tuple[Knob, ...]:
         """Knobs whose condition holds under `params` (which must hold the static knobs already chosen)."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data_prep.feature_store import FeatureSet, load_target_labels
 from models.baselines import nearest_prototype, zero_shot_prototypes
-from study.leaderboard import Row, rank_rows, mean_over_seeds
+from study.leaderboard import Row, mean_over_seeds, rank_rows
 from study.protocol import TrialData, evaluate, oracle_data, paired_bootstrap
 from study.trainer import Criterion, mutual_information, pseudo_unseen_scores, selection_score, summarise
 

@@ -30,6 +30,7 @@ from study.driver import concurrent_packs, run_search
 from study.evaluation import Evaluation, Scored, average_rotations, select, with_test_labels
 from study.leaderboard import read_leaderboard, to_terminal, write_config, write_leaderboard, write_run
 from study.ledger import JOURNAL, open_ledger
+from study.methods import METHODS
 from study.options import Options
 from study.protocol import TrialData, rung_epochs, trial_data
 from study.refit import Refit, refit
@@ -54,11 +55,17 @@ class Study:
         chosen_space = search_spaces.load(options.study.space)
         self.ablation = chosen_space if isinstance(chosen_space, Ablation) else None
         self.space: Space = chosen_space.space if isinstance(chosen_space, Ablation) else chosen_space
-        chosen = get_benchmark(options.study.benchmark, options.study.data_root)
+        self.benchmark = options.study.benchmark or self.space.benchmark
+        self.criterion = options.selection.criterion or self.space.criterion
+        if self.criterion != "h" and not METHODS[type(self.space.config())].uses_target:
+            raise UserError(
+                f"--criterion must be h for {self.space.method}, which may not look at target images; got {self.criterion}"
+            )
+        chosen = get_benchmark(self.benchmark, options.study.data_root)
         find_checkpoint(options.study.clip or chosen.default_clip)
         if options.output.resume and options.output.name is None:
             raise UserError("--resume must come with the --name of the study to continue, got none")
-        benchmark = options.study.benchmark.partition(":")[0]
+        benchmark = self.benchmark.partition(":")[0]
         self.name = options.output.name or f"{chosen_space.name}-{benchmark}-{datetime.now():%Y%m%d-%H%M%S}"
         self.storage = open_storage(options.output.storage, self.name)
         self.seconds: dict[str, float] = {}
@@ -118,7 +125,7 @@ class Study:
         seeds = [self.options.search.seed * 1000 + i for i in range(selection.seeds)]
         refits = self._timed("refit", lambda: self._refit([c["config"] for c in candidates], seeds, arrays))
         evaluation = Evaluation(self.cache, self.features, data, selection.select)
-        scored = evaluation.zero_shot(selection.criterion)
+        scored = evaluation.zero_shot(self.criterion)
         for candidate, done in zip(candidates, refits, strict=True):
             config, row = candidate["config"], candidate["row"]
             if done.diverged:
@@ -151,7 +158,8 @@ class Study:
             "fingerprint": self.features.fingerprint,
             "rotation": rotation,
             **{k: getattr(search, k) for k in ("epochs", "pruning", "sampler", "seed")},
-            **{k: getattr(selection, k) for k in ("select", "criterion", "folds")},
+            **{k: getattr(selection, k) for k in ("select", "folds")},
+            "criterion": self.criterion,
         }
         resume = self.options.output.resume and (folder / JOURNAL).exists()
         with open_ledger(
@@ -167,14 +175,14 @@ class Study:
                 rungs=tuple(rung_epochs(search.epochs)) if search.pruning and search.objective == "h" else (),
                 cpus_per_pack=resources.cpus_per_pack,
                 gpus_per_pack=resources.gpus_per_pack,
-                train=functools.partial(train_pack, criterion=selection.criterion),
+                train=functools.partial(train_pack, criterion=self.criterion),
                 console=self.console,
                 mirror=None if storage.is_local else storage,
             )
             best = ledger.best(selection.top)
         return [
             {
-                "config": self.space.config(**c.params),
+                "config": self.space.config(**c.params, **self._swept(c.metrics)),
                 "row": {
                     "method": self.space.method,
                     "config_id": c.config_id,
@@ -198,6 +206,10 @@ class Study:
             }
             for i, (name, changes) in enumerate(ablation.variants.items())
         ]
+
+    def _swept(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Inference-time knobs as selection found them: part of the configuration that is refitted."""
+        return {name: metrics[name] for name in METHODS[type(self.space.config())].swept if name in metrics}
 
     def _refit(self, configs: list[Any], seeds: list[int], arrays: Any) -> list[Refit]:
         resources = self.options.resources
@@ -237,7 +249,7 @@ class Study:
                 bars.update(tasks[stage], completed=done, total=total)
 
             return prepare(
-                benchmark=study.benchmark,
+                benchmark=self.benchmark,
                 clip=study.clip,
                 data_root=study.data_root,
                 cache_dir=self.options.output.cache,
@@ -281,7 +293,8 @@ class Study:
         total = rotations * (search_seconds + refit_seconds)
         mark = " [bold red](ORACLE: looks at test labels)[/bold red]" if selection.select == "oracle" else ""
         self.console.print(
-            f"[bold]{self.name}[/bold]{mark}: {self.options.study.space} on {self.features.benchmark} with {self.features.clip}\n"
+            f"[bold]{self.name}[/bold]{mark}: {self.options.study.space} on {self.features.benchmark} "
+            f"with {self.features.clip}\n"
             f"  images     {len(data.source_labels_I)} labelled source images of {int(data.seen_C.sum())} seen "
             f"classes, {len(data.target_features_TD)} unlabelled target images, "
             f"{int((~data.seen_C).sum())} unseen classes\n"

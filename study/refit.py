@@ -14,8 +14,9 @@ import ray
 import torch
 from torch import Tensor
 
+from study.methods import static_fields
 from study.protocol import TrialData
-from study.trainer import Pack, seen_classes, static_fields, trainable_images
+from study.trainer import Pack, seen_classes, trainable_images
 
 
 @dataclass(frozen=True, kw_only=True)
