@@ -314,6 +314,19 @@ class PVA(StackedModule):
             seen_unseen_curve(s, base == labels_I, novel == labels_I, labels_I, c) for s, base, novel, c in of_lanes
         ]
 
+    def divide(self, images_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Separation score, best base class and best novel class of every image, (K, B) each.
+
+        Without separation the score is the lead of the best base class over the best novel one.
+        """
+        scores = self.scores(images_BD)
+        cosine_KBC = scores.cosine.at(self.residual_lambda if self.config.residual else 0.0)
+        novel, novel_KB = cosine_KBC.masked_fill(self.base_KC[:, None], -math.inf).max(-1)
+        if scores.separation_KI is None:
+            base, base_KB = cosine_KBC.masked_fill(~self.base_KC[:, None], -math.inf).max(-1)
+            return base - novel, base_KB, novel_KB
+        return scores.separation_KI, scores.latent_KIC.argmax(-1), novel_KB
+
     def logits(self, images_BD: Tensor) -> Tensor:
         """Logits over all classes (K, B, C) of image features (B, D): divide and conquer.
 

@@ -74,6 +74,12 @@ class Row:
     """The one to quote: of its method's rows the one with the best `val_score`; `rank_rows` sets it."""
     pareto: bool = False
     """On the Pareto front of a two-objective study."""
+    test_t1: float | None = None
+    """Mean accuracy of the unseen classes when only they compete."""
+    test_ausuc: float | None = None
+    """Area under the curve of S against U over every threshold between seen and unseen classes."""
+    test_h_oracle_tau: float | None = None
+    """H at the threshold that is best on the test images: what choosing the threshold honestly cost is its distance."""
     val_score: float | None = None
     """Selection: what it maximises, the criterion's value; without one of its own a configuration is not selected."""
 

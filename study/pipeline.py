@@ -59,7 +59,7 @@ class Study:
         self.criterion = options.selection.criterion or self.space.criterion
         if self.criterion != "h" and not METHODS[type(self.space.config())].uses_target:
             raise UserError(
-                f"--criterion must be h for {self.space.method}, which may not look at target images; got {self.criterion}"
+                f"--criterion must be h for {self.space.method}, which may not see target images; got {self.criterion}"
             )
         chosen = get_benchmark(self.benchmark, options.study.data_root)
         find_checkpoint(options.study.clip or chosen.default_clip)
@@ -133,7 +133,11 @@ class Study:
                 continue
             scored.append(
                 evaluation.score(
-                    predictions_ST=done.predictions_ST, train_seconds=done.train_seconds, params=asdict(config), **row
+                    predictions_ST=done.predictions_ST,
+                    division=done.division,
+                    train_seconds=done.train_seconds,
+                    params=asdict(config),
+                    **row,
                 )
             )
             provenance = {"seeds": seeds, "rotation": rotation, "epochs": self.options.search.epochs}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from study.methods import static_fields
 from study.protocol import TrialData
-from study.trainer import Pack, seen_classes, trainable_images
+from study.trainer import Division, Pack, seen_classes, trainable_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,8 @@ class Refit:
 
     predictions_ST: Tensor
     """Predicted class of every target image, for every seed."""
+    division: Division
+    """The same images at any threshold between seen and unseen classes, a lane per seed."""
     train_seconds: float
     """Its share of the training time, all seeds."""
     diverged: bool
@@ -82,13 +84,19 @@ def refit_pack(configs: Sequence[Any], *, seeds: Sequence[int], data: TrialData,
     )
     for _ in range(epochs):
         pack.train_epoch()
-    predictions_KT = pack.classify(data.target_features_TD).cpu()
+    predictions_KT, division = pack.classify(data.target_features_TD).cpu(), pack.divide(data.target_features_TD)
     seconds = (time.perf_counter() - started) / len(configs)
+    of_config = [slice(i * len(seeds), (i + 1) * len(seeds)) for i in range(len(configs))]
     return [
         Refit(
-            predictions_ST=predictions_KT[i * len(seeds) : (i + 1) * len(seeds)],
+            predictions_ST=predictions_KT[lanes_of],
+            division=Division(
+                lead_KI=division.lead_KI[lanes_of],
+                seen_KI=division.seen_KI[lanes_of],
+                unseen_KI=division.unseen_KI[lanes_of],
+            ),
             train_seconds=seconds,
-            diverged=bool(pack.diverged_K[i * len(seeds) : (i + 1) * len(seeds)].any()),
+            diverged=bool(pack.diverged_K[lanes_of].any()),
         )
-        for i in range(len(configs))
+        for lanes_of in of_config
     ]

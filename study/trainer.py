@@ -47,6 +47,25 @@ class LaneResult:
     """Why it failed."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Division:
+    """Images divided between seen and unseen classes, whatever the threshold; on the CPU."""
+
+    lead_KI: Tensor
+    """Score that an image is of a seen class; at or above a threshold it is classified among them."""
+    seen_KI: Tensor
+    """Best seen class."""
+    unseen_KI: Tensor
+    """Best unseen class."""
+
+
+def lead_of_seen(logits_KIC: Tensor, seen_KC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Lead of the best seen class's logit over the best unseen one's, and both classes, (K, I) each."""
+    seen, seen_KI = logits_KIC.masked_fill(~seen_KC[:, None], -math.inf).max(-1)
+    unseen, unseen_KI = logits_KIC.masked_fill(seen_KC[:, None], -math.inf).max(-1)
+    return seen - unseen, seen_KI, unseen_KI
+
+
 class StackedAdamW:
     """AdamW (Loshchilov & Hutter, 2019) with a learning rate, weight decay and gradient clip per lane."""
 
@@ -110,6 +129,7 @@ class Pack:
         # data order comes from streams of their own: drawing weights must not shift it
         self.generators = [torch.Generator().manual_seed(seed + 2**32) for seed in seeds]
         self.source_indices = [torch.nonzero(row).flatten() for row in trainable_KI.cpu()]
+        self.seen_KC = seen_KC.to(device)
         self.diverged_K = torch.zeros(len(configs), dtype=torch.bool, device=device)
 
     def train_epoch(self) -> None:
@@ -134,14 +154,27 @@ class Pack:
             return [{} for _ in self.generators]
         lanes = (~self.diverged_K).nonzero().flatten().tolist()
         self.module.sweep(features_ID, labels_I, allowed_KI=allowed_KI, lanes=lanes)
+        for name in self.method.swept:  # a diverged lane is void, but must not stop its neighbours' predictions
+            getattr(self.module, name)[self.diverged_K] = 0
         values = {name: getattr(self.module, name).tolist() for name in self.method.swept}
         return [{name: v[k] for name, v in values.items() if not math.isnan(v[k])} for k in range(len(self.generators))]
 
     def predict(self, features_ID: Tensor) -> Iterator[Tensor]:
         """Logits over all classes, (K, chunk, C) at a time, in order."""
         with torch.no_grad():
-            for chunk in features_ID.split(max(1, PREDICT_CHUNK // len(self.generators))):
+            for chunk in features_ID.split(self._chunk):
                 yield self.module.logits(chunk)
+
+    def divide(self, features_ID: Tensor) -> "Division":
+        """How the lanes would classify images at any threshold between seen and unseen classes."""
+        chunks = features_ID.split(self._chunk)
+        with torch.no_grad():
+            if hasattr(self.module, "divide"):
+                parts = [self.module.divide(chunk) for chunk in chunks]
+            else:
+                parts = [lead_of_seen(self.module.logits(chunk), self.seen_KC) for chunk in chunks]
+        lead, seen, unseen = (torch.cat(tensors, dim=1).cpu() for tensors in zip(*parts, strict=True))
+        return Division(lead_KI=lead, seen_KI=seen, unseen_KI=unseen)
 
     def classify(self, features_ID: Tensor) -> Tensor:
         """Predicted classes (K, I), int64."""
@@ -154,7 +187,11 @@ class Pack:
         self.optimiser.keep(index)
         self.generators = [self.generators[i] for i in lanes]
         self.source_indices = [self.source_indices[i] for i in lanes]
-        self.diverged_K = self.diverged_K[index]
+        self.seen_KC, self.diverged_K = self.seen_KC[index], self.diverged_K[index]
+
+    @property
+    def _chunk(self) -> int:
+        return max(1, PREDICT_CHUNK // len(self.generators))
 
     def _draw_epoch(self) -> tuple[Tensor, Tensor]:
         """Image indices of every step of an epoch, (steps, K, B) for source and for target."""
