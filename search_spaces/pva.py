@@ -12,6 +12,7 @@ SPACE = Space(
     config=PVAConfig,
     benchmark="icons2emoji-gzsl",
     criterion="h",
+    baselines=("calibrated-stacking", "clip-adapter", "tip-adapter", "tip-adapter-f", "linear-probe"),
     knobs=(
         Knob(
             name="score",

@@ -214,9 +214,9 @@ def to_markdown(rows: Sequence[Row]) -> str:
 
 
 _BRIEF: dict[str, Any] = {
-    "": _SHOWN["rank"],
-    "method": _method,
-    "config": _SHOWN["config"],
+    "": lambda r: f"{r.rank}{'*' if r.selected else ' '}",
+    "method": lambda r: _method(replace(r, selected=False)),
+    "config": lambda r: "" if r.config_id.startswith("zero-shot") else r.config_id,
     "val H": lambda r: _percent(r.val_h_mean),
     **{name: _SHOWN[name] for name in ("S", "U", "H", "H gain [95 %]")},
 }
@@ -226,9 +226,10 @@ _BRIEF: dict[str, Any] = {
 def to_terminal(rows: Sequence[Row]) -> Table:
     """The leaderboard as a rich table."""
     oracle = any(row.select == ORACLE for row in rows)
-    table = Table(title=ORACLE_NOTE if oracle else None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    caption = "* selected: its method's best by validation"
+    table = Table(title=ORACLE_NOTE if oracle else None, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in _BRIEF:
-        table.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=name not in _LEFT)
+        table.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=name != "method")
     for row in rows:
         table.add_row(*(show(row) for show in _BRIEF.values()), style="bold" if row.selected else None)
     return table

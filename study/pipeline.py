@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +33,7 @@ from study.ledger import JOURNAL, open_ledger
 from study.methods import METHODS
 from study.options import Options
 from study.protocol import TrialData, rung_epochs, trial_data
-from study.refit import Refit, refit
+from study.refit import Refit, refit, score_on_folds
 from study.search import PackSearcher
 from study.storage import Storage, open_storage, pull
 from study.trainer import Pack, seen_classes, train_pack, trainable_images
@@ -61,6 +61,7 @@ class Study:
             raise UserError(
                 f"--criterion must be h for {self.space.method}, which may not see target images; got {self.criterion}"
             )
+        self.baselines = _baselines(options.search.baselines, self.space, bool(self.ablation))
         chosen = get_benchmark(self.benchmark, options.study.data_root)
         find_checkpoint(options.study.clip or chosen.default_clip)
         if options.output.resume and options.output.name is None:
@@ -116,12 +117,20 @@ class Study:
         selection = self.options.selection
         if selection.select == "oracle":
             data = with_test_labels(data, self.cache)
+        started = time.monotonic()
         arrays = ray.put(data.to_arrays())
         interrupted = False
         if self.ablation:
-            candidates = self._variants(self.ablation, rotation)
+            candidates = self._variants(self.ablation, rotation, arrays)
         else:
-            candidates, interrupted = self._timed("search", lambda: self._search(rotation, arrays, storage))
+            candidates, interrupted = self._candidates(self.space, rotation, arrays, storage, selection.top)
+        for space in self.baselines:
+            if not interrupted:
+                self.console.print(f"baseline: {space.method}", highlight=False)
+                of_space = open_storage(f"{storage.shown}/baselines", space.name) if space.knobs else storage
+                found, interrupted = self._candidates(space, rotation, arrays, of_space, 1)
+                candidates += found
+        self.seconds["search"] = self.seconds.get("search", 0.0) + time.monotonic() - started
         seeds = [self.options.search.seed * 1000 + i for i in range(selection.seeds)]
         refits = self._timed("refit", lambda: self._refit([c["config"] for c in candidates], seeds, arrays))
         evaluation = Evaluation(self.cache, self.features, data, selection.select)
@@ -152,7 +161,17 @@ class Study:
             self.console.print(to_terminal([s.row for s in scored]))
         return evaluation, scored, interrupted
 
-    def _search(self, rotation: int, arrays: Any, storage: Storage) -> tuple[list[dict[str, Any]], bool]:
+    def _candidates(
+        self, space: Space, rotation: int, arrays: Any, storage: Storage, top: int
+    ) -> tuple[list[dict[str, Any]], bool]:
+        """A method's best configurations, and whether Ctrl-C ended their search; without knobs there is just one."""
+        if space.knobs:
+            return self._search(space, rotation, arrays, storage, top)
+        return self._on_folds(space, [space.method], [space.config()], [f"{space.name}-0000"], arrays), False
+
+    def _search(
+        self, space: Space, rotation: int, arrays: Any, storage: Storage, top: int
+    ) -> tuple[list[dict[str, Any]], bool]:
         """Search, or what is left of it; the best completed configurations, and whether Ctrl-C ended it."""
         search, selection, resources = self.options.search, self.options.selection, self.options.resources
         folder = self._ledger_folder(storage)
@@ -166,11 +185,9 @@ class Study:
             "criterion": self.criterion,
         }
         resume = self.options.output.resume and (folder / JOURNAL).exists()
-        with open_ledger(
-            folder, space=self.space, objective=search.objective, identity=identity, resume=resume
-        ) as ledger:
+        with open_ledger(folder, space=space, objective=search.objective, identity=identity, resume=resume) as ledger:
             searcher = PackSearcher(
-                ledger, self.space, configs=search.configs, pack=self.pack, sampler=search.sampler, seed=search.seed
+                ledger, space, configs=search.configs, pack=self.pack, sampler=search.sampler, seed=search.seed
             )
             outcome = run_search(
                 searcher,
@@ -183,12 +200,12 @@ class Study:
                 console=self.console,
                 mirror=None if storage.is_local else storage,
             )
-            best = ledger.best(selection.top)
+            best = ledger.best(top)
         return [
             {
-                "config": self.space.config(**c.params, **self._swept(c.metrics)),
+                "config": space.config(**c.params, **_swept(space, c.metrics)),
                 "row": {
-                    "method": self.space.method,
+                    "method": space.method,
                     "config_id": c.config_id,
                     "val_score": c.score,
                     "metrics": c.metrics,
@@ -198,22 +215,39 @@ class Study:
             for c in best
         ], outcome.interrupted
 
-    def _variants(self, ablation: Ablation, rotation: int) -> list[dict[str, Any]]:
+    def _variants(self, ablation: Ablation, rotation: int, arrays: Any) -> list[dict[str, Any]]:
         """An ablation's configurations: the winner's (or the space's default) knobs, each variant's own on top."""
         params = self.space.defaults()
         if self.options.selection.winner:
-            params = _winner_params(self.options.selection.winner, self.space.method, rotation)
+            params = _winner_params(self.options.selection.winner, self.space, rotation)
+        configs = [self.space.config(**{**params, **changes}) for changes in ablation.variants.values()]
+        methods = [f"{self.space.method}: {name}" for name in ablation.variants]
+        return self._on_folds(
+            self.space, methods, configs, [f"{ablation.name}-{i}" for i in range(len(configs))], arrays
+        )
+
+    def _on_folds(
+        self, space: Space, methods: list[str], configs: list[Any], ids: list[str], arrays: Any
+    ) -> list[dict[str, Any]]:
+        """Given configurations scored like searched ones, their inference-time knobs found; diverged ones left out."""
+        resources = self.options.resources
+        results = score_on_folds(
+            configs,
+            seed=self.options.search.seed,
+            arrays=arrays,
+            epochs=self.options.search.epochs,
+            criterion=self.criterion,
+            cpus=resources.cpus_per_pack,
+            gpus=resources.gpus_per_pack,
+        )
         return [
             {
-                "config": self.space.config(**{**params, **changes}),
-                "row": {"method": f"{self.space.method}: {name}", "config_id": f"{ablation.name}-{i}"},
+                "config": replace(config, **_swept(space, result.metrics)),
+                "row": {"method": method, "config_id": id_, "val_score": result.score, "metrics": result.metrics},
             }
-            for i, (name, changes) in enumerate(ablation.variants.items())
+            for method, config, id_, result in zip(methods, configs, ids, results, strict=True)
+            if result.state == "complete"
         ]
-
-    def _swept(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Inference-time knobs as selection found them: part of the configuration that is refitted."""
-        return {name: metrics[name] for name in METHODS[type(self.space.config())].swept if name in metrics}
 
     def _refit(self, configs: list[Any], seeds: list[int], arrays: Any) -> list[Refit]:
         resources = self.options.resources
@@ -222,8 +256,8 @@ class Study:
             seeds=seeds,
             arrays=arrays,
             epochs=self.options.search.epochs,
-            cpus_per_pack=resources.cpus_per_pack,
-            gpus_per_pack=resources.gpus_per_pack,
+            cpus=resources.cpus_per_pack,
+            gpus=resources.gpus_per_pack,
         )
 
     # --- around them ------------------------------------------------------------------------------------------------
@@ -354,8 +388,22 @@ def _seconds_per_epoch(data: TrialData, space: Space) -> float:
     return (time.perf_counter() - started) / lanes
 
 
-def _winner_params(study: Path, method: str, rotation: int) -> dict[str, Any]:
-    """The full configuration that a study selected (in this rotation, if it had several)."""
+def _baselines(chosen: str, space: Space, is_ablation: bool) -> list[Space]:
+    """The spaces of `--baselines`; auto: the method's, and none for an ablation. Raises `ValueError`."""
+    if chosen == "auto":
+        chosen = "none" if is_ablation else "all"
+    names = {"all": space.baselines, "none": ()}.get(chosen, tuple(filter(None, chosen.split(","))))
+    loaded = [search_spaces.load(name, option="--baselines") for name in names]
+    return [s for s in loaded if isinstance(s, Space)]
+
+
+def _swept(space: Space, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Inference-time knobs as selection found them: part of the configuration that is refitted."""
+    return {name: metrics[name] for name in METHODS[type(space.config())].swept if name in metrics}
+
+
+def _winner_params(study: Path, space: Space, rotation: int) -> dict[str, Any]:
+    """The configuration that a study selected (in this rotation, if it had several), without its swept knobs."""
     of_rotation = study / f"rotation-{rotation}"
     folder = of_rotation if of_rotation.exists() else study
     try:
@@ -363,9 +411,10 @@ def _winner_params(study: Path, method: str, rotation: int) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"--winner must be the folder of a finished study, got {study}") from None
     for row in rows:
-        if row.selected and row.method == method:
-            return json.loads(row.params)
-    raise UserError(f"--winner must be a study of {method}, got {study}")
+        if row.selected and row.method == space.method:
+            swept = METHODS[type(space.config())].swept
+            return {k: v for k, v in json.loads(row.params).items() if k not in swept}
+    raise UserError(f"--winner must be a study of {space.method}, got {study}")
 
 
 def _jsonable(options: Mapping[str, Any]) -> dict[str, Any]:
