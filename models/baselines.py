@@ -230,19 +230,31 @@ class TipAdapter(Baseline):
 
     @torch.no_grad()
     def sweep(
-        self, images_ID: Tensor, labels_I: Tensor, *, alphas: Sequence[float] = ALPHAS, betas: Sequence[float] = BETAS
+        self,
+        images_ID: Tensor,
+        labels_I: Tensor,
+        *,
+        allowed_KI: Tensor | None = None,
+        lanes: Sequence[int] | None = None,
+        alphas: Sequence[float] = ALPHAS,
+        betas: Sequence[float] = BETAS,
     ) -> list[float]:
-        """Each lane's best H over the grid on a labelled selection split; later predictions use its alpha and beta."""
+        """Best H of each lane (or of `lanes`) over the grid on labelled images; later predictions use its point.
+
+        `allowed_KI`: bool, the images each lane may choose by.
+        """
         best = []
-        for k, (cached_N, base_C) in enumerate(zip(self.cached_KN, self.base_KC, strict=True)):
+        for k in range(len(self.base_KC)) if lanes is None else lanes:
+            chosen = slice(None) if allowed_KI is None else allowed_KI[k].to(images_ID.device)
+            cached_N = self.cached_KN[k]
             grid_BA = tip_adapter_grid(
-                clip_logits_IC=self.logit_scale * images_ID @ self.text_features_CD.T,
-                affinity_IN=images_ID @ self.keys_KND[k, cached_N].T,
+                clip_logits_IC=self.logit_scale * images_ID[chosen] @ self.text_features_CD.T,
+                affinity_IN=images_ID[chosen] @ self.keys_KND[k, cached_N].T,
                 cache_labels_N=self.cache_labels_KN[k, cached_N],
-                labels_I=labels_I,
+                labels_I=labels_I[chosen],
                 alphas=alphas,
                 betas=betas,
-                base_C=base_C,
+                base_C=self.base_KC[k],
             )
             b, a = divmod(int(grid_BA.argmax()), len(alphas))
             self.alpha[k], self.beta[k] = alphas[a], betas[b]
@@ -297,12 +309,26 @@ class CalibratedStacking(Baseline):
         logits_KBC = self.logit_scale * self._lanes(images_BD) @ self.text_features_CD.T
         return logits_KBC - self.constant[:, None, None].clamp(-1e4, 1e4) * self.base_KC[:, None].float()
 
-    def sweep(self, images_ID: Tensor, labels_I: Tensor) -> list[float]:
-        """Each lane's best H over every constant on a labelled selection split; later predictions use it."""
+    def sweep(
+        self,
+        images_ID: Tensor,
+        labels_I: Tensor,
+        *,
+        allowed_KI: Tensor | None = None,
+        lanes: Sequence[int] | None = None,
+    ) -> list[float]:
+        """Best H of each lane (or of `lanes`) over every constant on labelled images; later predictions use it.
+
+        `allowed_KI`: bool, the images each lane may choose by.
+        """
         logits_IC = self.logit_scale * images_ID @ self.text_features_CD.T
-        choices = [calibration_curve(logits_IC, labels_I, base_C).best() for base_C in self.base_KC]
-        self.constant.copy_(torch.tensor([c.tau for c in choices]))
-        return [c.h for c in choices]
+        best = []
+        for k in range(len(self.base_KC)) if lanes is None else lanes:
+            chosen = slice(None) if allowed_KI is None else allowed_KI[k].to(images_ID.device)
+            choice = calibration_curve(logits_IC[chosen], labels_I[chosen], self.base_KC[k]).best()
+            self.constant[k] = choice.tau
+            best.append(choice.h)
+        return best
 
 
 def _draw_shots(labels_I: Tensor, allowed_I: Tensor, shots: int, generator: torch.Generator) -> Tensor:

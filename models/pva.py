@@ -13,7 +13,7 @@ Suffixes: K lanes, B batch, I images, C classes, D CLIP dimension, L latent dime
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,10 @@ FAR = 100.0
 @dataclass(frozen=True, kw_only=True)
 class PVAConfig:
     """One configuration of PVA; the first block is static, the second may differ between lanes."""
+
+    LANE_KNOBS: ClassVar[frozenset[str]] = frozenset(
+        "lr weight_decay sigma_init noise w_kl kl_warm_up free_bits w_align w_out kappa residual_lambda tau".split()
+    )
 
     latent_dim: int = 256
     """L, width of the latent space; below CLIP's D it starts as a lossy projection, which costs accuracy."""
@@ -99,11 +103,6 @@ class PVAConfig:
             raise ValueError("score must be cosine or relative when variational is False, got kl")
 
 
-LANE_KNOBS = frozenset(
-    "lr weight_decay sigma_init noise w_kl kl_warm_up free_bits w_align w_out kappa residual_lambda tau".split()
-)
-
-
 class GaussianEncoder(StackedModule):
     """Features (K, B, D) -> mean and log variance (K, B, L) of the latent posterior.
 
@@ -170,7 +169,7 @@ class PVA(StackedModule):
         self, configs: Sequence[PVAConfig], *, seeds: Sequence[int], base_KC: Tensor, texts: ClassTexts
     ) -> None:
         super().__init__()
-        check_static(configs, LANE_KNOBS)
+        check_static(configs, PVAConfig.LANE_KNOBS)
         self.config = config = configs[0]
         if int(base_KC.sum(1).min()) < 2 or bool(base_KC.all(1).any()):
             raise ValueError(
@@ -184,7 +183,7 @@ class PVA(StackedModule):
         self.logit_scale = texts.logit_scale
         self.register_buffer("text_features_CD", texts.features_CD)
         self.register_lane("base_KC", base_KC)
-        for name in LANE_KNOBS - {"lr", "weight_decay", "tau"}:
+        for name in PVAConfig.LANE_KNOBS - {"lr", "weight_decay", "tau"}:
             self.register_lane(name, lane_field(configs, name))
         # float64: a tau halfway between two float32 scores must not be rounded onto the lower one
         taus = [math.nan if c.tau is None else c.tau for c in configs]
@@ -273,25 +272,34 @@ class PVA(StackedModule):
             ),
         )
 
-    def sweep(self, images_ID: Tensor, labels_I: Tensor, *, lambdas: Sequence[float] = LAMBDAS) -> list[Choice]:
-        """Each lane's best tau and lambda on a labelled selection split; later predictions use them.
+    def sweep(
+        self,
+        images_ID: Tensor,
+        labels_I: Tensor,
+        *,
+        allowed_KI: Tensor | None = None,
+        lanes: Sequence[int] | None = None,
+        lambdas: Sequence[float] = LAMBDAS,
+    ) -> list[Choice]:
+        """Best tau and lambda of each lane (or of `lanes`) on labelled images; later predictions use them.
 
-        Labels are class ids; those of the lane's base classes count for S, the others for U.
+        Labels are class ids; those of the lane's base classes count for S, the others for U. `allowed_KI`: bool, the
+        images each lane may choose by.
         """
         scores = self.scores(images_ID)
-        choices = [
-            sweep_residual(
-                scores.cosine.lane(k),
-                None if scores.separation_KI is None else scores.separation_KI[k],
-                scores.latent_KIC[k].argmax(-1),
-                labels_I,
+        choices = []
+        for k in range(len(self.base_KC)) if lanes is None else lanes:
+            chosen = slice(None) if allowed_KI is None else allowed_KI[k].to(images_ID.device)
+            choice = sweep_residual(
+                scores.cosine.lane(k, chosen),
+                None if scores.separation_KI is None else scores.separation_KI[k][chosen],
+                scores.latent_KIC[k][chosen].argmax(-1),
+                labels_I[chosen],
                 self.base_KC[k],
                 lambdas=lambdas if self.config.residual else (0.0,),
             )
-            for k in range(len(self.base_KC))
-        ]
-        self.tau.copy_(torch.tensor([c.tau for c in choices], dtype=torch.float64))
-        self.residual_lambda.copy_(torch.tensor([c.residual_lambda for c in choices]))
+            self.tau[k], self.residual_lambda[k] = choice.tau, choice.residual_lambda
+            choices.append(choice)
         return choices
 
     def curves(self, images_ID: Tensor, labels_I: Tensor) -> list[Curve]:
@@ -305,6 +313,19 @@ class PVA(StackedModule):
         return [
             seen_unseen_curve(s, base == labels_I, novel == labels_I, labels_I, c) for s, base, novel, c in of_lanes
         ]
+
+    def divide(self, images_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Separation score, best base class and best novel class of every image, (K, B) each.
+
+        Without separation the score is the lead of the best base class over the best novel one.
+        """
+        scores = self.scores(images_BD)
+        cosine_KBC = scores.cosine.at(self.residual_lambda if self.config.residual else 0.0)
+        novel, novel_KB = cosine_KBC.masked_fill(self.base_KC[:, None], -math.inf).max(-1)
+        if scores.separation_KI is None:
+            base, base_KB = cosine_KBC.masked_fill(~self.base_KC[:, None], -math.inf).max(-1)
+            return base - novel, base_KB, novel_KB
+        return scores.separation_KI, scores.latent_KIC.argmax(-1), novel_KB
 
     def logits(self, images_BD: Tensor) -> Tensor:
         """Logits over all classes (K, B, C) of image features (B, D): divide and conquer.

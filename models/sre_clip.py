@@ -11,7 +11,7 @@ T tokens, E token width.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,11 @@ from models.stacked import StackedModule, check_static, lane_field, lane_normal
 @dataclass(frozen=True, kw_only=True)
 class SREConfig:
     """One configuration of the SRE-CLIP Adapter; the first block is static, the second may differ between lanes."""
+
+    LANE_KNOBS: ClassVar[frozenset[str]] = frozenset(
+        "lr weight_decay rho residual_scale w_srs w_align w_ent w_div w_bal relation_temperature "
+        "pseudo_label_threshold target_temperature unseen_prior".split()
+    )
 
     adapter: Literal["memory", "tokens", "none"] = "memory"
     """Image adapter: attention over learned slots, self-attention over slices of the feature, or none (ablation)."""
@@ -93,12 +98,6 @@ class SREConfig:
                 raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
         if not 0 <= self.pseudo_label_threshold <= 1:
             raise ValueError(f"pseudo_label_threshold must lie in [0, 1], got {self.pseudo_label_threshold}")
-
-
-LANE_KNOBS = frozenset(
-    "lr weight_decay rho residual_scale w_srs w_align w_ent w_div w_bal relation_temperature "
-    "pseudo_label_threshold target_temperature unseen_prior".split()
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +177,6 @@ class SREClip(StackedModule):
     `seen_KC`: bool, the classes whose labels each lane may use; all others are unseen to it.
     """
 
-    LANE_KNOBS = LANE_KNOBS
     seen_KC: Tensor
     text_features_CD: Tensor
     # lane knobs that the forward pass uses, (K,) each
@@ -193,7 +191,7 @@ class SREClip(StackedModule):
         self, configs: Sequence[SREConfig], *, seeds: Sequence[int], seen_KC: Tensor, graph: ClassGraph
     ) -> None:
         super().__init__()
-        check_static(configs, LANE_KNOBS)
+        check_static(configs, SREConfig.LANE_KNOBS)
         config = configs[0]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         text_features_ND = graph.text_features(config.class_text)
@@ -201,7 +199,7 @@ class SREClip(StackedModule):
         self.logit_scale = graph.logit_scale
         self.register_buffer("text_features_CD", text_features_ND[graph.class_node_C])
         self.register_lane("seen_KC", seen_KC)
-        for name in LANE_KNOBS - {"lr", "weight_decay"}:
+        for name in SREConfig.LANE_KNOBS - {"lr", "weight_decay"}:
             self.register_lane(name, lane_field(configs, name))
 
         adapters = {"memory": MemoryAdapter, "tokens": TokensAdapter}

@@ -140,11 +140,11 @@ class ResidualCosine:
         self.products = (f_a @ t_a.mT, f_a @ t_c.mT + f_c @ t_a.mT, f_c @ t_c.mT)
         self.image_norms, self.text_norms = _square_norms(f_a, f_c), _square_norms(t_a, t_c)
 
-    def lane(self, k: int) -> "ResidualCosine":
-        """One lane's (I, C) of stacked ones."""
+    def lane(self, k: int, images: Tensor | slice = slice(None)) -> "ResidualCosine":
+        """One lane's (I, C) of stacked ones, for all or some of the images."""
         one = object.__new__(ResidualCosine)
-        one.products = _lane(self.products, k)
-        one.image_norms, one.text_norms = _lane(self.image_norms, k), _lane(self.text_norms, k)
+        one.products = _lane(self.products, k, images)
+        one.image_norms, one.text_norms = _lane(self.image_norms, k, images), _lane(self.text_norms, k)
         return one
 
     def at(self, strength: float | Tensor) -> Tensor:
@@ -268,8 +268,11 @@ def _between(low: float, high: float) -> float:
     return middle if low < middle else high
 
 
-def _lane(terms: tuple[Tensor, Tensor, Tensor], k: int) -> tuple[Tensor, Tensor, Tensor]:
-    return terms[0][k], terms[1][k], terms[2][k]
+def _lane(
+    terms: tuple[Tensor, Tensor, Tensor], k: int, rows: Tensor | slice = slice(None)
+) -> tuple[Tensor, Tensor, Tensor]:
+    aa, ac, cc = terms
+    return aa[k][rows], ac[k][rows], cc[k][rows]
 
 
 def _square_norms(a: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -65,6 +65,12 @@ class Space:
     """The method's configuration class; knobs are its keyword arguments."""
     knobs: tuple[Knob, ...]
     """All searched knobs."""
+    benchmark: str
+    """The embedded benchmark of the method's task: `--benchmark` by default."""
+    criterion: Literal["h+mi", "h", "mi"]
+    """`--criterion` by default; those with mi need a method that may look at unlabelled target images."""
+    baselines: tuple[str, ...] = ()
+    """Spaces of the baselines that stand beside the method."""
 
     def active(self, params: Mapping[str, Value]) -> tuple[Knob, ...]:
         """Knobs whose condition holds under `params` (which must hold the static knobs already chosen)."""
@@ -99,9 +105,9 @@ def names() -> list[str]:
     return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__))
 
 
-def load(name: str) -> Space | Ablation:
-    """The space or ablation called `name`; `ValueError` with the nearest valid name if there is none."""
+def load(name: str, *, option: str = "--space") -> Space | Ablation:
+    """The space or ablation called `name`; `ValueError` with `option` and the nearest valid name if there is none."""
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=1, cutoff=0.0)
-        raise ValueError(f"--space must be one of {', '.join(names())}; got {name!r} (nearest: {near[0]})")
+        raise ValueError(f"{option} must be one of {', '.join(names())}; got {name!r} (nearest: {near[0]})")
     return importlib.import_module(f"search_spaces.{name.replace('-', '_')}").SPACE

@@ -11,6 +11,8 @@ SPACE = Space(
     name="sre",
     method="SRE-CLIP",
     config=SREConfig,
+    benchmark="icons2emoji",
+    criterion="h+mi",
     knobs=(
         Knob(
             name="adapter",

@@ -16,9 +16,18 @@ from torch import Tensor
 
 from data_prep.feature_store import FeatureSet, load_target_labels
 from models.baselines import nearest_prototype, zero_shot_prototypes
-from study.leaderboard import Row, rank_rows, mean_over_seeds
+from models.sweeps import seen_unseen_curve
+from study.leaderboard import Row, mean_over_seeds, rank_rows
 from study.protocol import TrialData, evaluate, oracle_data, paired_bootstrap
-from study.trainer import Criterion, mutual_information, pseudo_unseen_scores, selection_score, summarise
+from study.trainer import (
+    Criterion,
+    Division,
+    lead_of_seen,
+    mutual_information,
+    pseudo_unseen_scores,
+    selection_score,
+    summarise,
+)
 
 BASELINE = "ensemble"
 """The zero-shot CLIP to which gains refer; an untrained adapter equals it."""
@@ -52,12 +61,16 @@ class Evaluation:
     def _zero_shot(self, text: str, prototypes_CD: Tensor, criterion: Criterion) -> Scored:
         data, folds = self.data, range(self.data.folds)
         source_I = nearest_prototype(data.source_features_ID, prototypes_CD)
-        information = mutual_information([(data.logit_scale * data.target_features_TD @ prototypes_CD.T)[None]])
-        metrics = summarise(*pseudo_unseen_scores(source_I.expand(len(folds), -1), folds, data), information.tolist())
+        logits_1TC = (data.logit_scale * data.target_features_TD @ prototypes_CD.T)[None]
+        information = mutual_information([logits_1TC])
+        lead, seen_1T, unseen_1T = lead_of_seen(logits_1TC, data.seen_C[None])
+        seen, unseen, h = pseudo_unseen_scores(source_I.expand(len(folds), -1), folds, data)
+        metrics = summarise(seen, unseen, h, information.tolist())
         return self.score(
             f"CLIP zero-shot ({text})",
             f"zero-shot-{text.split()[0].lower()}",
             nearest_prototype(data.target_features_TD, prototypes_CD)[None],
+            Division(lead_KI=lead, seen_KI=seen_1T, unseen_KI=unseen_1T),
             val_score=selection_score(metrics, criterion),
             metrics=metrics,
         )
@@ -67,6 +80,7 @@ class Evaluation:
         method: str,
         config_id: str,
         predictions_ST: Tensor,
+        division: Division,
         *,
         val_score: float | None = None,
         metrics: Mapping[str, float] | None = None,
@@ -77,6 +91,10 @@ class Evaluation:
         """A leaderboard row from predicted classes; `val_score` and `metrics` are selection's, where there was one."""
         metrics = metrics or {}
         gain, low, high = paired_bootstrap([(predictions_ST, self.baseline_1T, self.data.seen_C)], self.labels_T)
+        measured: dict[str, Any] = {
+            **mean_over_seeds(evaluate(predictions_ST, self.labels_T, self.data.seen_C)),
+            **self._over_thresholds(division),
+        }
         row = Row(
             method=method,
             config_id=config_id,
@@ -86,7 +104,7 @@ class Evaluation:
             val_score=val_score,
             val_h_mean=metrics.get("val_h_mean"),
             val_h_std=metrics.get("val_h_std"),
-            **mean_over_seeds(evaluate(predictions_ST, self.labels_T, self.data.seen_C)),  # type: ignore[arg-type]
+            **measured,
             h_gain=gain,
             h_gain_lo=low,
             h_gain_hi=high,
@@ -96,6 +114,20 @@ class Evaluation:
             pareto=pareto,
         )
         return Scored(row=row, predictions_ST=predictions_ST)
+
+    def _over_thresholds(self, division: Division) -> dict[str, float]:
+        """Means over seeds of what does not depend on the chosen threshold."""
+        labels_T, seen_C = self.labels_T, self.data.seen_C
+        curves = [
+            seen_unseen_curve(lead_T, seen_T == labels_T, unseen_T == labels_T, labels_T, seen_C)
+            for lead_T, seen_T, unseen_T in zip(division.lead_KI, division.seen_KI, division.unseen_KI, strict=True)
+        ]
+        return {
+            # at the strictest threshold every image goes to the unseen classes
+            "test_t1": fmean(float(curve.unseen_M[0]) for curve in curves),
+            "test_ausuc": fmean(curve.ausuc for curve in curves),
+            "test_h_oracle_tau": fmean(curve.best().h for curve in curves),
+        }
 
 
 def with_test_labels(data: TrialData, cache: Path) -> TrialData:

@@ -74,6 +74,12 @@ class Row:
     """The one to quote: of its method's rows the one with the best `val_score`; `rank_rows` sets it."""
     pareto: bool = False
     """On the Pareto front of a two-objective study."""
+    test_t1: float | None = None
+    """Mean accuracy of the unseen classes when only they compete."""
+    test_ausuc: float | None = None
+    """Area under the curve of S against U over every threshold between seen and unseen classes."""
+    test_h_oracle_tau: float | None = None
+    """H at the threshold that is best on the test images: what choosing the threshold honestly cost is its distance."""
     val_score: float | None = None
     """Selection: what it maximises, the criterion's value; without one of its own a configuration is not selected."""
 
@@ -208,9 +214,9 @@ def to_markdown(rows: Sequence[Row]) -> str:
 
 
 _BRIEF: dict[str, Any] = {
-    "": _SHOWN["rank"],
-    "method": _method,
-    "config": _SHOWN["config"],
+    "": lambda r: f"{r.rank}{'*' if r.selected else ' '}",
+    "method": lambda r: _method(replace(r, selected=False)),
+    "config": lambda r: "" if r.config_id.startswith("zero-shot") else r.config_id,
     "val H": lambda r: _percent(r.val_h_mean),
     **{name: _SHOWN[name] for name in ("S", "U", "H", "H gain [95 %]")},
 }
@@ -220,9 +226,10 @@ _BRIEF: dict[str, Any] = {
 def to_terminal(rows: Sequence[Row]) -> Table:
     """The leaderboard as a rich table."""
     oracle = any(row.select == ORACLE for row in rows)
-    table = Table(title=ORACLE_NOTE if oracle else None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    caption = "* selected: its method's best by validation"
+    table = Table(title=ORACLE_NOTE if oracle else None, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in _BRIEF:
-        table.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=name not in _LEFT)
+        table.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=name != "method")
     for row in rows:
         table.add_row(*(show(row) for show in _BRIEF.values()), style="bold" if row.selected else None)
     return table

@@ -21,8 +21,9 @@ class StudyOptions:
 
     space: str = "sre"
     """Search space: a method's knobs with their ranges, or an ablation."""
-    benchmark: str = "icons2emoji"
-    """Benchmark: icons2emoji (embedded, nothing to download) or folder:PATH for your own images."""
+    benchmark: str | None = None
+    """Benchmark: icons2emoji, icons2emoji-gzsl (embedded, nothing to download; the default is that of the space's
+    task), a published one under --data-root, or folder:PATH for your own images."""
     clip: str | None = None
     """CLIP checkpoint: Hugging Face hub id or local folder; the benchmark's own by default."""
     data_root: Path | None = None
@@ -50,6 +51,9 @@ class SearchOptions:
     """One objective (the selection score), or seen and unseen accuracy as two, with their Pareto front."""
     pruning: bool = True
     """Successive halving: at a quarter and at half of the epochs only the better half of all lanes goes on."""
+    baselines: str = "auto"
+    """Baselines on the same features, each with its own space and the same budget: all (of the method's task), none,
+    or a list such as tip-adapter,linear-probe; auto is all, but none for an ablation."""
     seed: int = 0
     """Seed of everything: sampler, folds, initialisations, data order."""
 
@@ -66,9 +70,9 @@ class SelectionOptions:
     select: Literal["pseudo-unseen", "oracle"] = "pseudo-unseen"
     """pseudo-unseen: folds of seen classes play the unseen ones, no target label is read.
     oracle: looks at the test labels; an upper bound, marked in every output, never a result."""
-    criterion: Literal["h+mi", "h", "mi"] = "h+mi"
+    criterion: Literal["h+mi", "h", "mi"] | None = None
     """Score of a configuration: H on the pseudo-unseen folds, mutual information of unlabelled target predictions,
-    or their weighted sum."""
+    or their weighted sum; the default is h+mi where the task lets a method see unlabelled target images, else h."""
     folds: int = 3
     """Folds of the seen classes."""
     seeds: int = 3

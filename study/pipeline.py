@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -30,9 +30,10 @@ from study.driver import concurrent_packs, run_search
 from study.evaluation import Evaluation, Scored, average_rotations, select, with_test_labels
 from study.leaderboard import read_leaderboard, to_terminal, write_config, write_leaderboard, write_run
 from study.ledger import JOURNAL, open_ledger
+from study.methods import METHODS
 from study.options import Options
 from study.protocol import TrialData, rung_epochs, trial_data
-from study.refit import Refit, refit
+from study.refit import Refit, refit, score_on_folds
 from study.search import PackSearcher
 from study.storage import Storage, open_storage, pull
 from study.trainer import Pack, seen_classes, train_pack, trainable_images
@@ -54,11 +55,18 @@ class Study:
         chosen_space = search_spaces.load(options.study.space)
         self.ablation = chosen_space if isinstance(chosen_space, Ablation) else None
         self.space: Space = chosen_space.space if isinstance(chosen_space, Ablation) else chosen_space
-        chosen = get_benchmark(options.study.benchmark, options.study.data_root)
+        self.benchmark = options.study.benchmark or self.space.benchmark
+        self.criterion = options.selection.criterion or self.space.criterion
+        if self.criterion != "h" and not METHODS[type(self.space.config())].uses_target:
+            raise UserError(
+                f"--criterion must be h for {self.space.method}, which may not see target images; got {self.criterion}"
+            )
+        self.baselines = _baselines(options.search.baselines, self.space, bool(self.ablation))
+        chosen = get_benchmark(self.benchmark, options.study.data_root)
         find_checkpoint(options.study.clip or chosen.default_clip)
         if options.output.resume and options.output.name is None:
             raise UserError("--resume must come with the --name of the study to continue, got none")
-        benchmark = options.study.benchmark.partition(":")[0]
+        benchmark = self.benchmark.partition(":")[0]
         self.name = options.output.name or f"{chosen_space.name}-{benchmark}-{datetime.now():%Y%m%d-%H%M%S}"
         self.storage = open_storage(options.output.storage, self.name)
         self.seconds: dict[str, float] = {}
@@ -109,16 +117,24 @@ class Study:
         selection = self.options.selection
         if selection.select == "oracle":
             data = with_test_labels(data, self.cache)
+        started = time.monotonic()
         arrays = ray.put(data.to_arrays())
         interrupted = False
         if self.ablation:
-            candidates = self._variants(self.ablation, rotation)
+            candidates = self._variants(self.ablation, rotation, arrays)
         else:
-            candidates, interrupted = self._timed("search", lambda: self._search(rotation, arrays, storage))
+            candidates, interrupted = self._candidates(self.space, rotation, arrays, storage, selection.top)
+        for space in self.baselines:
+            if not interrupted:
+                self.console.print(f"baseline: {space.method}", highlight=False)
+                of_space = open_storage(f"{storage.shown}/baselines", space.name) if space.knobs else storage
+                found, interrupted = self._candidates(space, rotation, arrays, of_space, 1)
+                candidates += found
+        self.seconds["search"] = self.seconds.get("search", 0.0) + time.monotonic() - started
         seeds = [self.options.search.seed * 1000 + i for i in range(selection.seeds)]
         refits = self._timed("refit", lambda: self._refit([c["config"] for c in candidates], seeds, arrays))
         evaluation = Evaluation(self.cache, self.features, data, selection.select)
-        scored = evaluation.zero_shot(selection.criterion)
+        scored = evaluation.zero_shot(self.criterion)
         for candidate, done in zip(candidates, refits, strict=True):
             config, row = candidate["config"], candidate["row"]
             if done.diverged:
@@ -126,7 +142,11 @@ class Study:
                 continue
             scored.append(
                 evaluation.score(
-                    predictions_ST=done.predictions_ST, train_seconds=done.train_seconds, params=asdict(config), **row
+                    predictions_ST=done.predictions_ST,
+                    division=done.division,
+                    train_seconds=done.train_seconds,
+                    params=asdict(config),
+                    **row,
                 )
             )
             provenance = {"seeds": seeds, "rotation": rotation, "epochs": self.options.search.epochs}
@@ -141,7 +161,17 @@ class Study:
             self.console.print(to_terminal([s.row for s in scored]))
         return evaluation, scored, interrupted
 
-    def _search(self, rotation: int, arrays: Any, storage: Storage) -> tuple[list[dict[str, Any]], bool]:
+    def _candidates(
+        self, space: Space, rotation: int, arrays: Any, storage: Storage, top: int
+    ) -> tuple[list[dict[str, Any]], bool]:
+        """A method's best configurations, and whether Ctrl-C ended their search; without knobs there is just one."""
+        if space.knobs:
+            return self._search(space, rotation, arrays, storage, top)
+        return self._on_folds(space, [space.method], [space.config()], [f"{space.name}-0000"], arrays), False
+
+    def _search(
+        self, space: Space, rotation: int, arrays: Any, storage: Storage, top: int
+    ) -> tuple[list[dict[str, Any]], bool]:
         """Search, or what is left of it; the best completed configurations, and whether Ctrl-C ended it."""
         search, selection, resources = self.options.search, self.options.selection, self.options.resources
         folder = self._ledger_folder(storage)
@@ -151,14 +181,13 @@ class Study:
             "fingerprint": self.features.fingerprint,
             "rotation": rotation,
             **{k: getattr(search, k) for k in ("epochs", "pruning", "sampler", "seed")},
-            **{k: getattr(selection, k) for k in ("select", "criterion", "folds")},
+            **{k: getattr(selection, k) for k in ("select", "folds")},
+            "criterion": self.criterion,
         }
         resume = self.options.output.resume and (folder / JOURNAL).exists()
-        with open_ledger(
-            folder, space=self.space, objective=search.objective, identity=identity, resume=resume
-        ) as ledger:
+        with open_ledger(folder, space=space, objective=search.objective, identity=identity, resume=resume) as ledger:
             searcher = PackSearcher(
-                ledger, self.space, configs=search.configs, pack=self.pack, sampler=search.sampler, seed=search.seed
+                ledger, space, configs=search.configs, pack=self.pack, sampler=search.sampler, seed=search.seed
             )
             outcome = run_search(
                 searcher,
@@ -167,16 +196,16 @@ class Study:
                 rungs=tuple(rung_epochs(search.epochs)) if search.pruning and search.objective == "h" else (),
                 cpus_per_pack=resources.cpus_per_pack,
                 gpus_per_pack=resources.gpus_per_pack,
-                train=functools.partial(train_pack, criterion=selection.criterion),
+                train=functools.partial(train_pack, criterion=self.criterion),
                 console=self.console,
                 mirror=None if storage.is_local else storage,
             )
-            best = ledger.best(selection.top)
+            best = ledger.best(top)
         return [
             {
-                "config": self.space.config(**c.params),
+                "config": space.config(**c.params, **_swept(space, c.metrics)),
                 "row": {
-                    "method": self.space.method,
+                    "method": space.method,
                     "config_id": c.config_id,
                     "val_score": c.score,
                     "metrics": c.metrics,
@@ -186,17 +215,38 @@ class Study:
             for c in best
         ], outcome.interrupted
 
-    def _variants(self, ablation: Ablation, rotation: int) -> list[dict[str, Any]]:
+    def _variants(self, ablation: Ablation, rotation: int, arrays: Any) -> list[dict[str, Any]]:
         """An ablation's configurations: the winner's (or the space's default) knobs, each variant's own on top."""
         params = self.space.defaults()
         if self.options.selection.winner:
-            params = _winner_params(self.options.selection.winner, self.space.method, rotation)
+            params = _winner_params(self.options.selection.winner, self.space, rotation)
+        configs = [self.space.config(**{**params, **changes}) for changes in ablation.variants.values()]
+        methods = [f"{self.space.method}: {name}" for name in ablation.variants]
+        return self._on_folds(
+            self.space, methods, configs, [f"{ablation.name}-{i}" for i in range(len(configs))], arrays
+        )
+
+    def _on_folds(
+        self, space: Space, methods: list[str], configs: list[Any], ids: list[str], arrays: Any
+    ) -> list[dict[str, Any]]:
+        """Given configurations scored like searched ones, their inference-time knobs found; diverged ones left out."""
+        resources = self.options.resources
+        results = score_on_folds(
+            configs,
+            seed=self.options.search.seed,
+            arrays=arrays,
+            epochs=self.options.search.epochs,
+            criterion=self.criterion,
+            cpus=resources.cpus_per_pack,
+            gpus=resources.gpus_per_pack,
+        )
         return [
             {
-                "config": self.space.config(**{**params, **changes}),
-                "row": {"method": f"{self.space.method}: {name}", "config_id": f"{ablation.name}-{i}"},
+                "config": replace(config, **_swept(space, result.metrics)),
+                "row": {"method": method, "config_id": id_, "val_score": result.score, "metrics": result.metrics},
             }
-            for i, (name, changes) in enumerate(ablation.variants.items())
+            for method, config, id_, result in zip(methods, configs, ids, results, strict=True)
+            if result.state == "complete"
         ]
 
     def _refit(self, configs: list[Any], seeds: list[int], arrays: Any) -> list[Refit]:
@@ -206,8 +256,8 @@ class Study:
             seeds=seeds,
             arrays=arrays,
             epochs=self.options.search.epochs,
-            cpus_per_pack=resources.cpus_per_pack,
-            gpus_per_pack=resources.gpus_per_pack,
+            cpus=resources.cpus_per_pack,
+            gpus=resources.gpus_per_pack,
         )
 
     # --- around them ------------------------------------------------------------------------------------------------
@@ -237,7 +287,7 @@ class Study:
                 bars.update(tasks[stage], completed=done, total=total)
 
             return prepare(
-                benchmark=study.benchmark,
+                benchmark=self.benchmark,
                 clip=study.clip,
                 data_root=study.data_root,
                 cache_dir=self.options.output.cache,
@@ -281,7 +331,8 @@ class Study:
         total = rotations * (search_seconds + refit_seconds)
         mark = " [bold red](ORACLE: looks at test labels)[/bold red]" if selection.select == "oracle" else ""
         self.console.print(
-            f"[bold]{self.name}[/bold]{mark}: {self.options.study.space} on {self.features.benchmark} with {self.features.clip}\n"
+            f"[bold]{self.name}[/bold]{mark}: {self.options.study.space} on {self.features.benchmark} "
+            f"with {self.features.clip}\n"
             f"  images     {len(data.source_labels_I)} labelled source images of {int(data.seen_C.sum())} seen "
             f"classes, {len(data.target_features_TD)} unlabelled target images, "
             f"{int((~data.seen_C).sum())} unseen classes\n"
@@ -337,8 +388,22 @@ def _seconds_per_epoch(data: TrialData, space: Space) -> float:
     return (time.perf_counter() - started) / lanes
 
 
-def _winner_params(study: Path, method: str, rotation: int) -> dict[str, Any]:
-    """The full configuration that a study selected (in this rotation, if it had several)."""
+def _baselines(chosen: str, space: Space, is_ablation: bool) -> list[Space]:
+    """The spaces of `--baselines`; auto: the method's, and none for an ablation. Raises `ValueError`."""
+    if chosen == "auto":
+        chosen = "none" if is_ablation else "all"
+    names = {"all": space.baselines, "none": ()}.get(chosen, tuple(filter(None, chosen.split(","))))
+    loaded = [search_spaces.load(name, option="--baselines") for name in names]
+    return [s for s in loaded if isinstance(s, Space)]
+
+
+def _swept(space: Space, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Inference-time knobs as selection found them: part of the configuration that is refitted."""
+    return {name: metrics[name] for name in METHODS[type(space.config())].swept if name in metrics}
+
+
+def _winner_params(study: Path, space: Space, rotation: int) -> dict[str, Any]:
+    """The configuration that a study selected (in this rotation, if it had several), without its swept knobs."""
     of_rotation = study / f"rotation-{rotation}"
     folder = of_rotation if of_rotation.exists() else study
     try:
@@ -346,9 +411,10 @@ def _winner_params(study: Path, method: str, rotation: int) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"--winner must be the folder of a finished study, got {study}") from None
     for row in rows:
-        if row.selected and row.method == method:
-            return json.loads(row.params)
-    raise UserError(f"--winner must be a study of {method}, got {study}")
+        if row.selected and row.method == space.method:
+            swept = METHODS[type(space.config())].swept
+            return {k: v for k, v in json.loads(row.params).items() if k not in swept}
+    raise UserError(f"--winner must be a study of {space.method}, got {study}")
 
 
 def _jsonable(options: Mapping[str, Any]) -> dict[str, Any]:

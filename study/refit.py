@@ -6,7 +6,7 @@ Suffixes: K lanes, T target images.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,9 @@ import ray
 import torch
 from torch import Tensor
 
+from study.methods import static_fields
 from study.protocol import TrialData
-from study.trainer import Pack, seen_classes, static_fields, trainable_images
+from study.trainer import Criterion, Division, LaneResult, Pack, seen_classes, train_pack, trainable_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class Refit:
 
     predictions_ST: Tensor
     """Predicted class of every target image, for every seed."""
+    division: Division
+    """The same images at any threshold between seen and unseen classes, a lane per seed."""
     train_seconds: float
     """Its share of the training time, all seeds."""
     diverged: bool
@@ -31,40 +34,52 @@ class Refit:
 
 
 def refit(
-    configs: Sequence[Any],
-    *,
-    seeds: Sequence[int],
-    arrays: Any,
-    epochs: int,
-    cpus_per_pack: float,
-    gpus_per_pack: float,
+    configs: Sequence[Any], *, seeds: Sequence[int], arrays: Any, epochs: int, cpus: float, gpus: float
 ) -> list[Refit]:
-    """Refit every configuration with every seed on the cluster; configurations that share static knobs share a pack.
+    """Refit every configuration with every seed on the cluster.
 
-    `arrays`: object reference to `TrialData.to_arrays()`. Ctrl-C stops it like any Ray call.
+    `arrays`: object reference to `TrialData.to_arrays()`. `cpus`, `gpus`: of each of the tasks that share the work.
     """
+    return _on_cluster(refit_pack, configs, arrays, cpus, gpus, seeds=seeds, epochs=epochs)
+
+
+def score_on_folds(
+    configs: Sequence[Any], *, seed: int, arrays: Any, epochs: int, criterion: Criterion, cpus: float, gpus: float
+) -> list[LaneResult]:
+    """Score given configurations as the search would: for methods and variants that have nothing to search."""
+    return _on_cluster(_score_pack, configs, arrays, cpus, gpus, seed=seed, epochs=epochs, criterion=criterion)
+
+
+def _score_pack(configs: Sequence[Any], *, seed: int, data: TrialData, **options: Any) -> list[LaneResult]:
+    return train_pack(configs, seeds=[seed] * len(configs), data=data, **options)
+
+
+def _on_cluster(
+    work: Callable[..., list[Any]], configs: Sequence[Any], arrays: Any, cpus: float, gpus: float, **options: Any
+) -> list[Any]:
+    """`work` on packs of configurations that share their static knobs, as Ray tasks; results in the order given."""
     packs: dict[tuple[Any, ...], list[int]] = {}
     for i, config in enumerate(configs):
-        packs.setdefault(static_fields(config), []).append(i)
-    task = ray.remote(_refit_pack).options(num_cpus=cpus_per_pack, num_gpus=gpus_per_pack)
-    running = [
-        task.remote(arrays, [configs[i] for i in members], list(seeds), epochs, max(1, int(cpus_per_pack)))
-        for members in packs.values()
-    ]
-    refits: dict[int, Refit] = {}
-    for members, done in zip(packs.values(), ray.get(running), strict=True):
-        refits.update(zip(members, done, strict=True))
-    return [refits[i] for i in range(len(configs))]
+        packs.setdefault((type(config), *static_fields(config)), []).append(i)
+    task = ray.remote(_task).options(num_cpus=cpus, num_gpus=gpus)
+    threads = max(1, int(cpus))
+    running = [task.remote(work, arrays, [configs[i] for i in pack], threads, options) for pack in packs.values()]
+    results: dict[int, Any] = {}
+    for pack, done in zip(packs.values(), ray.get(running), strict=True):
+        results.update(zip(pack, done, strict=True))
+    return [results[i] for i in range(len(configs))]
 
 
-def _refit_pack(
-    arrays: Mapping[str, Any], configs: Sequence[Any], seeds: Sequence[int], epochs: int, threads: int
-) -> list[Refit]:
-    """Train configurations x seeds as one pack on all seen classes and all labelled source images."""
+def _task(
+    work: Callable[..., list[Any]],
+    arrays: Mapping[str, Any],
+    configs: Sequence[Any],
+    threads: int,
+    options: Mapping[str, Any],
+) -> list[Any]:
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
-    data = TrialData.from_arrays(arrays).to(device)
-    return refit_pack(configs, seeds=seeds, data=data, epochs=epochs)
+    return work(configs, data=TrialData.from_arrays(arrays).to(device), **options)
 
 
 def refit_pack(configs: Sequence[Any], *, seeds: Sequence[int], data: TrialData, epochs: int) -> list[Refit]:
@@ -81,13 +96,19 @@ def refit_pack(configs: Sequence[Any], *, seeds: Sequence[int], data: TrialData,
     )
     for _ in range(epochs):
         pack.train_epoch()
-    predictions_KT = pack.classify(data.target_features_TD).cpu()
+    predictions_KT, division = pack.classify(data.target_features_TD).cpu(), pack.divide(data.target_features_TD)
     seconds = (time.perf_counter() - started) / len(configs)
+    of_config = [slice(i * len(seeds), (i + 1) * len(seeds)) for i in range(len(configs))]
     return [
         Refit(
-            predictions_ST=predictions_KT[i * len(seeds) : (i + 1) * len(seeds)],
+            predictions_ST=predictions_KT[lanes_of],
+            division=Division(
+                lead_KI=division.lead_KI[lanes_of],
+                seen_KI=division.seen_KI[lanes_of],
+                unseen_KI=division.unseen_KI[lanes_of],
+            ),
             train_seconds=seconds,
-            diverged=bool(pack.diverged_K[i * len(seeds) : (i + 1) * len(seeds)].any()),
+            diverged=bool(pack.diverged_K[lanes_of].any()),
         )
-        for i in range(len(configs))
+        for lanes_of in of_config
     ]

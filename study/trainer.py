@@ -9,25 +9,15 @@ Suffixes: K lanes, I source images, T target images, B batch, C classes, D CLIP 
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from models.sre_clip import SREClip, SREConfig
 from models.stacked import lane_field
+from study.methods import METHODS
 from study.protocol import MUTUAL_INFORMATION_WEIGHT, TrialData, seen_unseen
-
-MODELS: dict[type, Any] = {SREConfig: SREClip}
-"""The module that trains each kind of configuration."""
-
-
-def static_fields(config: Any) -> tuple[tuple[str, Any], ...]:
-    """The fields of a configuration that all lanes of a pack must share, with their values."""
-    lane_knobs = MODELS[type(config)].LANE_KNOBS
-    return tuple((f.name, getattr(config, f.name)) for f in fields(config) if f.name not in lane_knobs)
-
 
 PREDICT_CHUNK = 4096
 """Images per forward pass outside training, divided by the lanes: bounds memory on large benchmarks."""
@@ -55,6 +45,25 @@ class LaneResult:
     """Its share of the pack's time."""
     error: str = ""
     """Why it failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Division:
+    """Images divided between seen and unseen classes, whatever the threshold; on the CPU."""
+
+    lead_KI: Tensor
+    """Score that an image is of a seen class; at or above a threshold it is classified among them."""
+    seen_KI: Tensor
+    """Best seen class."""
+    unseen_KI: Tensor
+    """Best unseen class."""
+
+
+def lead_of_seen(logits_KIC: Tensor, seen_KC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Lead of the best seen class's logit over the best unseen one's, and both classes, (K, I) each."""
+    seen, seen_KI = logits_KIC.masked_fill(~seen_KC[:, None], -math.inf).max(-1)
+    unseen, unseen_KI = logits_KIC.masked_fill(seen_KC[:, None], -math.inf).max(-1)
+    return seen - unseen, seen_KI, unseen_KI
 
 
 class StackedAdamW:
@@ -109,7 +118,8 @@ class Pack:
         self.batch = configs[0].batch_size
         # an epoch is the same number of steps for every fold, so that lanes stay in step
         self.steps_per_epoch = math.ceil(len(data.source_labels_I) / self.batch)
-        self.module = MODELS[type(configs[0])](configs, seeds=seeds, seen_KC=seen_KC.cpu(), graph=data.to("cpu").graph)
+        self.method = METHODS[type(configs[0])]
+        self.module = self.method.build(configs, seeds, seen_KC.cpu(), trainable_KI.cpu(), data.to("cpu"))
         self.module.to(device)
         self.optimiser = StackedAdamW(
             list(self.module.parameters()),
@@ -119,28 +129,52 @@ class Pack:
         # data order comes from streams of their own: drawing weights must not shift it
         self.generators = [torch.Generator().manual_seed(seed + 2**32) for seed in seeds]
         self.source_indices = [torch.nonzero(row).flatten() for row in trainable_KI.cpu()]
+        self.seen_KC = seen_KC.to(device)
         self.diverged_K = torch.zeros(len(configs), dtype=torch.bool, device=device)
 
     def train_epoch(self) -> None:
         """One epoch of all lanes; no value leaves the device in it."""
-        params = list(self.module.parameters())
-        data = self.data
+        params, data = list(self.module.parameters()), self.data
+        if not params:  # a training-free method
+            self.epoch += 1
+            return
         source_EKB, target_EKB = self._draw_epoch()
         for step, (source_KB, target_KB) in enumerate(zip(source_EKB, target_EKB, strict=True)):
-            losses = self.module.losses(
-                data.source_features_ID[source_KB], data.source_labels_I[source_KB], data.target_features_TD[target_KB]
-            )
+            target = (data.target_features_TD[target_KB],) if self.method.uses_target else ()
+            losses = self.module.losses(data.source_features_ID[source_KB], data.source_labels_I[source_KB], *target)
             total_K = self.module.total(losses)
             self.diverged_K |= ~total_K.detach().isfinite()
             grads = torch.autograd.grad(total_K.sum(), params)
             self.optimiser.step(params, grads, self._schedule(self.epoch * self.steps_per_epoch + step))
         self.epoch += 1
 
+    def calibrate(self, features_ID: Tensor, labels_I: Tensor, allowed_KI: Tensor) -> list[dict[str, float]]:
+        """Sweep each lane's inference-time knobs on the images it may choose them by; their values, by lane."""
+        if not self.method.swept:
+            return [{} for _ in self.generators]
+        lanes = (~self.diverged_K).nonzero().flatten().tolist()
+        self.module.sweep(features_ID, labels_I, allowed_KI=allowed_KI, lanes=lanes)
+        for name in self.method.swept:  # a diverged lane is void, but must not stop its neighbours' predictions
+            getattr(self.module, name)[self.diverged_K] = 0
+        values = {name: getattr(self.module, name).tolist() for name in self.method.swept}
+        return [{name: v[k] for name, v in values.items() if not math.isnan(v[k])} for k in range(len(self.generators))]
+
     def predict(self, features_ID: Tensor) -> Iterator[Tensor]:
         """Logits over all classes, (K, chunk, C) at a time, in order."""
         with torch.no_grad():
-            for chunk in features_ID.split(max(1, PREDICT_CHUNK // len(self.generators))):
+            for chunk in features_ID.split(self._chunk):
                 yield self.module.logits(chunk)
+
+    def divide(self, features_ID: Tensor) -> "Division":
+        """How the lanes would classify images at any threshold between seen and unseen classes."""
+        chunks = features_ID.split(self._chunk)
+        with torch.no_grad():
+            if hasattr(self.module, "divide"):
+                parts = [self.module.divide(chunk) for chunk in chunks]
+            else:
+                parts = [lead_of_seen(self.module.logits(chunk), self.seen_KC) for chunk in chunks]
+        lead, seen, unseen = (torch.cat(tensors, dim=1).cpu() for tensors in zip(*parts, strict=True))
+        return Division(lead_KI=lead, seen_KI=seen, unseen_KI=unseen)
 
     def classify(self, features_ID: Tensor) -> Tensor:
         """Predicted classes (K, I), int64."""
@@ -153,7 +187,11 @@ class Pack:
         self.optimiser.keep(index)
         self.generators = [self.generators[i] for i in lanes]
         self.source_indices = [self.source_indices[i] for i in lanes]
-        self.diverged_K = self.diverged_K[index]
+        self.seen_KC, self.diverged_K = self.seen_KC[index], self.diverged_K[index]
+
+    @property
+    def _chunk(self) -> int:
+        return max(1, PREDICT_CHUNK // len(self.generators))
 
     def _draw_epoch(self) -> tuple[Tensor, Tensor]:
         """Image indices of every step of an epoch, (steps, K, B) for source and for target."""
@@ -250,6 +288,11 @@ def trainable_images(data: TrialData, fold: int | None) -> Tensor:
     return seen_classes(data, fold)[data.source_labels_I] & ~data.held_out_I
 
 
+def scored_images(data: TrialData, fold: int) -> Tensor:
+    """Bool (I,): held-out images of a fold's seen classes and all images of its pseudo-unseen ones."""
+    return data.held_out_I | (data.fold_C == fold)[data.source_labels_I]
+
+
 def _score(
     pack: Pack,
     lanes: Sequence[tuple[int, int | None]],
@@ -259,15 +302,21 @@ def _score(
     epoch: int,
 ) -> None:
     """Append every living configuration's score to its result; a lane whose loss was not finite fails."""
-    information_K = mutual_information(pack.predict(data.target_features_TD))
+    # calibrated first: predictions depend on the swept knobs
+    folds = [fold for _, fold in lanes if fold is not None]
     if data.oracle_labels_T is not None:
+        everything_KT = torch.ones(len(lanes), len(data.oracle_labels_T), dtype=torch.bool)
+        swept = pack.calibrate(data.target_features_TD, data.oracle_labels_T, everything_KT)
         scores = seen_unseen(pack.classify(data.target_features_TD), data.oracle_labels_T, data.seen_C)
         seen_K, unseen_K, h_K = (s.tolist() for s in scores)
     else:
-        seen_K, unseen_K, h_K = pseudo_unseen_scores(
-            pack.classify(data.source_features_ID), [f for _, f in lanes if f is not None], data
-        )
-    diverged_K, information = pack.diverged_K.tolist(), information_K.tolist()
+        scored_KI = torch.stack([scored_images(data, fold) for fold in folds])
+        swept = pack.calibrate(data.source_features_ID, data.source_labels_I, scored_KI)
+        seen_K, unseen_K, h_K = pseudo_unseen_scores(pack.classify(data.source_features_ID), folds, data)
+    information = [0.0] * len(lanes)
+    if pack.method.uses_target:
+        information = mutual_information(pack.predict(data.target_features_TD)).tolist()
+    diverged_K = pack.diverged_K.tolist()
     for i in sorted({i for i, _ in lanes}):
         of_config = [k for k, (j, _) in enumerate(lanes) if j == i]
         result = results[i]
@@ -280,6 +329,8 @@ def _score(
             [h_K[k] for k in of_config],
             [information[k] for k in of_config],
         )
+        # the refit takes the middle fold's value: a mean would be lost to one fold that chose infinity
+        result.metrics |= {name: sorted(swept[k][name] for k in of_config)[len(of_config) // 2] for name in swept[0]}
         result.score = selection_score(result.metrics, criterion if data.oracle_labels_T is None else "h")
         result.curve.append((epoch, result.score))
 
@@ -293,7 +344,7 @@ def pseudo_unseen_scores(
     h: list[Tensor] = []
     for predicted_I, fold in zip(predictions_KI, folds, strict=True):
         seen_C = seen_classes(data, fold)
-        scored_I = data.held_out_I | (data.fold_C == fold)[data.source_labels_I]
+        scored_I = scored_images(data, fold)
         for values, value in zip(
             (seen, unseen, h),
             seen_unseen(predicted_I[None, scored_I], data.source_labels_I[scored_I], seen_C),

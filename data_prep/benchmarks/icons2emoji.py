@@ -3,6 +3,9 @@
 Images, class table and a small CLIP are part of this package; assets/icons2emoji/ATTRIBUTION.md says where they came
 from. Splits go by icon set, so that no drawing style is in two of them. In rotation r the classes with that number are
 unseen.
+
+`icons2emoji-gzsl` is generalized zero-shot learning within the emoji domain: labelled are the training and validation
+images, classified the test images.
 """
 
 from pathlib import Path
@@ -18,6 +21,7 @@ from data_prep.feature_store import SPLITS, ClassTable
 
 ASSETS = Path(__file__).parent.parent / "assets" / "icons2emoji"
 ROTATIONS = 4
+GZSL = "icons2emoji-gzsl"
 TEMPLATES = ("a {} icon", "an icon of a {}", "a picture of a {}", "a drawing of a {}", "{}")
 
 
@@ -25,6 +29,11 @@ def read(name: str, data_root: Path | None, allow_partial: bool = False) -> Benc
     """The benchmark; neither `data_root` nor `allow_partial` is needed."""
     classes = pq.read_table(ASSETS / "classes.parquet").sort_by("class_id")
     images = pq.read_table(ASSETS / "images.parquet")
+    if name == GZSL:
+        images = images.filter(pc.equal(images["domain"], "emoji"))
+        source = pc.not_equal(images["split"], "test")
+    else:
+        source = pc.equal(images["domain"], "icon")
     rotation_C = torch.tensor(classes["rotation"].to_numpy())
     return Benchmark(
         name=name,
@@ -38,7 +47,7 @@ def read(name: str, data_root: Path | None, allow_partial: bool = False) -> Benc
             {
                 "key": pc.binary_join_element_wise(images["icon_set"], images["icon_name"], ":"),
                 "label": images["class_id"].cast(pa.int64()),
-                "domain": pc.if_else(pc.equal(images["domain"], "icon"), "source", "target"),
+                "domain": pc.if_else(source, "source", "target"),
                 "split": np.array([SPLITS.index(split) for split in images["split"].to_pylist()], dtype=np.int8),
                 "path": pa.nulls(len(images), pa.string()),
                 "data": images["image"],

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.sre_clip import LANE_KNOBS, ClassGraph, SREClip, SREConfig
+from models.sre_clip import ClassGraph, SREClip, SREConfig
 
 SEEN = torch.tensor([True, True, True, True, False, False])
 SMALL = dict(heads=2, slots=3, attention_width=4, token_dim=4, gcn_width=5, batch_size=4)
@@ -39,9 +39,7 @@ def scrambled(module: SREClip) -> SREClip:
 
 @pytest.mark.parametrize("static", VARIANTS, ids=str)
 @pytest.mark.parametrize("residual_scale", [0.5, 1.0])
-def test_an_untrained_adapter_is_exactly_zero_shot_clip(
-    graph: ClassGraph, static: dict, residual_scale: float
-) -> None:
+def test_an_untrained_adapter_is_exactly_zero_shot_clip(graph: ClassGraph, static: dict, residual_scale: float) -> None:
     module = build(graph, SREConfig(**{**SMALL, **static}, residual_scale=residual_scale))
     x = images(5)
     torch.testing.assert_close(module.logits(x)[0], 20.0 * x @ graph.name_features_CD.T)
@@ -121,8 +119,8 @@ OTHER = dict(
 
 
 def test_the_lane_knobs_are_all_numeric_fields_listed() -> None:
-    assert set(OTHER) == LANE_KNOBS
-    assert LANE_KNOBS <= {f.name for f in dataclasses.fields(SREConfig)}
+    assert set(OTHER) == SREConfig.LANE_KNOBS
+    assert SREConfig.LANE_KNOBS <= {f.name for f in dataclasses.fields(SREConfig)}
 
 
 @pytest.mark.parametrize("static", VARIANTS, ids=str)

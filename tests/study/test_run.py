@@ -178,7 +178,9 @@ def test_help_teaches_without_loading_torch() -> None:
     command = [sys.executable, "-X", "importtime", str(ROOT / "study" / "run.py"), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
-    for option in "--space --benchmark --clip --data-root --configs --epochs --pack --folds --seeds --top --select".split():
+    for (
+        option
+    ) in "--space --benchmark --clip --data-root --configs --epochs --pack --folds --seeds --top --select".split():
         assert option in done.stdout
     assert "torch" not in done.stderr
 

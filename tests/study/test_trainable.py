@@ -251,6 +251,7 @@ def test_progress_line() -> None:
     line = progress_line(counts, packs, configs=48, already=4, epochs=20, seconds=60)
     # 8 configurations of this run, 2 + 7 worth of running ones: 17 of 44 in 60 s
     assert line == (
-        "12/48 configs · 5 pruned · 1 failed · best score 0.5123 (H 41.23) · 10/16 lanes alive in 2 packs · about 1:35 left"
+        "12/48 configs · 5 pruned · 1 failed · best score 0.5123 (H 41.23) · 10/16 lanes alive in 2 packs · "
+        "about 1:35 left"
     )
     assert progress_line(Counts(), {}, configs=8, already=0, epochs=20, seconds=1) == "0/8 configs"

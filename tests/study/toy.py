@@ -18,6 +18,8 @@ SPACE = Space(
     name="toy",
     method="Toy",
     config=dict,
+    benchmark="icons2emoji",
+    criterion="h",
     knobs=(
         Knob(name="layers", scope="static", default=1, choices=(0, 1, 2), why="changes shapes"),
         Knob(
