@@ -46,7 +46,8 @@ class GraphConv(StackedModule):
 
     Two products never depend on the weights or the rows asked for: `A_hat T` is computed once here, and the last
     layer multiplies with the class rows of A_hat alone.
-    The last layer starts at zero (`zero_init`), so that beside a residual path an untrained network is silent.
+    The last layer starts at zero (`zero_init`), so that beside a residual path an untrained network is silent. Without
+    that path one layer starts as the identity, texts smoothed over the graph; deeper networks start at random.
     """
 
     propagated_ND: Tensor
@@ -78,6 +79,8 @@ class GraphConv(StackedModule):
             weight = lane_normal(generators, fan_in, fan_out, std=(2 / (fan_in + fan_out)) ** 0.5)
             if zero_init and i == layers - 1:
                 weight.zero_()
+            elif layers == 1:
+                weight = torch.eye(dim).repeat(len(generators), 1, 1)
             self.weights_KIO.append(nn.Parameter(weight))
 
     def forward(self) -> Tensor:

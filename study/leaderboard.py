@@ -213,10 +213,13 @@ def to_markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def _method_and_config(row: Row) -> str:
+    return row.method if row.config_id.startswith("zero-shot") else f"{row.method} [dim]{row.config_id}[/dim]"
+
+
 _BRIEF: dict[str, Any] = {
     "": lambda r: f"{r.rank}{'*' if r.selected else ' '}",
-    "method": lambda r: _method(replace(r, selected=False)),
-    "config": lambda r: "" if r.config_id.startswith("zero-shot") else r.config_id,
+    "method": lambda r: _method_and_config(replace(r, method=_method(replace(r, selected=False)))),
     "val H": lambda r: _percent(r.val_h_mean),
     **{name: _SHOWN[name] for name in ("S", "U", "H", "H gain [95 %]")},
 }
