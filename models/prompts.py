@@ -16,16 +16,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoTokenizer, CLIPModel
-from transformers.masking_utils import create_causal_mask
 
 from models.stacked import StackedModule, lane_normal
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel
 
 ROWS_PER_CHUNK = 128
 """Sequences encoded at once."""
@@ -38,7 +39,7 @@ class FrozenTextEncoder:
     Raises `ValueError` if the checkpoint would read its feature off another token than its tokenizer's EOS.
     """
 
-    def __init__(self, clip: CLIPModel, tokenizer: Any) -> None:
+    def __init__(self, clip: "CLIPModel", tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.tower = clip.text_model.float().eval().requires_grad_(False)
         self.projection = clip.text_projection.float().eval().requires_grad_(False)
@@ -49,6 +50,11 @@ class FrozenTextEncoder:
     @classmethod
     def load(cls, checkpoint_path: str | Path) -> "FrozenTextEncoder":
         """Load a checkpoint in Hugging Face format."""
+        from transformers import (
+            AutoTokenizer,
+            CLIPModel,
+        )  # seconds to import, and methods without prompts never need it
+
         clip = CLIPModel.from_pretrained(checkpoint_path, dtype=torch.float32)
         return cls(clip, AutoTokenizer.from_pretrained(checkpoint_path))
 
@@ -62,6 +68,8 @@ class FrozenTextEncoder:
 
     def encode(self, tokens_RTW: Tensor, eos_R: Tensor) -> Tensor:
         """L2-normalised text features (R, D) of token embeddings whose EOS stands at `eos_R`; differentiable."""
+        from transformers.masking_utils import create_causal_mask
+
         self.to(tokens_RTW.device)
         hidden_RTW = self.tower.embeddings(inputs_embeds=tokens_RTW)
         mask = create_causal_mask(
