@@ -3,6 +3,7 @@
 Each block is a group of `--help`; every option is checked before any work starts.
 """
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -111,8 +112,8 @@ class ResourceOptions:
 class OutputOptions:
     """What is kept"""
 
-    storage: str = "results"
-    """Folder or URI (s3://...) under which every study gets a folder."""
+    storage: str = field(default_factory=lambda: os.environ.get("ZEROSWEEP_STORAGE", "results"))
+    """Folder or URI (s3://...) under which every study gets a folder; $ZEROSWEEP_STORAGE, if set, is the default."""
     name: str | None = None
     """Name of the study's folder; <space>-<benchmark>-<time> by default."""
     resume: bool = False

@@ -185,6 +185,14 @@ def test_help_teaches_without_loading_torch() -> None:
     assert "torch" not in done.stderr
 
 
+def test_the_storage_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    from study.options import OutputOptions
+
+    assert OutputOptions().storage == "results"
+    monkeypatch.setenv("ZEROSWEEP_STORAGE", "s3://bucket/studies")
+    assert OutputOptions().storage == "s3://bucket/studies"
+
+
 # --- the house ------------------------------------------------------------------------------------------------------
 
 
