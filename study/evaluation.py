@@ -141,8 +141,10 @@ def average_rotations(rotations: Sequence[tuple[Evaluation, Sequence[Scored]]]) 
     The interval of the gain comes from resampling the images jointly for all rotations, which share them.
     """
     selected = [{s.row.method: s for s in select(scored) if s.row.selected} for _, scored in rotations]
+    # an interrupted rotation may lack methods
+    methods = [m for m in selected[0] if all(m in of_rotation for of_rotation in selected)]
     rows = []
-    for method in selected[0]:
+    for method in methods:
         chosen = [of_rotation[method] for of_rotation in selected]
         tests = [(s.predictions_ST, e.baseline_1T, e.data.seen_C) for s, (e, _) in zip(chosen, rotations, strict=True)]
         gain, low, high = paired_bootstrap(tests, rotations[0][0].labels_T)
