@@ -77,6 +77,7 @@ class Study:
         self._timed("ray", self._start_ray)
         self.cache = self._timed("features", self._prepare)
         if options.output.prep_only:
+            self.console.print(f"features: {self.cache}", soft_wrap=True, highlight=False)
             return str(self.cache)
         self.features = load(self.cache)
         all_rotations = range(self.features.classes.unseen_RC.shape[0])
@@ -283,7 +284,7 @@ class Study:
                 if stage not in tasks:
                     tasks[stage] = bars.add_task(stage)
                     if not self.console.is_terminal:
-                        self.console.print(f"features: {stage} ({total})")
+                        self.console.print(f"preparing {stage}: {total} shards")
                 bars.update(tasks[stage], completed=done, total=total)
 
             return prepare(
