@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from models.prompts import ClassTexts, PromptLearner, base_cross_entropy
 from models.stacked import StackedModule, check_static, lane_field, lane_normal
-from models.sweeps import calibration_curve, tip_adapter_grid
+from models.sweeps import calibration_curve, lanes_and_images, tip_adapter_grid
 
 ALPHAS = tuple(0.1 * i for i in range(201))
 """Tip-Adapter's cache weights swept by default, 0 to 20: 0 is zero-shot CLIP."""
@@ -244,8 +244,7 @@ class TipAdapter(Baseline):
         `allowed_KI`: bool, the images each lane may choose by.
         """
         best = []
-        for k in range(len(self.base_KC)) if lanes is None else lanes:
-            chosen = slice(None) if allowed_KI is None else allowed_KI[k].to(images_ID.device)
+        for k, chosen in lanes_and_images(len(self.base_KC), allowed_KI, lanes):
             cached_N = self.cached_KN[k]
             grid_BA = tip_adapter_grid(
                 clip_logits_IC=self.logit_scale * images_ID[chosen] @ self.text_features_CD.T,
@@ -323,8 +322,7 @@ class CalibratedStacking(Baseline):
         """
         logits_IC = self.logit_scale * images_ID @ self.text_features_CD.T
         best = []
-        for k in range(len(self.base_KC)) if lanes is None else lanes:
-            chosen = slice(None) if allowed_KI is None else allowed_KI[k].to(images_ID.device)
+        for k, chosen in lanes_and_images(len(self.base_KC), allowed_KI, lanes):
             choice = calibration_curve(logits_IC[chosen], labels_I[chosen], self.base_KC[k]).best()
             self.constant[k] = choice.tau
             best.append(choice.h)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from models.gaussian import kl_to_prior, pairwise_kl, symmetric_kl, wasserstein
 from models.prompts import ClassTexts, PromptLearner, base_cross_entropy
 from models.stacked import StackedModule, check_static, lane_field, lane_normal
-from models.sweeps import LAMBDAS, Choice, Curve, ResidualCosine, seen_unseen_curve, sweep_residual
+from models.sweeps import LAMBDAS, Choice, Curve, ResidualCosine, lanes_and_images, seen_unseen_curve, sweep_residual
 
 FAR = 100.0
 """Cosine distance at which a class is out of question."""
@@ -288,8 +288,7 @@ class PVA(StackedModule):
         """
         scores = self.scores(images_ID)
         choices = []
-        for k in range(len(self.base_KC)) if lanes is None else lanes:
-            chosen = slice(None) if allowed_KI is None else allowed_KI[k].to(images_ID.device)
+        for k, chosen in lanes_and_images(len(self.base_KC), allowed_KI, lanes):
             choice = sweep_residual(
                 scores.cosine.lane(k, chosen),
                 None if scores.separation_KI is None else scores.separation_KI[k][chosen],

@@ -9,7 +9,7 @@ N cached images.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,7 +58,7 @@ class Curve:
     @property
     def h_M(self) -> Tensor:
         """H at each threshold."""
-        return _harmonic_mean(self.seen_M, self.unseen_M)
+        return harmonic_mean(self.seen_M, self.unseen_M)
 
     def best(self) -> Choice:
         """The threshold with the largest H; of equals that with the largest S + U, then the strictest.
@@ -182,7 +182,7 @@ def sweep_residual(
         if score_I is None:
             correct_I = (cosine_IC.argmax(-1) == labels_I).double()
             seen, unseen = (w @ correct_I for w in class_mean_weights(labels_I, base_C))
-            choice = Choice(tau=math.nan, seen=float(seen), unseen=float(unseen), h=float(_harmonic_mean(seen, unseen)))
+            choice = Choice(tau=math.nan, seen=float(seen), unseen=float(unseen), h=float(harmonic_mean(seen, unseen)))
         else:
             novel_I = cosine_IC.masked_fill(base_C, -math.inf).argmax(-1)
             choice = seen_unseen_curve(score_I, base_best_I == labels_I, novel_I == labels_I, labels_I, base_C).best()
@@ -225,7 +225,7 @@ def tip_adapter_grid(
     for beta in betas:
         cache_IC = torch.exp(beta * (affinity_IN - 1)) @ values_NC
         accuracy_SA = weights_SI @ _correct_at(clip_logits_IC, cache_IC, labels_I, alpha_A).double()
-        grid.append(accuracy_SA[0] if base_C is None else _harmonic_mean(accuracy_SA[0], accuracy_SA[1]))
+        grid.append(accuracy_SA[0] if base_C is None else harmonic_mean(accuracy_SA[0], accuracy_SA[1]))
     return torch.stack(grid)
 
 
@@ -256,7 +256,8 @@ def _leads(lead_IC: Tensor, slope_IC: Tensor, rivals_IC: Tensor, alpha_A: Tensor
 # --- arithmetic -----------------------------------------------------------------------------------------------------
 
 
-def _harmonic_mean(a: Tensor, b: Tensor) -> Tensor:
+def harmonic_mean(a: Tensor, b: Tensor) -> Tensor:
+    """2ab / (a + b), 0 where both are 0."""
     return 2 * a * b / (a + b).clamp_min(1e-12)
 
 
@@ -266,6 +267,14 @@ def _between(low: float, high: float) -> float:
         return high if math.isinf(high) else low
     middle = low + (high - low) / 2
     return middle if low < middle else high
+
+
+def lanes_and_images(
+    count: int, allowed_KI: Tensor | None, lanes: Sequence[int] | None
+) -> Iterator[tuple[int, Tensor | slice]]:
+    """Each of `count` lanes (or of `lanes`) with the images that a sweep may choose its knobs by."""
+    for k in range(count) if lanes is None else lanes:
+        yield k, slice(None) if allowed_KI is None else allowed_KI[k]
 
 
 def _lane(

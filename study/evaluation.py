@@ -136,11 +136,11 @@ def with_test_labels(data: TrialData, cache: Path) -> TrialData:
 
 
 def average_rotations(rotations: Sequence[tuple[Evaluation, Sequence[Scored]]]) -> list[Row]:
-    """One row per method: the mean over rotations of the row that each rotation selected.
+    """One row per method: the mean over rotations of the row that each rotation selected (see `select`).
 
     The interval of the gain comes from resampling the images jointly for all rotations, which share them.
     """
-    selected = [{s.row.method: s for s in select(scored) if s.row.selected} for _, scored in rotations]
+    selected = [{s.row.method: s for s in scored if s.row.selected} for _, scored in rotations]
     # an interrupted rotation may lack methods
     methods = [m for m in selected[0] if all(m in of_rotation for of_rotation in selected)]
     rows = []

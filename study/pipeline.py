@@ -30,7 +30,7 @@ from study.driver import concurrent_packs, run_search
 from study.evaluation import Evaluation, Scored, average_rotations, select, with_test_labels
 from study.leaderboard import read_leaderboard, to_terminal, write_config, write_leaderboard, write_run
 from study.ledger import JOURNAL, open_ledger
-from study.methods import METHODS
+from study.methods import METHODS, Method
 from study.options import Options
 from study.protocol import TrialData, rung_epochs, trial_data
 from study.refit import Refit, refit, score_on_folds
@@ -57,7 +57,7 @@ class Study:
         self.space: Space = chosen_space.space if isinstance(chosen_space, Ablation) else chosen_space
         self.benchmark = options.study.benchmark or self.space.benchmark
         self.criterion = options.selection.criterion or self.space.criterion
-        if self.criterion != "h" and not METHODS[type(self.space.config())].uses_target:
+        if self.criterion != "h" and not _method(self.space).uses_target:
             raise UserError(
                 f"--criterion must be h for {self.space.method}, which may not see target images; got {self.criterion}"
             )
@@ -118,20 +118,8 @@ class Study:
         selection = self.options.selection
         if selection.select == "oracle":
             data = with_test_labels(data, self.cache)
-        started = time.monotonic()
         arrays = ray.put(data.to_arrays())
-        interrupted = False
-        if self.ablation:
-            candidates = self._variants(self.ablation, rotation, arrays)
-        else:
-            candidates, interrupted = self._candidates(self.space, rotation, arrays, storage, selection.top)
-        for space in self.baselines:
-            if not interrupted:
-                self.console.print(f"baseline: {space.method}", highlight=False)
-                of_space = open_storage(f"{storage.shown}/baselines", space.name) if space.knobs else storage
-                found, interrupted = self._candidates(space, rotation, arrays, of_space, 1)
-                candidates += found
-        self.seconds["search"] = self.seconds.get("search", 0.0) + time.monotonic() - started
+        candidates, interrupted = self._timed("search", lambda: self._all_candidates(rotation, arrays, storage))
         seeds = [self.options.search.seed * 1000 + i for i in range(selection.seeds)]
         refits = self._timed("refit", lambda: self._refit([c["config"] for c in candidates], seeds, arrays))
         evaluation = Evaluation(self.cache, self.features, data, selection.select)
@@ -161,6 +149,22 @@ class Study:
             write_leaderboard(storage, [s.row for s in scored])
             self.console.print(to_terminal([s.row for s in scored]))
         return evaluation, scored, interrupted
+
+    def _all_candidates(self, rotation: int, arrays: Any, storage: Storage) -> tuple[list[dict[str, Any]], bool]:
+        """What will be refitted: the method's best or the ablation's variants, and each baseline's best."""
+        interrupted = False
+        if self.ablation:
+            candidates = self._variants(self.ablation, rotation, arrays)
+        else:
+            top = self.options.selection.top
+            candidates, interrupted = self._candidates(self.space, rotation, arrays, storage, top)
+        for space in self.baselines:
+            if not interrupted:
+                self.console.print(f"baseline: {space.method}", highlight=False)
+                of_space = open_storage(f"{storage.shown}/baselines", space.name) if space.knobs else storage
+                found, interrupted = self._candidates(space, rotation, arrays, of_space, 1)
+                candidates += found
+        return candidates, interrupted
 
     def _candidates(
         self, space: Space, rotation: int, arrays: Any, storage: Storage, top: int
@@ -194,7 +198,7 @@ class Study:
                 searcher,
                 arrays,
                 epochs=search.epochs,
-                rungs=tuple(rung_epochs(search.epochs)) if search.pruning and search.objective == "h" else (),
+                rungs=tuple(rung_epochs(search.epochs)) if self._halves else (),
                 cpus_per_pack=resources.cpus_per_pack,
                 gpus_per_pack=resources.gpus_per_pack,
                 train=functools.partial(train_pack, criterion=self.criterion),
@@ -303,6 +307,11 @@ class Study:
         pull(storage, folder / JOURNAL)
         return folder
 
+    @property
+    def _halves(self) -> bool:
+        """Whether lanes are pruned: successive halving needs one objective."""
+        return self.options.search.pruning and self.options.search.objective == "h"
+
     def _pack_size(self) -> int:
         resources = self.options.resources
         if resources.pack != "auto":
@@ -325,7 +334,7 @@ class Study:
                 f"in {packs} packs of {self.pack}, {at_once} at once "
                 f"({resources.cpus_per_pack:g} CPUs, {resources.gpus_per_pack:g} GPUs each)"
             )
-            halving = 0.5 if search.pruning and search.objective == "h" else 1.0
+            halving = 0.5 if self._halves else 1.0
             search_seconds = search.configs * selection.folds * search.epochs * seconds * halving / at_once
             refits = selection.top
         refit_seconds = refits * selection.seeds * search.epochs * seconds / at_once
@@ -398,9 +407,14 @@ def _baselines(chosen: str, space: Space, is_ablation: bool) -> list[Space]:
     return [s for s in loaded if isinstance(s, Space)]
 
 
+def _method(space: Space) -> Method:
+    """How the configurations of a space are trained."""
+    return METHODS[type(space.config())]
+
+
 def _swept(space: Space, metrics: Mapping[str, float]) -> dict[str, float]:
     """Inference-time knobs as selection found them: part of the configuration that is refitted."""
-    return {name: metrics[name] for name in METHODS[type(space.config())].swept if name in metrics}
+    return {name: metrics[name] for name in _method(space).swept if name in metrics}
 
 
 def _winner_params(study: Path, space: Space, rotation: int) -> dict[str, Any]:
@@ -413,7 +427,7 @@ def _winner_params(study: Path, space: Space, rotation: int) -> dict[str, Any]:
         raise UserError(f"--winner must be the folder of a finished study, got {study}") from None
     for row in rows:
         if row.selected and row.method == space.method:
-            swept = METHODS[type(space.config())].swept
+            swept = _method(space).swept
             return {k: v for k, v in json.loads(row.params).items() if k not in swept}
     raise UserError(f"--winner must be a study of {space.method}, got {study}")
 

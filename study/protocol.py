@@ -19,6 +19,7 @@ from torch import Tensor
 
 from data_prep.feature_store import FeatureSet
 from models.sre_clip import ClassGraph
+from models.sweeps import harmonic_mean
 
 Select = Literal["pseudo-unseen", "oracle"]
 
@@ -164,11 +165,6 @@ def _held_out(split_I: Tensor, labels_I: Tensor, seed: int) -> Tensor:
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------
-
-
-def harmonic_mean(a: Tensor, b: Tensor) -> Tensor:
-    """2ab / (a + b), 0 where both are 0."""
-    return 2 * a * b / (a + b).clamp_min(1e-12)
 
 
 def class_accuracy(predictions_LT: Tensor, labels_T: Tensor, num_classes: int) -> Tensor:

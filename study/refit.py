@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-import torch
 from torch import Tensor
 
 from study.methods import static_fields
 from study.protocol import TrialData
-from study.trainer import Criterion, Division, LaneResult, Pack, seen_classes, train_pack, trainable_images
+from study.trainer import Criterion, Division, LaneResult, Pack, on_worker, seen_classes, train_pack, trainable_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +61,7 @@ def _on_cluster(
     for i, config in enumerate(configs):
         packs.setdefault((type(config), *static_fields(config)), []).append(i)
     task = ray.remote(_task).options(num_cpus=cpus, num_gpus=gpus)
-    threads = max(1, int(cpus))
-    running = [task.remote(work, arrays, [configs[i] for i in pack], threads, options) for pack in packs.values()]
+    running = [task.remote(work, arrays, [configs[i] for i in pack], cpus, gpus, options) for pack in packs.values()]
     results: dict[int, Any] = {}
     for pack, done in zip(packs.values(), ray.get(running), strict=True):
         results.update(zip(pack, done, strict=True))
@@ -74,12 +72,11 @@ def _task(
     work: Callable[..., list[Any]],
     arrays: Mapping[str, Any],
     configs: Sequence[Any],
-    threads: int,
+    cpus: float,
+    gpus: float,
     options: Mapping[str, Any],
 ) -> list[Any]:
-    torch.set_num_threads(threads)
-    device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
-    return work(configs, data=TrialData.from_arrays(arrays).to(device), **options)
+    return work(configs, data=on_worker(arrays, cpus=cpus, gpus=gpus), **options)
 
 
 def refit_pack(configs: Sequence[Any], *, seeds: Sequence[int], data: TrialData, epochs: int) -> list[Refit]:

@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
-import torch
 from ray import tune
 
-from study.protocol import RungBoard, TrialData
-from study.trainer import LaneResult, train_pack
+from study.protocol import RungBoard
+from study.trainer import LaneResult, on_worker, train_pack
 
 REPORT_EVERY_S = 0.2
 """Seconds between a pack's reports of its progress: an epoch of a small benchmark takes milliseconds."""
@@ -90,13 +89,9 @@ class PackTrainable(tune.Trainable):
     """Trains one pack per Tune trial and is used again for the next one."""
 
     def setup(self, config: dict[str, Any], job: PackJob) -> None:  # type: ignore[override]
-        # more threads than CPUs make two actors on two cores ten times slower than one thread each
-        torch.set_num_threads(max(1, int(job.cpus)))
         self.job = job
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing writes to it
-        self.data = TrialData.from_arrays(ray.get(job.arrays))
-        if job.gpus and torch.cuda.is_available():
-            self.data = self.data.to("cuda")
+        self.data = on_worker(ray.get(job.arrays), cpus=job.cpus, gpus=job.gpus)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         return True  # `step` reads self.config, which Tune has replaced

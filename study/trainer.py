@@ -8,7 +8,7 @@ Suffixes: K lanes, I source images, T target images, B batch, C classes, D CLIP 
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -67,7 +67,7 @@ def lead_of_seen(logits_KIC: Tensor, seen_KC: Tensor) -> tuple[Tensor, Tensor, T
 
 
 class StackedAdamW:
-    """AdamW (Loshchilov & Hutter, 2019) with a learning rate, weight decay and gradient clip per lane."""
+    """AdamW (Loshchilov & Hutter, 2019) with a learning rate and weight decay per lane."""
 
     def __init__(self, params: Sequence[Tensor], lr_K: Tensor, weight_decay_K: Tensor) -> None:
         self.lr_K, self.weight_decay_K = lr_K, weight_decay_K
@@ -153,7 +153,7 @@ class Pack:
         if not self.method.swept:
             return [{} for _ in self.generators]
         lanes = (~self.diverged_K).nonzero().flatten().tolist()
-        self.module.sweep(features_ID, labels_I, allowed_KI=allowed_KI, lanes=lanes)
+        self.module.sweep(features_ID, labels_I, allowed_KI=allowed_KI.to(features_ID.device), lanes=lanes)
         for name in self.method.swept:  # a diverged lane is void, but must not stop its neighbours' predictions
             getattr(self.module, name)[self.diverged_K] = 0
         values = {name: getattr(self.module, name).tolist() for name in self.method.swept}
@@ -165,7 +165,7 @@ class Pack:
             for chunk in features_ID.split(self._chunk):
                 yield self.module.logits(chunk)
 
-    def divide(self, features_ID: Tensor) -> "Division":
+    def divide(self, features_ID: Tensor) -> Division:
         """How the lanes would classify images at any threshold between seen and unseen classes."""
         chunks = features_ID.split(self._chunk)
         with torch.no_grad():
@@ -217,6 +217,13 @@ class Pack:
 def _shuffled(n: int, count: int, generator: torch.Generator) -> Tensor:
     """`count` indices below n: one permutation after another."""
     return torch.cat([torch.randperm(n, generator=generator) for _ in range(math.ceil(count / n))])[:count]
+
+
+def on_worker(arrays: Mapping[str, Any], *, cpus: float, gpus: float) -> TrialData:
+    """Trial data on the device of an actor or task with these resources; sets the process's threads to its CPUs."""
+    # more threads than CPUs make two actors on two cores ten times slower than one thread each
+    torch.set_num_threads(max(1, int(cpus)))
+    return TrialData.from_arrays(arrays).to("cuda" if gpus and torch.cuda.is_available() else "cpu")
 
 
 def train_pack(
