@@ -264,6 +264,8 @@ class TipAdapter(Baseline):
 class CoOp(Baseline):
     """logits = s x T(context), the context learned through the frozen text encoder."""
 
+    place_C: Tensor
+
     def __init__(self, configs: Sequence[CoOpConfig], *, texts: ClassTexts, **data: Any) -> None:
         super().__init__(configs, texts=texts, **data)
         self.prompts = PromptLearner(
@@ -274,18 +276,18 @@ class CoOp(Baseline):
             n_ctx=configs[0].n_ctx,
             per_class=configs[0].prompts == "per_class",
         )
+        self.base = tuple(self.base_KC.any(0).nonzero().flatten().tolist())
+        place_C = torch.zeros(self.base_KC.shape[1], dtype=torch.int64)
+        place_C[list(self.base)] = torch.arange(len(self.base))
+        self.register_buffer("place_C", place_C)
 
     def logits(self, images_BD: Tensor) -> Tensor:
         return self.logit_scale * self._lanes(images_BD) @ self.prompts().mT
 
     def losses(self, images_KBD: Tensor, labels_KB: Tensor) -> dict[str, Tensor]:
         """Cross-entropy (K,) over base classes; only they are encoded."""
-        base = self.base_KC.any(0).nonzero().flatten()
-        place_C = torch.zeros_like(self.base_KC[0], dtype=torch.int64).index_copy(
-            0, base, torch.arange(len(base)).to(base)
-        )
-        logits_KBC = self.logit_scale * images_KBD @ self.prompts(base).mT
-        return {"cls": base_cross_entropy(logits_KBC, place_C[labels_KB], self.base_KC[:, base])}
+        logits_KBM = self.logit_scale * images_KBD @ self.prompts(self.base).mT
+        return {"cls": base_cross_entropy(logits_KBM, self.place_C[labels_KB], self.base_KC[:, self.base])}
 
 
 class LinearProbe(Baseline):

@@ -1,15 +1,16 @@
 """Learnable prompts: context vectors in front of a class name, through CLIP's frozen text encoder (CoOp, Zhou et al.).
 
-CLIP's text transformer is causal and reads its feature off the end-of-text token (EOS), so nothing behind the longest
-EOS can matter: sequences are cut there. Lanes and classes are one batch of rows, encoded in chunks that are
-recomputed in the backward pass: only one chunk's activations exist at a time.
+CLIP's text transformer is causal and reads its feature off the end-of-text token (EOS). So nothing behind an EOS
+matters, and what stands before the names, start token and shared context, is the same whatever the name: a lane's
+classes are written one after another into a few long rows, each row with one start and context that all its names see
+while they do not see each other. Of a 77-token prompt only the name, its suffix and the EOS are left to compute.
 
-Memory: the backward pass keeps 14 T W floats per layer for a row of T tokens (counted; width W). ViT-B/32's text tower
-(W = 512, 12 layers) at T = 24 keeps 8.3 MB a row, 26.5 MB at its full 77: 1,000 classes at once would take 8.3 GB (26.5
-GB uncut), chunks of 128 rows take 1.1 GB beside 0.25 GB of weights, however many classes and lanes there are.
+Memory: the backward pass keeps 14 T W floats per layer for a row of T tokens (counted; width W). 1,000 classes of 4
+tokens and ViT-B/32's text tower (W = 512, 12 layers) keep 1.4 GB a lane, 26.5 GB if every prompt were 77 tokens. Beyond
+`ACTIVATION_BYTES` the backward pass recomputes row by row, and the activations of one row are all it keeps.
 
-Suffixes: K lanes, C classes, R rows (lane x class), T tokens, X context vectors, W width of the text encoder,
-D CLIP dimension.
+Suffixes: K lanes, C classes, M some of them, T tokens of a row, S tokens of a class, X context vectors, W width of the
+text encoder, D CLIP dimension.
 """
 
 import math
@@ -28,8 +29,11 @@ from models.stacked import StackedModule, lane_normal
 if TYPE_CHECKING:
     from transformers import CLIPModel
 
-ROWS_PER_CHUNK = 128
-"""Sequences encoded at once."""
+CLASSES_PER_ROW = 64
+"""Classes that share a row: attention costs T^2 of a row, its one context is spared in all but the first."""
+
+ACTIVATION_BYTES = 2**30
+"""What the backward pass may keep before it recomputes instead."""
 
 
 class FrozenTextEncoder:
@@ -66,18 +70,23 @@ class FrozenTextEncoder:
         """Token embeddings (..., W)."""
         return self.tower.embeddings.token_embedding(ids.to(self.tower.device))
 
-    def encode(self, tokens_RTW: Tensor, eos_R: Tensor) -> Tensor:
-        """L2-normalised text features (R, D) of token embeddings whose EOS stands at `eos_R`; differentiable."""
-        from transformers.masking_utils import create_causal_mask
+    def encode(self, tokens_KTW: Tensor, position_T: Tensor, mask_TT: Tensor, eos_M: Tensor) -> Tensor:
+        """L2-normalised text features (K, M, D) read off the tokens `eos_M` of rows of embeddings; differentiable.
 
-        self.to(tokens_RTW.device)
-        hidden_RTW = self.tower.embeddings(inputs_embeds=tokens_RTW)
-        mask = create_causal_mask(
-            config=self.tower.config, inputs_embeds=hidden_RTW, attention_mask=None, past_key_values=None
-        )
-        hidden_RTW = self.tower.encoder(inputs_embeds=hidden_RTW, attention_mask=mask, is_causal=True).last_hidden_state
-        rows_R = torch.arange(len(eos_R), device=eos_R.device)
-        return F.normalize(self.projection(self.tower.final_layer_norm(hidden_RTW[rows_R, eos_R])), dim=-1)
+        `position_T`: place of each token in its own prompt. `mask_TT`: bool, whether a token (row) sees another.
+        """
+        self.to(tokens_KTW.device)
+        # the embedding module itself refuses rows that are longer than one prompt may be
+        hidden_KTW = tokens_KTW + self.tower.embeddings.position_embedding(position_T)
+        bias_TT = torch.zeros_like(mask_TT, dtype=hidden_KTW.dtype).masked_fill_(~mask_TT, -math.inf)
+        mask = bias_TT.expand(len(hidden_KTW), 1, -1, -1)
+        hidden_KTW = self.tower.encoder(inputs_embeds=hidden_KTW, attention_mask=mask).last_hidden_state
+        return F.normalize(self.projection(self.tower.final_layer_norm(hidden_KTW[:, eos_M])), dim=-1)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """What the backward pass keeps of a token."""
+        return 14 * 4 * self.width * self.tower.config.num_hidden_layers
 
     def to(self, device: torch.device) -> None:
         """Move the weights, once."""
@@ -113,6 +122,27 @@ class ClassTexts:
     """The checkpoint's text encoder; needed with learnable prompts only."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """Some classes' prompts in one row of tokens."""
+
+    classes_M: Tensor
+    """The classes."""
+    ids_T: Tensor
+    """Token ids; where a learned vector stands, any."""
+    position_T: Tensor
+    """Place of each token in its own prompt."""
+    mask_TT: Tensor
+    """Bool: a token sees its own prompt up to itself, and of others only the shared start."""
+    context_T: Tensor
+    """Index into the row's learned vectors put in front of the token embeddings: which of both a token is."""
+    eos_M: Tensor
+    """Where each class's feature is read."""
+
+    def to(self, device: torch.device) -> "_Row":
+        return _Row(**{name: v.to(device) for name, v in vars(self).items()})
+
+
 class PromptLearner(StackedModule):
     """Text features of classes under each lane's learned context.
 
@@ -131,7 +161,8 @@ class PromptLearner(StackedModule):
         init: Literal["text", "noise"] = "text",
         n_ctx: int = 4,
         per_class: bool = False,
-        rows_per_chunk: int = ROWS_PER_CHUNK,
+        classes_per_row: int = CLASSES_PER_ROW,
+        activation_bytes: int = ACTIVATION_BYTES,
     ) -> None:
         super().__init__()
         if texts.encoder is None or len(texts.names) != len(texts.features_CD):
@@ -141,79 +172,94 @@ class PromptLearner(StackedModule):
             )
         if template.count("{}") != 1:
             raise ValueError(f"template must contain {{}} once, got {template!r}")
-        self.encoder, self.per_class, self.rows_per_chunk = texts.encoder, per_class, rows_per_chunk
+        self.encoder, self.per_class = texts.encoder, per_class
+        self.classes_per_row, self.activation_bytes = classes_per_row, activation_bytes
         before, after = template.split("{}")
         context = self.encoder.token_ids(before)
         self.n_ctx = len(context) if init == "text" else n_ctx
         if self.n_ctx < 1:
             raise ValueError(f"n_ctx must be at least 1 (with init text: words before {{}}), got {self.n_ctx}")
-        ids_CT, eos_C = self._tokenise(texts.names, after)
-        self.register_buffer("token_ids_CT", ids_CT)
-        self.register_buffer("eos_C", eos_C)
-        rows = (ids_CT.shape[0],) if per_class else ()
+        self.name_ids = self._tokenise(texts.names, after)
+        sets = (len(texts.names),) if per_class else ()
         if init == "text":
             start_XW = self.encoder.embed(torch.tensor(context)).cpu()
-            start = start_XW.expand(len(generators), *rows, -1, -1).clone()
+            start = start_XW.expand(len(generators), *sets, -1, -1).clone()
         else:
-            start = lane_normal(generators, *rows, self.n_ctx, self.encoder.width, std=0.02)
+            start = lane_normal(generators, *sets, self.n_ctx, self.encoder.width, std=0.02)
         self.context = nn.Parameter(start)  # (K, X, W) or (K, C, X, W)
-        self._kept: tuple[tuple[Tensor, int], Tensor] | None = None
+        self._rows: dict[tuple[int, ...], list[_Row]] = {}
+        self._kept: tuple[Tensor, int, Tensor] | None = None
 
-    token_ids_CT: Tensor
-    eos_C: Tensor
-
-    def forward(self, classes: Tensor | None = None) -> Tensor:
-        """Text features (K, C, D), L2-normalised, of all classes or of `classes` (int64 indices).
+    def forward(self, classes: tuple[int, ...] | None = None) -> Tensor:
+        """Text features (K, M, D), L2-normalised, of `classes` or of all.
 
         Outside training those of all classes are kept until the context changes.
         """
-        state = (self.context, self.context._version)
-        if classes is None and not torch.is_grad_enabled():
-            if self._kept is None or self._kept[0][0] is not state[0] or self._kept[0][1] != state[1]:
-                self._kept = (state, self._features(torch.arange(len(self.eos_C), device=self.eos_C.device)))
-            return self._kept[1]
-        return self._features(torch.arange(len(self.eos_C), device=self.eos_C.device) if classes is None else classes)
+        every = tuple(range(len(self.name_ids)))
+        if classes is not None or torch.is_grad_enabled():
+            return self._features(every if classes is None else classes)
+        if self._kept is None or self._kept[0] is not self.context or self._kept[1] != self.context._version:
+            self._kept = (self.context, self.context._version, self._features(every))
+        return self._kept[2]
 
-    def _features(self, classes: Tensor) -> Tensor:
-        """Text features (K, C, D) of some classes, encoded chunk by chunk."""
-        lanes, count = self.context.shape[0], len(classes)
-        order = self.eos_C[classes].argsort(stable=True)  # a chunk of short names is cut shorter
-        rows_R = torch.arange(lanes * count, device=classes.device)
-        features = []
-        for chunk in rows_R.split(self.rows_per_chunk):
-            lane_R, class_R = chunk % lanes, classes[order[chunk // lanes]]
-            if torch.is_grad_enabled() and len(rows_R) > self.rows_per_chunk:
-                features.append(checkpoint(self._encode, self.context, lane_R, class_R, use_reentrant=False))
-            else:
-                features.append(self._encode(self.context, lane_R, class_R))
-        return torch.cat(features).view(count, lanes, -1)[order.argsort()].transpose(0, 1)
+    def _features(self, classes: tuple[int, ...]) -> Tensor:
+        if classes not in self._rows:  # laid out once: no index leaves the device afterwards
+            chunks = [classes[i : i + self.classes_per_row] for i in range(0, len(classes), self.classes_per_row)]
+            self._rows[classes] = [self._lay_out(chunk).to(self.context.device) for chunk in chunks]
+        rows = self._rows[classes]
+        tokens = len(self.context) * sum(len(row.ids_T) for row in rows)
+        if torch.is_grad_enabled() and tokens * self.encoder.bytes_per_token > self.activation_bytes:
+            lanes = [
+                torch.cat([checkpoint(self._encode, lane, row, use_reentrant=False) for row in rows], dim=1)
+                for lane in self.context.split(1)
+            ]
+            return torch.cat(lanes)
+        return torch.cat([self._encode(self.context, row) for row in rows], dim=1)
 
-    def _encode(self, context: Tensor, lane_R: Tensor, class_R: Tensor) -> Tensor:
-        """Text features (R, D) of some lanes' classes, cut at their longest EOS."""
-        eos_R = self.eos_C[class_R]
-        ids_RT = self.token_ids_CT[class_R, : int(eos_R.max()) + 1]
-        context_RXW = context[lane_R, class_R] if self.per_class else context[lane_R]
-        embedded_RTW = self.encoder.embed(ids_RT).to(context.device)
-        tokens_RTW = torch.cat([embedded_RTW[:, :1], context_RXW, embedded_RTW[:, 1 + self.n_ctx :]], dim=1)
-        return self.encoder.encode(tokens_RTW, eos_R)
+    def _encode(self, context: Tensor, row: _Row) -> Tensor:
+        """Text features (K, M, D) of a row's classes."""
+        learned = context[:, row.classes_M].flatten(1, 2) if self.per_class else context
+        embedded_TW = self.encoder.embed(row.ids_T).to(context.device)
+        both = torch.cat([learned, embedded_TW.expand(len(context), -1, -1)], dim=1)
+        return self.encoder.encode(both[:, row.context_T], row.position_T, row.mask_TT, row.eos_M)
 
-    def _tokenise(self, names: Sequence[str], after: str) -> tuple[Tensor, Tensor]:
-        """Ids (C, T) of start, room for the context, name, suffix, EOS, padding; and the place of each EOS (C,)."""
-        tokenizer = self.encoder.tokenizer
+    def _lay_out(self, classes: tuple[int, ...]) -> _Row:
+        """[start, context, name 1, EOS, name 2, EOS, ...]; contexts of their own stand before their names."""
+        bos, x = self.encoder.tokenizer.bos_token_id, self.n_ctx
+        # (token id, index of a learned vector or -1, place in its prompt, class or -1 where all see it)
+        tokens = [(bos, -1, 0, -1)]
+        if not self.per_class:
+            tokens += [(bos, i, 1 + i, -1) for i in range(x)]
+        eos = []
+        for m, c in enumerate(classes):
+            if self.per_class:
+                tokens += [(bos, m * x + i, 1 + i, m) for i in range(x)]
+            tokens += [(id_, -1, 1 + x + i, m) for i, id_ in enumerate(self.name_ids[c])]
+            eos.append(len(tokens) - 1)
+        ids_T, vector_T, position_T, owner_T = torch.tensor(tokens).unbind(1)
+        learned = x * (len(classes) if self.per_class else 1)
+        sees_TT = (owner_T[:, None] == owner_T) | (owner_T == -1)
+        return _Row(
+            classes_M=torch.tensor(classes),
+            ids_T=ids_T,
+            position_T=position_T,
+            mask_TT=sees_TT.tril(),
+            context_T=torch.where(vector_T >= 0, vector_T, learned + torch.arange(len(tokens))),
+            eos_M=torch.tensor(eos),
+        )
+
+    def _tokenise(self, names: Sequence[str], after: str) -> list[list[int]]:
+        """Ids of every class's name, suffix and EOS."""
         rows = []
         for name in names:
-            ids = self.encoder.token_ids(name) if name.strip() else []
-            if not ids:
+            if not name.strip() or not self.encoder.token_ids(name):
                 raise ValueError(f"every class needs a name to be prompted with, got {name!r} among {len(names)} names")
-            room = [tokenizer.bos_token_id, *[tokenizer.eos_token_id] * self.n_ctx]
-            row = [*room, *self.encoder.token_ids(name + after), tokenizer.eos_token_id]
-            if len(row) > self.encoder.max_tokens:
-                raise ValueError(f"prompts hold at most {self.encoder.max_tokens} tokens, got {len(row)} for {name!r}")
+            row = [*self.encoder.token_ids(name + after), self.encoder.tokenizer.eos_token_id]
+            length = 1 + self.n_ctx + len(row)
+            if length > self.encoder.max_tokens:
+                raise ValueError(f"prompts hold at most {self.encoder.max_tokens} tokens, got {length} for {name!r}")
             rows.append(row)
-        eos_C = torch.tensor([len(row) - 1 for row in rows])
-        longest = int(eos_C.max()) + 1
-        padded = [row + [tokenizer.eos_token_id] * (longest - len(row)) for row in rows]
-        return torch.tensor(padded), eos_C
+        return rows
 
 
 def base_cross_entropy(logits_KBC: Tensor, labels_KB: Tensor, base_KC: Tensor) -> Tensor:

@@ -156,6 +156,7 @@ class PVA(StackedModule):
     """
 
     base_KC: Tensor
+    base_M: Tensor
     text_features_CD: Tensor
     sigma_init: Tensor
     noise: Tensor
@@ -183,6 +184,8 @@ class PVA(StackedModule):
         self.logit_scale = texts.logit_scale
         self.register_buffer("text_features_CD", texts.features_CD)
         self.register_lane("base_KC", base_KC)
+        self.base = tuple(base_KC.any(0).nonzero().flatten().tolist())
+        self.register_buffer("base_M", torch.tensor(self.base))
         for name in PVAConfig.LANE_KNOBS - {"lr", "weight_decay", "tau"}:
             self.register_lane(name, lane_field(configs, name))
         # float64: a tau halfway between two float32 scores must not be rounded onto the lower one
@@ -206,7 +209,7 @@ class PVA(StackedModule):
     def losses(self, images_KBD: Tensor, labels_KB: Tensor) -> dict[str, Tensor]:
         """All losses by name, each (K,), of base-class images (labels are class ids); one call is one training step."""
         image_mean, image_log_var = self.image_encoder(images_KBD)
-        text_features_KCD = self.text_features(self.base_KC.any(0))
+        text_features_KCD = self.text_features(base_only=True)
         text_mean, text_log_var = self.text_encoder(text_features_KCD)
         image_KBL, text_KCL = self._sample(image_mean, image_log_var), self._sample(text_mean, text_log_var)
         logits_KBC = self.logit_scale * F.normalize(image_KBL, dim=-1) @ F.normalize(text_KCL, dim=-1).mT
@@ -231,20 +234,19 @@ class PVA(StackedModule):
         """The weighted sum (K,): L_cls + sum of w_x L_x."""
         return losses["cls"] + sum(getattr(self, f"w_{name}") * losses[name] for name in losses.keys() - {"cls"})
 
-    def text_features(self, needed_C: Tensor | None = None) -> Tensor:
+    def text_features(self, *, base_only: bool = False) -> Tensor:
         """CLIP features (K, C, D) of class texts, under the learned prompts or residuals there are.
 
-        `needed_C`: bool, classes to prompt; the others keep their cached feature.
+        `base_only`: prompt classes that are base to some lane; the others keep their cached feature.
         """
         cached_KCD = self.text_features_CD.expand(len(self.base_KC), -1, -1)
         if self.text_residual_KCD is not None:
             return F.normalize(cached_KCD + self.text_residual_KCD, dim=-1)  # a novel class's never leaves zero
         if self.prompts is None:
             return cached_KCD
-        if needed_C is None:
+        if not base_only:
             return self.prompts()
-        needed = needed_C.nonzero().flatten()
-        return cached_KCD.index_copy(1, needed, self.prompts(needed))
+        return cached_KCD.index_copy(1, self.base_M, self.prompts(self.base))
 
     @torch.no_grad()
     def scores(self, images_ID: Tensor) -> PVAScores:

@@ -12,7 +12,7 @@ SPACE = Space(
     config=PVAConfig,
     benchmark="icons2emoji-gzsl",
     criterion="h",
-    baselines=("calibrated-stacking", "clip-adapter", "tip-adapter", "tip-adapter-f", "linear-probe"),
+    baselines=("calibrated-stacking", "clip-adapter", "tip-adapter", "tip-adapter-f", "linear-probe", "coop"),
     knobs=(
         Knob(
             name="score",

@@ -90,7 +90,7 @@ class Evaluation:
     ) -> Scored:
         """A leaderboard row from predicted classes; `val_score` and `metrics` are selection's, where there was one."""
         metrics = metrics or {}
-        gain, low, high = paired_bootstrap([(predictions_ST, self.baseline_1T, self.data.seen_C)], self.labels_T)
+        gain, low, high = _compare([self], [predictions_ST], [self.baseline_1T])
         measured: dict[str, Any] = {
             **mean_over_seeds(evaluate(predictions_ST, self.labels_T, self.data.seen_C)),
             **self._over_thresholds(division),
@@ -135,25 +135,28 @@ def with_test_labels(data: TrialData, cache: Path) -> TrialData:
     return oracle_data(data, load_target_labels(cache))
 
 
-def average_rotations(rotations: Sequence[tuple[Evaluation, Sequence[Scored]]]) -> list[Row]:
+def average_rotations(rotations: Sequence[tuple[Evaluation, Sequence[Scored]]], reference: str) -> list[Row]:
     """One row per method: the mean over rotations of the row that each rotation selected (see `select`).
 
-    The interval of the gain comes from resampling the images jointly for all rotations, which share them.
+    The intervals come from resampling the images jointly for all rotations, which share them.
     """
     selected = [{s.row.method: s for s in scored if s.row.selected} for _, scored in rotations]
+    evaluations = [evaluation for evaluation, _ in rotations]
     # an interrupted rotation may lack methods
     methods = [m for m in selected[0] if all(m in of_rotation for of_rotation in selected)]
     rows = []
     for method in methods:
         chosen = [of_rotation[method] for of_rotation in selected]
-        tests = [(s.predictions_ST, e.baseline_1T, e.data.seen_C) for s, (e, _) in zip(chosen, rotations, strict=True)]
-        gain, low, high = paired_bootstrap(tests, rotations[0][0].labels_T)
+        gain = _compare(evaluations, [s.predictions_ST for s in chosen], [e.baseline_1T for e in evaluations])
+        behind: dict[str, float] = {}
+        if reference in methods and method != reference:
+            behind = _behind(evaluations, [of_rotation[reference] for of_rotation in selected], chosen)
         numbers = [name for name, value in vars(chosen[0].row).items() if isinstance(value, float)]
         mean: dict[str, Any] = {name: fmean(getattr(s.row, name) for s in chosen) for name in numbers}
         rows.append(
             replace(
                 chosen[0].row,
-                **{**mean, "h_gain": gain, "h_gain_lo": low, "h_gain_hi": high},
+                **{**mean, **dict(zip(("h_gain", "h_gain_lo", "h_gain_hi"), gain, strict=True)), **behind},
                 config_id=" ".join(dict.fromkeys(s.row.config_id for s in chosen)),
                 params=json.dumps([json.loads(s.row.params) for s in chosen]),
             )
@@ -161,7 +164,24 @@ def average_rotations(rotations: Sequence[tuple[Evaluation, Sequence[Scored]]]) 
     return rank_rows(rows)
 
 
-def select(scored: Sequence[Scored]) -> list[Scored]:
-    """The same rows, ranked and with every method's selected one marked."""
+def select(scored: Sequence[Scored], evaluation: Evaluation, reference: str) -> list[Scored]:
+    """The same rows, ranked, every method's selected one marked, and compared with the selected one of `reference`."""
     by_id = {(s.row.method, s.row.config_id): s for s in scored}
-    return [replace(by_id[row.method, row.config_id], row=row) for row in rank_rows([s.row for s in scored])]
+    ranked = [replace(by_id[row.method, row.config_id], row=row) for row in rank_rows([s.row for s in scored])]
+    best = next((s for s in ranked if s.row.selected and s.row.method == reference), None)
+    if best is None:
+        return ranked
+    return [s if s is best else replace(s, row=replace(s.row, **_behind([evaluation], [best], [s]))) for s in ranked]
+
+
+def _behind(evaluations: Sequence[Evaluation], best: Sequence[Scored], other: Sequence[Scored]) -> dict[str, Any]:
+    """How far `other` lies behind `best`, one of each per rotation."""
+    values = _compare(evaluations, [s.predictions_ST for s in best], [s.predictions_ST for s in other])
+    return dict(zip(("h_behind", "h_behind_lo", "h_behind_hi"), values, strict=True))
+
+
+def _compare(
+    evaluations: Sequence[Evaluation], method: Sequence[Tensor], baseline: Sequence[Tensor]
+) -> tuple[float, float, float]:
+    tests = [(m, b, e.data.seen_C) for m, b, e in zip(method, baseline, evaluations, strict=True)]
+    return paired_bootstrap(tests, evaluations[0].labels_T)

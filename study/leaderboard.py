@@ -25,7 +25,7 @@ class Row:
     """One line of the leaderboard; None where a number does not exist (a baseline has no selection score)."""
 
     rank: int = 0
-    """1 is the best `test_h_mean`; `rank_rows` sets it."""
+    """1 is the best `test_h_mean`; `rank_rows` sets it. Published rows have none: 0."""
     method: str
     """Method's name."""
     config_id: str
@@ -80,6 +80,12 @@ class Row:
     """Area under the curve of S against U over every threshold between seen and unseen classes."""
     test_h_oracle_tau: float | None = None
     """H at the threshold that is best on the test images: what choosing the threshold honestly cost is its distance."""
+    h_behind: float | None = None
+    """How far H lies behind the selected row of the study's own method (in an ablation: the full model's)."""
+    h_behind_lo: float | None = None
+    """Lower end of that difference's paired-bootstrap 95 % interval."""
+    h_behind_hi: float | None = None
+    """Upper end."""
     val_score: float | None = None
     """Selection: what it maximises, the criterion's value; without one of its own a configuration is not selected."""
 
@@ -165,13 +171,15 @@ def _percent(value: float | None, deviation: float | None = None) -> str:
     return f"{100 * value:.2f}" + (f" ± {100 * deviation:.2f}" if deviation is not None else "")
 
 
-def _gain(row: Row) -> str:
-    if row.h_gain is None:
+def _difference(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None:
         return ""
-    interval = ""
-    if row.h_gain_lo is not None and row.h_gain_hi is not None:
-        interval = f" [{100 * row.h_gain_lo:+.2f}, {100 * row.h_gain_hi:+.2f}]"
-    return f"{100 * row.h_gain:+.2f}{interval}"
+    interval = "" if low is None or high is None else f" [{100 * low:+.2f}, {100 * high:+.2f}]"
+    return f"{100 * value:+.2f}{interval}"
+
+
+def _gain(row: Row) -> str:
+    return _difference(row.h_gain, row.h_gain_lo, row.h_gain_hi)
 
 
 def _method(row: Row) -> str:
@@ -182,7 +190,7 @@ def _method(row: Row) -> str:
 
 
 _SHOWN: dict[str, Any] = {
-    "rank": lambda r: str(r.rank),
+    "rank": lambda r: str(r.rank or "–"),
     "method": _method,
     "config": lambda r: r.config_id,
     "select": lambda r: r.select,
@@ -194,11 +202,16 @@ _SHOWN: dict[str, Any] = {
     "U": lambda r: _percent(r.test_unseen_mean),
     "H": lambda r: _percent(r.test_h_mean, r.test_h_std if r.n_seeds > 1 else None),
     "H gain [95 %]": _gain,
+    "behind [95 %]": lambda r: _difference(r.h_behind, r.h_behind_lo, r.h_behind_hi),
     "seeds": lambda r: str(r.n_seeds or ""),
     "source": lambda r: r.source,
 }
 _LEFT = ("method", "config", "select", "source")
-_LEGEND = "known, unknown, all: accuracy over images. S, U: mean accuracy per seen and unseen class. H = 2SU / (S + U)."
+_LEGEND = (
+    "known, unknown, all: accuracy over images. S, U: mean accuracy per seen and unseen class. H = 2SU / (S + U). "
+    "H gain: over zero-shot CLIP (ensemble). behind: H of the study's own method (its selected row; of an ablation the "
+    "full model) minus this row's. Intervals: paired bootstrap over test images, 95 %."
+)
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
@@ -218,7 +231,7 @@ def _method_and_config(row: Row) -> str:
 
 
 _BRIEF: dict[str, Any] = {
-    "": lambda r: f"{r.rank}{'*' if r.selected else ' '}",
+    "": lambda r: f"{r.rank or '–'}{'*' if r.selected else ' '}",
     "method": lambda r: _method_and_config(replace(r, method=_method(replace(r, selected=False)))),
     "val H": lambda r: _percent(r.val_h_mean),
     **{name: _SHOWN[name] for name in ("S", "U", "H", "H gain [95 %]")},

@@ -5,6 +5,7 @@ Suffixes: K lanes, I source images, C classes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -14,12 +15,14 @@ from models.baselines import (
     CalibratedStackingConfig,
     CLIPAdapter,
     CLIPAdapterConfig,
+    CoOp,
+    CoOpConfig,
     LinearProbe,
     LinearProbeConfig,
     TipAdapter,
     TipAdapterConfig,
 )
-from models.prompts import ClassTexts
+from models.prompts import ClassTexts, FrozenTextEncoder
 from models.pva import PVA, PVAConfig
 from models.sre_clip import SREClip, SREConfig
 from study.protocol import TrialData
@@ -48,7 +51,7 @@ def _on_texts(module: Callable[..., Any]) -> Build:
     """Methods that need class texts beside the labelled images."""
 
     def build(configs: Sequence[Any], seeds: Sequence[int], seen_KC: Tensor, _: Tensor, data: TrialData) -> Any:
-        return module(configs, seeds=seeds, base_KC=seen_KC, texts=_texts(data))
+        return module(configs, seeds=seeds, base_KC=seen_KC, texts=_texts(data, configs[0]))
 
     return build
 
@@ -60,15 +63,26 @@ def _tip(
         configs,
         seeds=seeds,
         base_KC=seen_KC,
-        texts=_texts(data),
+        texts=_texts(data, configs[0]),
         cache_features_ID=data.source_features_ID,
         cache_labels_I=data.source_labels_I,
         cache_KI=trainable_KI,
     )
 
 
-def _texts(data: TrialData) -> ClassTexts:
-    return ClassTexts(features_CD=data.name_features_CD, logit_scale=data.logit_scale)
+def _texts(data: TrialData, config: Any) -> ClassTexts:
+    encoder = None
+    if getattr(config, "prompts", "none") in ("shared", "per_class"):
+        encoder = _text_encoder(data.clip_path)
+    return ClassTexts(
+        features_CD=data.name_features_CD, logit_scale=data.logit_scale, names=data.class_names, encoder=encoder
+    )
+
+
+@lru_cache(maxsize=1)
+def _text_encoder(clip_path: str) -> FrozenTextEncoder:
+    """One for all packs of a process: it is frozen."""
+    return FrozenTextEncoder.load(clip_path)
 
 
 METHODS: dict[type, Method] = {
@@ -76,6 +90,7 @@ METHODS: dict[type, Method] = {
     PVAConfig: Method(build=_on_texts(PVA), swept=("tau", "residual_lambda")),
     CLIPAdapterConfig: Method(build=_on_texts(CLIPAdapter)),
     TipAdapterConfig: Method(build=_tip, swept=("alpha", "beta")),
+    CoOpConfig: Method(build=_on_texts(CoOp)),
     LinearProbeConfig: Method(build=_on_texts(LinearProbe)),
     CalibratedStackingConfig: Method(build=_on_texts(CalibratedStacking), swept=("constant",)),
 }

@@ -33,6 +33,7 @@ from study.ledger import JOURNAL, open_ledger
 from study.methods import METHODS, Method
 from study.options import Options
 from study.protocol import TrialData, rung_epochs, trial_data
+from study.published import published_rows
 from study.refit import Refit, refit, score_on_folds
 from study.search import PackSearcher
 from study.storage import Storage, open_storage, pull
@@ -63,7 +64,9 @@ class Study:
             )
         self.baselines = _baselines(options.search.baselines, self.space, bool(self.ablation))
         chosen = get_benchmark(self.benchmark, options.study.data_root)
-        find_checkpoint(options.study.clip or chosen.default_clip)
+        checkpoint = find_checkpoint(options.study.clip or chosen.default_clip)
+        # a node that does not see the driver's download makes its own
+        self.clip_path = checkpoint.identity.get("hub") or str(checkpoint.folder)
         if options.output.resume and options.output.name is None:
             raise UserError("--resume must come with the --name of the study to continue, got none")
         benchmark = self.benchmark.partition(":")[0]
@@ -83,7 +86,11 @@ class Study:
         all_rotations = range(self.features.classes.unseen_RC.shape[0])
         rotations = list(all_rotations) if options.study.rotation == "all" else [int(options.study.rotation)]
         folds, seed = options.selection.folds, options.search.seed
-        datas = {r: trial_data(self.features, rotation=r, folds=folds, seed=seed) for r in rotations}
+        datas = {
+            r: trial_data(self.features, rotation=r, folds=folds, seed=seed, clip_path=self.clip_path)
+            for r in rotations
+        }
+        self._check_methods(datas[rotations[0]])
         self.pack = self._pack_size()
         self._print_plan(datas[rotations[0]], len(rotations))
         if options.output.dry_run:
@@ -99,7 +106,8 @@ class Study:
             done.append((evaluation, scored))
             if interrupted:
                 break
-        rows = average_rotations(done) if len(rotations) > 1 else [s.row for s in done[0][1]]
+        rows = average_rotations(done, self.reference) if len(rotations) > 1 else [s.row for s in done[0][1]]
+        rows += published_rows(self.benchmark)
         paths = write_leaderboard(self.storage, rows)
         write_run(self.storage, self._provenance())
         if len(rotations) > 1:
@@ -144,7 +152,7 @@ class Study:
                 row["config_id"],
                 {**asdict(scored[-1].row), "params": asdict(config), **provenance, **self._provenance()},
             )
-        scored = select(scored)
+        scored = select(scored, evaluation, self.reference)
         if storage is not self.storage:
             write_leaderboard(storage, [s.row for s in scored])
             self.console.print(to_terminal([s.row for s in scored]))
@@ -226,7 +234,7 @@ class Study:
         if self.options.selection.winner:
             params = _winner_params(self.options.selection.winner, self.space, rotation)
         configs = [self.space.config(**{**params, **changes}) for changes in ablation.variants.values()]
-        methods = [f"{self.space.method}: {name}" for name in ablation.variants]
+        methods = [_variant_name(self.space, name) for name in ablation.variants]
         return self._on_folds(
             self.space, methods, configs, [f"{ablation.name}-{i}" for i in range(len(configs))], arrays
         )
@@ -354,6 +362,18 @@ class Study:
             highlight=False,
         )
 
+    @property
+    def reference(self) -> str:
+        """Method on the leaderboard that the others are compared with: the study's own, or an ablation's full model."""
+        return _variant_name(self.space, next(iter(self.ablation.variants))) if self.ablation else self.space.method
+
+    def _check_methods(self, data: TrialData) -> None:
+        """Build every method once on one lane: what a benchmark or checkpoint lacks shows before the search starts."""
+        seen_1C, trainable_1I = seen_classes(data, 0)[None], trainable_images(data, 0)[None]
+        for space in (self.space, *self.baselines):
+            config = space.config(**space.defaults())
+            METHODS[type(config)].build([config], [0], seen_1C, trainable_1I, data)
+
     def _timed(self, stage: str, work: Callable[[], Any]) -> Any:
         started = time.monotonic()
         try:
@@ -404,7 +424,14 @@ def _baselines(chosen: str, space: Space, is_ablation: bool) -> list[Space]:
         chosen = "none" if is_ablation else "all"
     names = {"all": space.baselines, "none": ()}.get(chosen, tuple(filter(None, chosen.split(","))))
     loaded = [search_spaces.load(name, option="--baselines") for name in names]
+    for baseline in loaded:
+        if isinstance(baseline, Ablation):
+            raise UserError(f"--baselines must be methods' spaces, not ablations; got {baseline.name}")
     return [s for s in loaded if isinstance(s, Space)]
+
+
+def _variant_name(space: Space, variant: str) -> str:
+    return f"{space.method}: {variant}"
 
 
 def _method(space: Space) -> Method:

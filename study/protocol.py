@@ -58,6 +58,10 @@ class TrialData:
     """CLIP's exp(logit scale)."""
     fingerprint: str
     """Fingerprint of the feature cache."""
+    class_names: tuple[str, ...] = ()
+    """Names of all classes, for methods that learn prompts."""
+    clip_path: str = ""
+    """Folder or hub id of the checkpoint, for methods that learn prompts: they train through its text encoder."""
     oracle_labels_T: Tensor | None = None
     """Target labels, present in `--select oracle` studies only."""
 
@@ -94,8 +98,8 @@ class TrialData:
         return TrialData(**values)
 
 
-def trial_data(features: FeatureSet, *, rotation: int, folds: int, seed: int) -> TrialData:
-    """What trials may see of a benchmark in one rotation.
+def trial_data(features: FeatureSet, *, rotation: int, folds: int, seed: int, clip_path: str = "") -> TrialData:
+    """What trials may see of a benchmark in one rotation; `clip_path` is needed by methods that learn prompts.
 
     Raises `ValueError` if the rotation does not exist or a fold would leave fewer than two classes on either side.
     """
@@ -118,6 +122,8 @@ def trial_data(features: FeatureSet, *, rotation: int, folds: int, seed: int) ->
         edges_E2=features.graph.edges_E2,
         logit_scale=features.logit_scale,
         fingerprint=features.fingerprint,
+        class_names=features.classes.names,
+        clip_path=clip_path,
     )
 
 

@@ -22,7 +22,7 @@ from models.baselines import (
     nearest_prototype,
     zero_shot_prototypes,
 )
-from models.prompts import ClassTexts, FrozenTextEncoder
+from models.prompts import ClassTexts, FrozenTextEncoder, PromptLearner
 
 NAMES = ("cat", "dog", "fountain pen", "ox", "alarm clock")
 BASE_C = torch.tensor([True, True, True, False, False])
@@ -32,8 +32,8 @@ BASE_C = torch.tensor([True, True, True, False, False])
 def world() -> tuple[ClassTexts, Tensor, Tensor]:
     """The embedded checkpoint's text features of five classes, and 100 noisy images of them."""
     encoder = FrozenTextEncoder.load(Path(__file__).parents[2] / "data_prep/assets/icons2emoji/clip")
-    rows = [encoder.tokenizer(f"a photo of a {n}")["input_ids"] for n in NAMES]
-    features = torch.cat([encoder.encode(encoder.embed(torch.tensor([r])), torch.tensor([len(r) - 1])) for r in rows])
+    nothing = ClassTexts(features_CD=torch.zeros(5, 192), logit_scale=20.0, names=NAMES, encoder=encoder)
+    features = PromptLearner(nothing, generators=[torch.Generator()])().detach()[0]
     g = torch.Generator().manual_seed(0)
     labels_I = torch.randint(0, 5, (100,), generator=g)
     images_ID = F.normalize(features[labels_I] + 0.1 * torch.randn(100, 192, generator=g), dim=-1)

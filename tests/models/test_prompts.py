@@ -57,6 +57,20 @@ def texts_of(encoder: FrozenTextEncoder, names: tuple[str, ...] = NAMES, dim: in
     return ClassTexts(features_CD=torch.zeros(len(names), dim), logit_scale=20.0, names=names, encoder=encoder)
 
 
+def computed_tokens(prompts: PromptLearner) -> int:
+    """Tokens that the encoder gets to see for all classes and lanes."""
+    counts: list[int] = []
+
+    def count(_: Any, __: Any, inputs: dict[str, Tensor]) -> None:
+        counts.append(inputs["inputs_embeds"].shape[:2].numel())
+
+    hook = prompts.encoder.tower.encoder.register_forward_pre_hook(count, with_kwargs=True)
+    with torch.no_grad():
+        prompts()
+    hook.remove()
+    return sum(counts)
+
+
 def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(s) for s in seeds]
 
@@ -69,20 +83,21 @@ def test_untrained_prompts_are_the_embedded_checkpoints_text_features(
     clip = CLIPModel.from_pretrained(EMBEDDED, dtype=torch.float32)
     expected = full_length_features(clip, encoder.tokenizer, [template.format(n) for n in NAMES], 24)
     prompts = PromptLearner(
-        texts_of(encoder), generators=generators(0, 1), template=template, per_class=per_class, rows_per_chunk=3
+        texts_of(encoder), generators=generators(0, 1), template=template, per_class=per_class, classes_per_row=3
     )
-    assert prompts.token_ids_CT.shape[1] < 24 / 2  # over half of every sequence is not computed
+    context = 0 if per_class else prompts.n_ctx
+    tokens = 2 * (1 + context) + sum(len(n) + prompts.n_ctx - context for n in prompts.name_ids)
+    assert computed_tokens(prompts) == 2 * tokens < 2 * len(NAMES) * 24 / 2  # two rows, two lanes; not full prompts
     for lane in prompts():
         torch.testing.assert_close(lane, expected, atol=2e-6, rtol=0)
-    some = torch.tensor([3, 1])
-    torch.testing.assert_close(prompts(some)[1], expected[some], atol=2e-6, rtol=0)
+    torch.testing.assert_close(prompts((3, 1))[1], expected[[3, 1]], atol=2e-6, rtol=0)
 
 
 def test_untrained_prompts_are_a_vit_b32s_text_features() -> None:
     clip, tokenizer = vit_b32_text_tower(), WordTokenizer()
     names = NAMES[:3]
     prompts = PromptLearner(texts_of(FrozenTextEncoder(clip, tokenizer), names, 512), generators=generators(0))
-    assert prompts.token_ids_CT.shape == (3, 9)  # of 77
+    assert computed_tokens(prompts) == 5 + 2 + 3 + 4  # of 3 x 77: start and context once, then names and their EOS
     for eos_token_id in (49407, 2):  # 2: as released; the model then pools at the largest id
         clip.text_model.eos_token_id = clip.text_model.config.eos_token_id = eos_token_id
         expected = full_length_features(clip, tokenizer, [f"a photo of a {n}" for n in names], 77)
@@ -90,15 +105,24 @@ def test_untrained_prompts_are_a_vit_b32s_text_features() -> None:
         FrozenTextEncoder(clip, tokenizer)
 
 
-def test_chunks_do_not_change_gradients(encoder: FrozenTextEncoder) -> None:
+@pytest.mark.parametrize("per_class", [False, True])
+def test_rows_and_recomputation_do_not_change_gradients(encoder: FrozenTextEncoder, per_class: bool) -> None:
     gradients = []
-    for rows in (2, 100):
-        prompts = PromptLearner(texts_of(encoder), generators=generators(0, 1), rows_per_chunk=rows, init="noise")
+    for classes_per_row, activation_bytes in ((1, 0), (2, 2**30), (100, 0), (100, 2**30)):
+        prompts = PromptLearner(
+            texts_of(encoder),
+            generators=generators(0, 1),
+            classes_per_row=classes_per_row,
+            activation_bytes=activation_bytes,
+            per_class=per_class,
+            init="noise",
+        )
         weights = torch.linspace(-1, 1, 192)
         (gradient,) = torch.autograd.grad((prompts() @ weights).sum(), [prompts.context])
         gradients.append(gradient)
     assert gradients[0].abs().sum() > 0
-    torch.testing.assert_close(*gradients, atol=2e-5, rtol=1e-4)
+    for other in gradients[1:]:
+        torch.testing.assert_close(gradients[0], other, atol=2e-5, rtol=1e-4)
 
 
 def test_a_lane_does_not_depend_on_its_neighbours(encoder: FrozenTextEncoder) -> None:

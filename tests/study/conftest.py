@@ -1,4 +1,5 @@
-"""A small, learnable task: twelve classes whose images lie around shifted versions of their text features.
+"""A small, learnable task: twelve classes whose images lie around shifted versions of their text features, which are
+the embedded checkpoint's.
 
 Also lets the tests of this folder import `toy`, whichever way pytest was started.
 """
@@ -11,22 +12,33 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from models.prompts import ClassTexts, FrozenTextEncoder, PromptLearner
 from study.protocol import TrialData, trial_data
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-CLASSES, DIM, PER_CLASS = 12, 16, 10
+CLIP = Path(__file__).parents[2] / "data_prep/assets/icons2emoji/clip"
+NAMES = ("cat", "dog", "fountain pen", "pencil", "alarm clock", "watch", "ox", "cow", "car", "bus", "apple", "pear")
+CLASSES, DIM, PER_CLASS = 12, 192, 10
+
+
+@pytest.fixture(scope="session")
+def name_features() -> torch.Tensor:
+    """Text features (C, D) of the class names."""
+    encoder = FrozenTextEncoder.load(CLIP)
+    texts = ClassTexts(features_CD=torch.zeros(CLASSES, DIM), logit_scale=20.0, names=NAMES, encoder=encoder)
+    return PromptLearner(texts, generators=[torch.Generator()])().detach()[0]
 
 
 @pytest.fixture
-def features() -> SimpleNamespace:
+def features(name_features: torch.Tensor) -> SimpleNamespace:
     """What `feature_store.load` returns, as far as the protocol reads it; `target_labels` beside it."""
     g = torch.Generator().manual_seed(0)
-    names = F.normalize(torch.randn(CLASSES, DIM, generator=g), dim=-1)
+    names = name_features
 
     def domain(shift: float) -> torch.Tensor:
-        noise = 0.4 * torch.randn(CLASSES, PER_CLASS, DIM, generator=g)
-        offset = shift * torch.randn(DIM, generator=g)
+        noise = 0.115 * torch.randn(CLASSES, PER_CLASS, DIM, generator=g)
+        offset = shift * torch.randn(DIM, generator=g) / 2
         return F.normalize(names[:, None] + noise + offset, dim=-1).flatten(0, 1)
 
     similarity = torch.full((CLASSES, CLASSES), 0.1)
@@ -39,7 +51,7 @@ def features() -> SimpleNamespace:
         benchmark="toy",
         fingerprint="f00d",
         logit_scale=20.0,
-        classes=SimpleNamespace(unseen_RC=unseen),
+        classes=SimpleNamespace(names=NAMES, unseen_RC=unseen),
         source=SimpleNamespace(features_ID=domain(0.0), split_I=torch.zeros(len(labels), dtype=torch.int8)),
         target=SimpleNamespace(features_ID=domain(0.25)),
         source_labels_I=labels,
@@ -56,4 +68,4 @@ def features() -> SimpleNamespace:
 
 @pytest.fixture
 def data(features: SimpleNamespace) -> TrialData:
-    return trial_data(features, rotation=0, folds=3, seed=0)
+    return trial_data(features, rotation=0, folds=3, seed=0, clip_path=str(CLIP))

@@ -27,7 +27,8 @@ from study.storage import open_storage, pull, push
 COLUMNS = (
     "rank method config_id select benchmark clip val_h_mean val_h_std test_known_micro test_unknown_micro "
     "test_all_micro test_seen_mean test_unseen_mean test_h_mean test_h_std h_gain h_gain_lo h_gain_hi n_seeds "
-    "train_seconds feature_fingerprint source params selected pareto test_t1 test_ausuc test_h_oracle_tau val_score"
+    "train_seconds feature_fingerprint source params selected pareto test_t1 test_ausuc test_h_oracle_tau "
+    "h_behind h_behind_lo h_behind_hi val_score"
 ).split()
 
 
@@ -84,7 +85,7 @@ def test_columns_are_those_promised_and_rows_survive_every_format(tmp_path: Path
     assert lines[3]["test_h_mean"] == ""
     text = Path(paths[2]).read_text()
     assert "| 2 | SRE-CLIP (selected) | sre-0002 | pseudo-unseen | 42.00 ± 1.00 |" in text
-    assert "| 32.00 ± 0.50 | +1.23 [+0.10, +2.00] | 3 | this study |" in text
+    assert "| 32.00 ± 0.50 | +1.23 [+0.10, +2.00] |  | 3 | this study |" in text
     assert "oracle" not in text.lower()
     assert sorted(os.listdir(tmp_path / "study")) == ["leaderboard.csv", "leaderboard.md", "leaderboard.parquet"]
 

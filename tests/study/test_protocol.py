@@ -38,7 +38,7 @@ def test_unseen_source_images_may_be_anything(features: SimpleNamespace, data: T
     unseen = torch.isin(noisy.source_labels_I, torch.tensor([2, 7, 11]))
     noisy.source.features_ID = torch.where(unseen[:, None], torch.nan, noisy.source.features_ID)
     noisy.target_labels = None
-    again = trial_data(noisy, rotation=0, folds=3, seed=0)
+    again = trial_data(noisy, rotation=0, folds=3, seed=0, clip_path=data.clip_path)
     for f in fields(data):
         a, b = getattr(data, f.name), getattr(again, f.name)
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, f.name
