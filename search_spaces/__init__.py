@@ -8,7 +8,8 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 Value = float | int | str | bool
@@ -98,6 +99,21 @@ class Ablation:
     """The method's space; knobs that a variant does not set keep the winner's or their default values."""
     variants: Mapping[str, Mapping[str, Value]]
     """What each variant changes in the configuration; the first one, the full method, changes nothing."""
+    published: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    """Accuracy on seen and unseen classes and H, in percent, that were published for variants, on other data."""
+    published_in: str = ""
+    """Where, and on which data."""
+
+    def researched(self, variant: str) -> Space:
+        """A variant as a space of its own: what it changes is fixed, all other knobs are searched again."""
+        changes, position = self.variants[variant], list(self.variants).index(variant)
+        return replace(
+            self.space,
+            name=f"{self.name}-{position}",
+            method=f"{self.space.method}: {variant}",
+            config=partial(self.space.config, **changes),
+            knobs=tuple(k for k in self.space.knobs if k.name not in changes),
+        )
 
 
 def names() -> list[str]:

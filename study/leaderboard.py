@@ -14,6 +14,7 @@ import pyarrow.parquet
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from search_spaces import Ablation
 from study.storage import Storage
 
 ORACLE = "oracle"
@@ -95,6 +96,21 @@ SCHEMA = pa.schema([(f.name, _ARROW[f.type]) for f in fields(Row)])
 """The columns, in order."""
 
 
+_OF_VARIANTS = (
+    "test_seen_mean test_unseen_mean test_h_mean test_h_std h_gain h_gain_lo h_gain_hi h_behind h_behind_lo h_behind_hi"
+).split()
+_PUBLISHED = ("published_seen", "published_unseen", "published_h")
+ABLATION_SCHEMA = pa.schema(
+    [
+        ("variant", pa.string()),
+        ("benchmark", pa.string()),
+        *((name, pa.float64()) for name in (*_OF_VARIANTS, *_PUBLISHED)),
+        ("published_in", pa.string()),
+    ]
+)
+"""The columns of an ablation, in order; the published ones were measured on other data."""
+
+
 def mean_over_seeds(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """A row's test columns from `protocol.evaluate`'s metrics of every seed."""
     mean = {name: statistics.fmean(s[name] for s in seeds) for name in seeds[0]}
@@ -125,19 +141,39 @@ def rank_rows(rows: Sequence[Row]) -> list[Row]:
 
 def write_leaderboard(storage: Storage, rows: Sequence[Row]) -> list[str]:
     """Write leaderboard.parquet, .csv and .md; returns the paths to show. Rows come from `rank_rows`."""
-    oracle = any(row.select == ORACLE for row in rows)
     table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
+    oracle = any(row.select == ORACLE for row in rows)
+    return _write_table(storage, "leaderboard", table, to_markdown(rows), note=ORACLE_NOTE if oracle else "")
+
+
+def write_ablation(storage: Storage, ablation: Ablation, rows: Sequence[Row]) -> list[str]:
+    """Write ablation.parquet, .csv and .md: every variant, what its part was worth, and what was published for it."""
+    by_method = {row.method: row for row in rows}
+    found = [(name, by_method.get(f"{ablation.space.method}: {name}")) for name in ablation.variants]
+    lines = []
+    for variant, row in found:
+        if row is not None:
+            published = ablation.published.get(variant, (None, None, None))
+            lines.append(
+                {
+                    "variant": variant,
+                    "benchmark": row.benchmark,
+                    **{name: getattr(row, name) for name in _OF_VARIANTS},
+                    **dict(zip(_PUBLISHED, (v and v / 100 for v in published), strict=True)),
+                    "published_in": ablation.published_in,
+                }
+            )
+    return _write_table(storage, "ablation", pa.Table.from_pylist(lines, schema=ABLATION_SCHEMA), _ablation_md(lines))
+
+
+def _write_table(storage: Storage, name: str, table: pa.Table, markdown: str, *, note: str = "") -> list[str]:
     parquet, csv = BytesIO(), BytesIO()
-    pa.parquet.write_table(table.replace_schema_metadata({"note": ORACLE_NOTE} if oracle else {}), parquet)
+    pa.parquet.write_table(table.replace_schema_metadata({"note": note} if note else {}), parquet)
     pa.csv.write_csv(table, csv)
-    contents = {
-        "leaderboard.parquet": parquet.getvalue(),
-        "leaderboard.csv": csv.getvalue(),
-        "leaderboard.md": to_markdown(rows).encode(),
-    }
-    for name, content in contents.items():
-        storage.write(name, content)
-    return [f"{storage.shown}/{name}" for name in contents]
+    contents = {f"{name}.parquet": parquet.getvalue(), f"{name}.csv": csv.getvalue(), f"{name}.md": markdown.encode()}
+    for file, content in contents.items():
+        storage.write(file, content)
+    return [f"{storage.shown}/{file}" for file in contents]
 
 
 def read_leaderboard(storage: Storage) -> list[Row]:
@@ -224,6 +260,23 @@ def to_markdown(rows: Sequence[Row]) -> str:
     lines += ["| " + " | ".join(show(row).replace("|", "\\|") for show in _SHOWN.values()) + " |" for row in rows]
     lines += ["", _LEGEND, ""]
     return "\n".join(lines)
+
+
+def _ablation_md(lines: Sequence[Mapping[str, Any]]) -> str:
+    other = next((line["published_in"] for line in lines if line["published_in"]), "")
+    benchmark = next((line["benchmark"] for line in lines), "")
+    head = ["variant", "S", "U", "H", "H gain [95 %]", "behind the full model [95 %]"]
+    head += ["published S", "published U", "published H"] if other else []
+    text = [f"# Ablation: {benchmark}", "", "| " + " | ".join(head) + " |"]
+    text.append("|:--" + "|--:" * (len(head) - 1) + "|")
+    for line in lines:
+        cells = [line["variant"], _percent(line["test_seen_mean"]), _percent(line["test_unseen_mean"])]
+        cells.append(_percent(line["test_h_mean"], line["test_h_std"]))
+        cells += [_difference(*(line[f"{name}{end}"] for end in ("", "_lo", "_hi"))) for name in ("h_gain", "h_behind")]
+        cells += [_percent(line[name]) for name in _PUBLISHED] if other else []
+        text.append("| " + " | ".join(cells) + " |")
+    note = f"Published columns: {other}. Another data set: only the order of the variants can be compared."
+    return "\n".join([*text, "", *([note, ""] if other else []), _LEGEND, ""])
 
 
 def _method_and_config(row: Row) -> str:

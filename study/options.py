@@ -83,7 +83,12 @@ class SelectionOptions:
     winner: Path | None = None
     """Ablations only: study whose selected configuration is taken apart; the space's defaults otherwise."""
 
+    re_search: bool = False
+    """Ablations only: search the knobs that a variant leaves open again, --configs for each, instead of keeping the
+    winner's values."""
+
     def __post_init__(self) -> None:
+        _check(self.winner, "left out with --re-search", option="--winner", holds=not (self.re_search and self.winner))
         _check(self.folds, "at least 2", option="--folds", holds=self.folds >= 2)
         _check(self.seeds, "at least 1", option="--seeds", holds=self.seeds >= 1)
         _check(self.top, "at least 1", option="--top", holds=self.top >= 1)

@@ -28,7 +28,14 @@ from data_prep.feature_store import load
 from search_spaces import Ablation, Space
 from study.driver import concurrent_packs, run_search
 from study.evaluation import Evaluation, Scored, average_rotations, select, with_test_labels
-from study.leaderboard import read_leaderboard, to_terminal, write_config, write_leaderboard, write_run
+from study.leaderboard import (
+    read_leaderboard,
+    to_terminal,
+    write_ablation,
+    write_config,
+    write_leaderboard,
+    write_run,
+)
 from study.ledger import JOURNAL, open_ledger
 from study.methods import METHODS, Method
 from study.options import Options
@@ -67,6 +74,9 @@ class Study:
         checkpoint = find_checkpoint(options.study.clip or chosen.default_clip)
         # a node that does not see the driver's download makes its own
         self.clip_path = checkpoint.identity.get("hub") or str(checkpoint.folder)
+        for option, given in (("--winner", options.selection.winner), ("--re-search", options.selection.re_search)):
+            if given and not self.ablation:
+                raise UserError(f"{option} must come with an ablation, got it with --space {options.study.space}")
         if options.output.resume and options.output.name is None:
             raise UserError("--resume must come with the --name of the study to continue, got none")
         benchmark = self.benchmark.partition(":")[0]
@@ -109,6 +119,8 @@ class Study:
         rows = average_rotations(done, self.reference) if len(rotations) > 1 else [s.row for s in done[0][1]]
         rows += published_rows(self.benchmark)
         paths = write_leaderboard(self.storage, rows)
+        if self.ablation:
+            paths += write_ablation(self.storage, self.ablation, rows)
         write_run(self.storage, self._provenance())
         if len(rotations) > 1:
             self.console.rule(f"mean over {len(done)} rotations")
@@ -161,7 +173,16 @@ class Study:
     def _all_candidates(self, rotation: int, arrays: Any, storage: Storage) -> tuple[list[dict[str, Any]], bool]:
         """What will be refitted: the method's best or the ablation's variants, and each baseline's best."""
         interrupted = False
-        if self.ablation:
+        if self.ablation and self.options.selection.re_search:
+            candidates = []
+            for variant in self.ablation.variants:
+                if not interrupted:
+                    self.console.print(f"variant: {variant}", highlight=False)
+                    space = self.ablation.researched(variant)
+                    of_variant = open_storage(f"{storage.shown}/variants", space.name)
+                    found, interrupted = self._search(space, rotation, arrays, of_variant, 1)
+                    candidates += found
+        elif self.ablation:
             candidates = self._variants(self.ablation, rotation, arrays)
         else:
             top = self.options.selection.top
@@ -285,7 +306,8 @@ class Study:
             return
         project = str(Path(__file__).resolve().parents[1])
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [project, os.environ.get("PYTHONPATH")]))
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        # local: another cluster that happens to run on this machine is not ours
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
     def _prepare(self) -> Path:
         study = self.options.study
@@ -332,8 +354,9 @@ class Study:
         search, selection, resources = self.options.search, self.options.selection, self.options.resources
         at_once = concurrent_packs(resources.cpus_per_pack, resources.gpus_per_pack)
         seconds = _seconds_per_epoch(data, self.space)
-        if self.ablation:
-            work, refits = f"none: {len(self.ablation.variants)} variants", len(self.ablation.variants)
+        variants = len(self.ablation.variants) if self.ablation else 1
+        if self.ablation and not selection.re_search:
+            work, refits = f"none: {variants} variants", variants
             search_seconds = 0.0
         else:
             packs = -(-search.configs // self.pack)
@@ -343,8 +366,9 @@ class Study:
                 f"({resources.cpus_per_pack:g} CPUs, {resources.gpus_per_pack:g} GPUs each)"
             )
             halving = 0.5 if self._halves else 1.0
-            search_seconds = search.configs * selection.folds * search.epochs * seconds * halving / at_once
-            refits = selection.top
+            work += f", for each of {variants} variants" if self.ablation else ""
+            search_seconds = variants * search.configs * selection.folds * search.epochs * seconds * halving / at_once
+            refits = variants if self.ablation else selection.top
         refit_seconds = refits * selection.seeds * search.epochs * seconds / at_once
         total = rotations * (search_seconds + refit_seconds)
         mark = " [bold red](ORACLE: looks at test labels)[/bold red]" if selection.select == "oracle" else ""

@@ -14,7 +14,7 @@ def ray_cluster() -> Iterator[None]:
     """A local Ray of two CPUs, started once: starting it costs seconds."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
     yield
     ray.shutdown()
 

@@ -9,6 +9,7 @@ import optuna
 import pandas as pd
 import pytest
 
+import search_spaces
 from study.run import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,6 +120,30 @@ def test_an_ablation_refits_the_winner_and_each_variant(small_study: Path, embed
     assert table.loc["SRE-CLIP: full", "test_h_mean"] == pytest.approx(winner.test_h_mean, abs=1e-6)
     assert json.loads(table.loc["SRE-CLIP: no L_srs", "params"])["w_srs"] == 0.0
     assert len(table) == 3 + 8
+    ablation = pd.read_parquet(small_study.parent / "ablation" / "ablation.parquet").set_index("variant")
+    assert list(ablation.index) == list(search_spaces.load("sre-ablation").variants)  # type: ignore[union-attr]
+    assert ablation.loc["no L_srs", "h_behind"] == pytest.approx(
+        ablation.loc["full", "test_h_mean"] - ablation.loc["no L_srs", "test_h_mean"], abs=1e-5
+    )
+
+
+def test_an_ablation_may_search_every_variant_again(
+    small_study: Path, embedded_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = "--space pva-ablation --name again-pva --re-search --configs 1 --pack 1 --epochs 1 --seeds 1".split()
+    assert run(small_study.parent, embedded_cache, *arguments) == 0
+    folder = small_study.parent / "again-pva"
+    table = pd.read_parquet(folder / "ablation.parquet").set_index("variant")
+    assert list(table.index) == list(search_spaces.load("pva-ablation").variants)  # type: ignore[union-attr]
+    assert table.loc["no residual", ["published_seen", "published_unseen", "published_h"]].tolist() == [
+        0.768,
+        0.701,
+        0.733,
+    ]
+    assert "PVA, ECCV 2024: ImageNet" in (folder / "ablation.md").read_text()
+    board = pd.read_parquet(folder / "leaderboard.parquet").set_index("method")
+    assert json.loads(board.loc["PVA: separation by cosine", "params"])["score"] == "cosine"
+    assert sorted(p.name for p in (folder / "variants").iterdir()) == [f"pva-ablation-{i}" for i in range(5)]
 
 
 def test_prep_only_and_dry_run_stop_early(ray_cluster: None, embedded_cache: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
@@ -139,6 +164,9 @@ def test_prep_only_and_dry_run_stop_early(ray_cluster: None, embedded_cache: Pat
         ("--rotation -1", "--rotation must be 0 or more, or all, got -1"),
         ("--cpus-per-pack 0", "--cpus-per-pack must be more than 0, got 0"),
         ("--name ../escape", "--name must be letters"),
+        ("--re-search", "--re-search must come with an ablation, got it with --space sre"),
+        ("--space sre-ablation --re-search --winner x", "--winner must be left out with --re-search, got x"),
+        ("--baselines sre-ablation", "--baselines must be methods' spaces, not ablations; got sre-ablation"),
         ("--resume", "--resume must come with the --name"),
         ("--storage /proc/nowhere", "--storage must be writable"),
         ("--sampler tpr", "invalid choice 'tpr' for argument '--sampler'"),
