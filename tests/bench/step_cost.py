@@ -1,0 +1,58 @@
+"""One training step of our engine, per lane, against a naive dense step of one model.
+
+The naive step (`plain_sre.py`): dense adjacency, all nodes through every layer, `A_hat T` recomputed, no fused kernel.
+`python tests/bench/step_cost.py` prints one ratio per line and writes step_cost.json.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
+
+import torch  # noqa: E402
+from common import SIZES, in_turn, parser, synthetic, write  # noqa: E402
+from plain_sre import PlainTraining  # noqa: E402
+
+from models.sre_clip import SREConfig  # noqa: E402
+from study.trainer import Pack, seen_classes, trainable_images  # noqa: E402
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--sizes", nargs="+", default=["embedded", "i2awa"], choices=list(SIZES))
+    options.add_argument("--layers", nargs="+", type=int, default=[1, 2], help="graph layers")
+    options.add_argument("--lanes", type=int, default=12)
+    options.add_argument("--rounds", type=int, default=3)
+    args = options.parse_args()
+    torch.set_num_threads(args.threads)
+    results = []
+    for size in args.sizes:
+        data = synthetic(size)
+        for layers in args.layers:
+            config = SREConfig(gcn_layers=layers)
+            kwargs = {"data": data, "epochs": 10**6}
+            naive = PlainTraining(config, seed=0, fold=0, naive=True, **kwargs)
+            plain = PlainTraining(config, seed=0, fold=0, **kwargs)
+            pack = Pack(
+                [config] * args.lanes,
+                seeds=list(range(args.lanes)),
+                seen_KC=torch.stack([seen_classes(data, k % 3) for k in range(args.lanes)]),
+                trainable_KI=torch.stack([trainable_images(data, k % 3) for k in range(args.lanes)]),
+                **kwargs,
+            )
+            works = {"naive": naive.train_epoch, "plain": plain.train_epoch, "ours": pack.train_epoch}
+            seconds = in_turn(works, rounds=args.rounds)
+            ms = {name: 1e3 * s / pack.steps_per_epoch for name, s in seconds.items()}
+            ms["ours"] /= args.lanes
+            result = {"size": size, "layers": layers, **{k: round(v, 2) for k, v in ms.items()}}
+            results.append({**result, "ratio": round(ms["naive"] / ms["ours"], 2)})
+            print(
+                f"step_cost {size}, {layers} graph layers: ratio {ms['naive'] / ms['ours']:.2f} "
+                f"(naive {ms['naive']:.2f} ms, plain sparse {ms['plain']:.2f} ms, ours {ms['ours']:.2f} ms per lane)",
+                flush=True,
+            )
+    write(args.out, results, lanes=args.lanes, threads=args.threads)
+
+
+if __name__ == "__main__":
+    main()
