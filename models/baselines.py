@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.prompts import ClassTexts, PromptLearner, base_cross_entropy
-from models.stacked import StackedModule, check_static, lane_field, lane_normal
+from models.stacked import StackedModule, check_static, lane_field, lane_normal, normalise
 from models.sweeps import calibration_curve, lanes_and_images, tip_adapter_grid
 
 ALPHAS = tuple(0.1 * i for i in range(201))
@@ -180,7 +180,7 @@ class CLIPAdapter(Baseline):
     def logits(self, images_BD: Tensor) -> Tensor:
         x_KBD, ratio = self._lanes(images_BD), self.ratio[:, None, None]
         adapted_KBD = (1 - ratio) * x_KBD + ratio * (F.relu(x_KBD @ self.down_KDH) @ self.up_KHD)
-        return self.logit_scale * F.normalize(adapted_KBD, dim=-1) @ self.text_features_CD.T
+        return self.logit_scale * normalise(adapted_KBD) @ self.text_features_CD.T
 
 
 class TipAdapter(Baseline):

@@ -7,7 +7,8 @@ images alone; novel class names enter at inference. Frozen: CLIP.
 
 Adapters start as an isometry of CLIP's features, the same for both modalities: an untrained latent space *is* CLIP's.
 
-Suffixes: K lanes, B batch, I images, C classes, D CLIP dimension, L latent dimension, H hidden width.
+Suffixes: K lanes, B batch, I images, C classes, N classes that some lane has images of, D CLIP dimension,
+L latent dimension, H hidden width.
 """
 
 import math
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from models.gaussian import kl_to_prior, pairwise_kl, symmetric_kl, wasserstein
 from models.prompts import ClassTexts, PromptLearner, base_cross_entropy
-from models.stacked import StackedModule, check_static, lane_field, lane_normal
+from models.stacked import StackedModule, check_static, lane_field, lane_normal, normalise
 from models.sweeps import LAMBDAS, Choice, Curve, ResidualCosine, lanes_and_images, seen_unseen_curve, sweep_residual
 
 FAR = 100.0
@@ -156,8 +157,10 @@ class PVA(StackedModule):
     """
 
     base_KC: Tensor
-    base_M: Tensor
+    trained_N: Tensor
+    place_C: Tensor
     text_features_CD: Tensor
+    steps: Tensor
     sigma_init: Tensor
     noise: Tensor
     kl_warm_up: Tensor
@@ -180,12 +183,16 @@ class PVA(StackedModule):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         # noise from streams of their own: another width must not shift it
         self.noise_generators = [torch.Generator().manual_seed(seed + 2**33) for seed in seeds]
-        self.steps = 0
         self.logit_scale = texts.logit_scale
         self.register_buffer("text_features_CD", texts.features_CD)
         self.register_lane("base_KC", base_KC)
-        self.base = tuple(base_KC.any(0).nonzero().flatten().tolist())
-        self.register_buffer("base_M", torch.tensor(self.base))
+        # texts of classes without images enter no loss: training leaves them out
+        trained_N = base_KC.any(0).nonzero().flatten()
+        self.trained = tuple(trained_N.tolist())
+        self.register_buffer("trained_N", trained_N)
+        self.register_buffer("place_C", torch.zeros(base_KC.shape[1], dtype=torch.int64))
+        self.place_C[trained_N] = torch.arange(len(trained_N))
+        self.register_lane("steps", torch.zeros(len(configs)))
         for name in PVAConfig.LANE_KNOBS - {"lr", "weight_decay", "tau"}:
             self.register_lane(name, lane_field(configs, name))
         # float64: a tau halfway between two float32 scores must not be rounded onto the lower one
@@ -208,45 +215,45 @@ class PVA(StackedModule):
 
     def losses(self, images_KBD: Tensor, labels_KB: Tensor) -> dict[str, Tensor]:
         """All losses by name, each (K,), of base-class images (labels are class ids); one call is one training step."""
+        place_KB, base_KN = self.place_C[labels_KB], self.base_KC[:, self.trained_N]
         image_mean, image_log_var = self.image_encoder(images_KBD)
-        text_features_KCD = self.text_features(base_only=True)
-        text_mean, text_log_var = self.text_encoder(text_features_KCD)
-        image_KBL, text_KCL = self._sample(image_mean, image_log_var), self._sample(text_mean, text_log_var)
-        logits_KBC = self.logit_scale * F.normalize(image_KBL, dim=-1) @ F.normalize(text_KCL, dim=-1).mT
-        own = labels_KB[:, :, None].expand(-1, -1, text_mean.shape[2])
+        text_mean, text_log_var = self.text_encoder(self.text_features(trained_only=True))
+        image_KBL = self._sample(image_mean, image_log_var)
+        text_KNL = self._sample(text_mean, text_log_var, self.trained_N)
+        logits_KBN = self.logit_scale * normalise(image_KBL) @ normalise(text_KNL).mT
+        own = place_KB[:, :, None].expand(-1, -1, text_mean.shape[2])
         distance = {"kl": symmetric_kl, "w2": wasserstein}[self.config.alignment]
         self.steps += 1
         losses = {
-            "cls": base_cross_entropy(logits_KBC, labels_KB, self.base_KC),
+            "cls": base_cross_entropy(logits_KBN, place_KB, base_KN),
             "align": distance(image_mean, image_log_var, text_mean.gather(1, own), text_log_var.gather(1, own)).mean(1),
-            "out": base_cross_entropy(self._out_logits(images_KBD, image_KBL, text_KCL), labels_KB, self.base_KC),
+            "out": base_cross_entropy(self._out_logits(images_KBD, image_KBL, text_KNL), place_KB, base_KN),
         }
         if self.config.variational:
-            share_KC = self.base_KC / self.base_KC.sum(1, keepdim=True)
+            share_KN = base_KN / base_KN.sum(1, keepdim=True)
             free_K11 = self.free_bits[:, None, None]
             kl_KB = kl_to_prior(image_mean, image_log_var, free_K11)
-            kl_KC = kl_to_prior(text_mean, text_log_var, free_K11)
+            kl_KN = kl_to_prior(text_mean, text_log_var, free_K11)
             warm = (self.steps / self.kl_warm_up.clamp_min(1)).clamp(max=1)
-            losses["kl"] = warm * (kl_KB.mean(1) + (kl_KC * share_KC).sum(1))
+            losses["kl"] = warm * (kl_KB.mean(1) + (kl_KN * share_KN).sum(1))
         return losses
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
         """The weighted sum (K,): L_cls + sum of w_x L_x."""
         return losses["cls"] + sum(getattr(self, f"w_{name}") * losses[name] for name in losses.keys() - {"cls"})
 
-    def text_features(self, *, base_only: bool = False) -> Tensor:
+    def text_features(self, *, trained_only: bool = False) -> Tensor:
         """CLIP features (K, C, D) of class texts, under the learned prompts or residuals there are.
 
-        `base_only`: prompt classes that are base to some lane; the others keep their cached feature.
+        `trained_only`: (K, N, D), of classes that some lane has images of.
         """
-        cached_KCD = self.text_features_CD.expand(len(self.base_KC), -1, -1)
-        if self.text_residual_KCD is not None:
-            return F.normalize(cached_KCD + self.text_residual_KCD, dim=-1)  # a novel class's never leaves zero
-        if self.prompts is None:
+        if self.prompts is not None:
+            return self.prompts(self.trained if trained_only else None)
+        chosen = self.trained_N if trained_only else slice(None)
+        cached_KCD = self.text_features_CD[chosen].expand(len(self.base_KC), -1, -1)
+        if self.text_residual_KCD is None:
             return cached_KCD
-        if not base_only:
-            return self.prompts()
-        return cached_KCD.index_copy(1, self.base_M, self.prompts(self.base))
+        return normalise(cached_KCD + self.text_residual_KCD[:, chosen])  # a novel class's residual never leaves zero
 
     @torch.no_grad()
     def scores(self, images_ID: Tensor) -> PVAScores:
@@ -349,23 +356,26 @@ class PVA(StackedModule):
         super().keep(lanes)
         self.noise_generators = [self.noise_generators[i] for i in lanes.tolist()]
 
-    def _sample(self, mean: Tensor, log_var: Tensor) -> Tensor:
-        """z = mu + sigma eps, each lane's eps from its own stream."""
+    def _sample(self, mean: Tensor, log_var: Tensor, classes: Tensor | None = None) -> Tensor:
+        """z = mu + sigma eps, each lane's eps from its own stream; of `classes`, as if all had been drawn."""
         if not self.config.variational:
             return mean
-        eps = lane_normal(self.noise_generators, *mean.shape[1:], std=1.0).to(mean.device)
+        rows = mean.shape[1] if classes is None else self.base_KC.shape[1]
+        eps = lane_normal(self.noise_generators, rows, mean.shape[2], std=1.0).to(mean.device)
+        eps = eps if classes is None else eps[:, classes]
         return mean + self.noise[:, None, None] * (log_var / 2).exp() * eps
 
     def _decode(self, latent: Tensor, decoder_KLD: Tensor) -> Tensor:
         """f_adapter (K, B, D) of latents (K, B, L): at first of about unit length, like the CLIP feature it joins."""
         return latent @ decoder_KLD / math.sqrt(latent.shape[-1])
 
-    def _out_logits(self, images_KBD: Tensor, image_KBL: Tensor, text_KCL: Tensor) -> Tensor:
-        """Logits (K, B, C) of the novel branch at lambda 1 (0 without residual)."""
-        share = float(self.config.residual)
-        image_KBD = self._decode(image_KBL, self.image_decoder_KLD) + share * images_KBD
-        text_KCD = self._decode(text_KCL, self.text_decoder_KLD) + share * self.text_features_CD
-        return self.logit_scale * F.normalize(image_KBD, dim=-1) @ F.normalize(text_KCD, dim=-1).mT
+    def _out_logits(self, images_KBD: Tensor, image_KBL: Tensor, text_KNL: Tensor) -> Tensor:
+        """Logits (K, B, N) of the novel branch at lambda 1 (0 without residual)."""
+        image_KBD = self._decode(image_KBL, self.image_decoder_KLD)
+        text_KND = self._decode(text_KNL, self.text_decoder_KLD)
+        if self.config.residual:
+            image_KBD, text_KND = image_KBD + images_KBD, text_KND + self.text_features_CD[self.trained_N]
+        return self.logit_scale * normalise(image_KBD) @ normalise(text_KND).mT
 
 
 def _isometry(generators: Sequence[torch.Generator], dim: int, latent: int) -> Tensor:

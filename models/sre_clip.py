@@ -134,14 +134,16 @@ class MemoryAdapter(StackedModule):
         self.values_KMA = nn.Parameter(lane_normal(generators, config.slots, width, std=1.0))
         self.out_KAD = nn.Parameter(torch.zeros(len(generators), width, dim))
 
-    def forward(self, x_KBD: Tensor) -> Tensor:
+    def forward(self, x_KBD: Tensor, rho_K11: Tensor) -> Tensor:
+        """x + rho Attn(x)."""
+
         def split(t: Tensor) -> Tensor:  # (K, *, A) -> (K, H, *, A/H)
             return t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
         attended = F.scaled_dot_product_attention(
             split(x_KBD @ self.query_KDA), split(self.keys_KMA), split(self.values_KMA)
         )
-        return attended.transpose(1, 2).flatten(2) @ self.out_KAD
+        return torch.baddbmm(x_KBD, attended.transpose(1, 2).flatten(2), rho_K11 * self.out_KAD)
 
 
 class TokensAdapter(StackedModule):
@@ -160,14 +162,15 @@ class TokensAdapter(StackedModule):
         self.qkv_KEF = nn.Parameter(lane_normal(generators, width, 3 * width, std=1.0))
         self.out_KEE = nn.Parameter(torch.zeros(len(generators), width, width))
 
-    def forward(self, x_KBD: Tensor) -> Tensor:
+    def forward(self, x_KBD: Tensor, rho_K11: Tensor) -> Tensor:
+        """x + rho Attn(x)."""
         k, b, _ = x_KBD.shape
         tokens = x_KBD.unflatten(-1, (-1, self.token_dim)) + self.position_KTE[:, None]
         qkv = tokens.flatten(1, 2) @ self.qkv_KEF  # (K, B*T, 3E)
         q, key, value = qkv.view(k, b, -1, 3, self.heads, self.token_dim // self.heads).permute(3, 0, 1, 4, 2, 5)
         attended = F.scaled_dot_product_attention(q, key, value)  # (K, B, H, T, E/H)
-        out = attended.transpose(2, 3).flatten(3).flatten(1, 2) @ self.out_KEE
-        return out.view(k, b, -1)
+        attended_KNE = attended.transpose(2, 3).reshape(k, -1, self.token_dim)
+        return torch.baddbmm(x_KBD.reshape(attended_KNE.shape), attended_KNE, rho_K11 * self.out_KEE).view(k, b, -1)
 
 
 class SREClip(StackedModule):
@@ -225,7 +228,7 @@ class SREClip(StackedModule):
         """Adapted features f(x) (K, B, D), L2-normalised; image and text features alike."""
         if self.adapter is None:
             return features_KBD
-        return normalise(torch.addcmul(features_KBD, self.rho[:, None, None], self.adapter(features_KBD)))
+        return normalise(self.adapter(features_KBD, self.rho[:, None, None]))
 
     def prototypes(self) -> Tensor:
         """Class prototypes P (K, C, D), L2-normalised."""
@@ -243,33 +246,28 @@ class SREClip(StackedModule):
 
     def losses(self, source_KBD: Tensor, source_labels_KB: Tensor, target_KBD: Tensor) -> dict[str, Tensor]:
         """All losses by name, each (K,): methods section 1. The weighted sum is `total`."""
-        lanes, sources, _ = source_KBD.shape
-        images = sources + target_KBD.shape[1]
+        # relation logits, cosines / t_rel: the scale is cheaper on prototypes than on images x classes
         prototypes_KCD = self.prototypes()
-        text_KCD = self.text_features_CD.expand(lanes, -1, -1)
-        # one pass through the adapter; I: source images, then target images
-        images_KID, text_KCD = self.adapt(torch.cat([source_KBD, target_KBD, text_KCD], dim=1)).split(
-            [images, len(self.text_features_CD)], dim=1
+        sharp_KCD = prototypes_KCD / self.relation_temperature[:, None, None]
+        source_KBC, target_KBC, text_KCC = (
+            self.adapt(x) @ sharp_KCD.mT for x in (source_KBD, target_KBD, self.text_features_CD.expand_as(sharp_KCD))
         )
-        images_KIC = images_KID @ prototypes_KCD.mT  # cosines; a logit is scale times cosine
-        align_KCC = self.logit_scale * (text_KCD @ prototypes_KCD.mT)
-        source_KBC, target_KBC = images_KIC.split([sources, images - sources], dim=1)
-        log_target_KBC = F.log_softmax(self.logit_scale / self.target_temperature[:, None, None] * target_KBC, dim=-1)
-        target_KBC_probs = log_target_KBC.exp()
-        mean_KC = target_KBC_probs.mean(1)
+        scale_K11 = self.logit_scale * self.relation_temperature[:, None, None]  # ... times this are CLIP's logits
+        log_target_KBC = F.log_softmax(scale_K11 / self.target_temperature[:, None, None] * target_KBC, dim=-1)
+        p_target_KBC = log_target_KBC.exp()
+        mean_KC = p_target_KBC.mean(1)
         log_confidence_KB, pseudo_KB = log_target_KBC.detach().max(-1)
-
-        # over all columns the cross-entropy would push every unseen prototype away from the images
-        seen_logits = torch.add(self.unseen_bias_KC[:, None], source_KBC, alpha=self.logit_scale)
-        classes = torch.arange(align_KCC.shape[1], device=align_KCC.device).expand(align_KCC.shape[:2])
         trusted_KB = (log_confidence_KB.exp() >= self.pseudo_label_threshold[:, None]).float()
-        relation_KI = self._relation_loss(images_KIC, torch.cat([source_labels_KB, pseudo_KB], dim=1), prototypes_KCD)
+        relations = self._relations(prototypes_KCD.detach(), sharp_KCD.detach())
+        # over all columns the cross-entropy would push every unseen prototype away from the images
+        seen_logits = torch.addcmul(self.unseen_bias_KC[:, None], source_KBC, scale_K11)
+        classes = torch.arange(text_KCC.shape[1], device=text_KCC.device).expand(text_KCC.shape[:2])
         return {
             "cls": _cross_entropy(seen_logits, source_labels_KB).mean(1),
-            "srs": relation_KI[:, :sources].mean(1)
-            + (relation_KI[:, sources:] * trusted_KB).sum(1) / trusted_KB.sum(1).clamp_min(1),
-            "align": _cross_entropy(align_KCC, classes).mean(1),
-            "ent": -(target_KBC_probs * log_target_KBC).sum(-1).mean(1),
+            "srs": _relation_loss(source_KBC, source_labels_KB, *relations).mean(1)
+            + (_relation_loss(target_KBC, pseudo_KB, *relations) * trusted_KB).sum(1) / trusted_KB.sum(1).clamp_min(1),
+            "align": _cross_entropy(scale_K11 * text_KCC, classes).mean(1),
+            "ent": -(p_target_KBC * log_target_KBC).sum((1, 2)) / p_target_KBC.shape[1],
             "div": math.log(mean_KC.shape[1]) + (mean_KC * mean_KC.clamp_min(1e-12).log()).sum(-1),
             "bal": self._balance(mean_KC),
         }
@@ -279,19 +277,11 @@ class SREClip(StackedModule):
         weighted = [getattr(self, f"w_{name}") * losses[name] for name in ("srs", "align", "ent", "div", "bal")]
         return losses["cls"] + torch.stack(weighted).sum(0)
 
-    def _relation_loss(self, cosine_KIC: Tensor, labels_KI: Tensor, prototypes_KCD: Tensor) -> Tensor:
-        """KL(q_y || softmax(f(x) P^T / t_rel)) of every image, (K, I); soft labels q_c = softmax(P_c P^T / t_rel)."""
-        sharpness_K11 = 1 / self.relation_temperature[:, None, None]
-        with torch.no_grad():
-            log_q_KCC = F.log_softmax(prototypes_KCD @ prototypes_KCD.mT * sharpness_K11, dim=-1)
-            q_KCC = log_q_KCC.exp()
-            lanes, classes, _ = q_KCC.shape
-            # rows of a flat table: several times faster than a gather over (K, I, C)
-            rows_KI = labels_KI + classes * torch.arange(lanes, device=labels_KI.device)[:, None]
-            q_KIC = q_KCC.flatten(0, 1)[rows_KI]
-            negative_entropy_KI = (q_KCC * log_q_KCC).sum(-1).flatten()[rows_KI]
-        log_p_KIC = F.log_softmax(cosine_KIC * sharpness_K11, dim=-1)
-        return negative_entropy_KI - (q_KIC * log_p_KIC).sum(-1)
+    def _relations(self, prototypes_KCD: Tensor, sharp_KCD: Tensor) -> tuple[Tensor, Tensor]:
+        """Soft labels q_c = softmax(P_c P^T / t_rel) (K, C, C) and sum q_c log q_c (K, C)."""
+        log_q_KCC = F.log_softmax(prototypes_KCD @ sharp_KCD.mT, dim=-1)
+        q_KCC = log_q_KCC.exp()
+        return q_KCC, (q_KCC * log_q_KCC).sum(-1)
 
     def _balance(self, mean_KC: Tensor) -> Tensor:
         """KL between the prior and the predicted unseen mass on the target, (K,); 0 when nothing is unseen."""
@@ -304,6 +294,15 @@ class SREClip(StackedModule):
             + torch.xlogy(1 - prior, 1 - prior)
             - (1 - prior) * (1 - mass).clamp_min(1e-6).log()
         )
+
+
+def _relation_loss(logits_KBC: Tensor, labels_KB: Tensor, q_KCC: Tensor, q_log_q_KC: Tensor) -> Tensor:
+    """KL(q_y || softmax(logits)) of every image, (K, B)."""
+    # rows of a flat table: several times faster than a gather over (K, B, C)
+    lanes, classes, _ = q_KCC.shape
+    row_KB = labels_KB + classes * torch.arange(lanes, device=labels_KB.device)[:, None]
+    cross_KB = (q_KCC.flatten(0, 1)[row_KB] * F.log_softmax(logits_KBC, dim=-1)).sum(-1)
+    return q_log_q_KC.flatten()[row_KB] - cross_KB
 
 
 def _cross_entropy(logits_KBC: Tensor, labels_KB: Tensor) -> Tensor:

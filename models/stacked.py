@@ -51,7 +51,7 @@ class _Normalise(torch.autograd.Function):
 
 
 def normalise(x: Tensor) -> Tensor:
-    """Rows (..., D) at length 1: the elementwise part of an adapter that costs most, hence with a backward of its own."""
+    """Rows (..., D) at length 1: what costs most in an adapter beside its products, hence a backward of its own."""
     return _Normalise.apply(x)
 
 

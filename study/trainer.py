@@ -82,16 +82,13 @@ class StackedAdamW:
     def step(self, params: Sequence[Tensor], grads: Sequence[Tensor], schedule: Sequence[float]) -> None:
         """One update of all lanes; `schedule` scales each lane's learning rate."""
         self.steps_K += 1
-        # per lane its parameters, gradients, means and squares
-        lanes = zip(*(zip(*(t.unbind() for t in s), strict=True) for s in (params, grads, self.mean, self.square)))
-        for k, (p, g, mean, square) in enumerate(lanes):
+        stacked = [[t.unbind() for t in tensors] for tensors in (params, grads, self.mean, self.square)]
+        for k in range(len(self.lr)):
+            of_lane = [[slices[k] for slices in tensors] for tensors in stacked]
             torch._fused_adamw_(
-                p,
-                g,
-                mean,
-                square,
+                *of_lane,
                 [],
-                [self.steps_K[k]] * len(p),
+                [self.steps_K[k]] * len(params),
                 lr=self.lr[k] * schedule[k],
                 beta1=0.9,
                 beta2=0.99,
