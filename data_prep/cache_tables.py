@@ -43,6 +43,8 @@ def class_tables(bench: Benchmark) -> dict[str, pa.Table]:
         "wnid": pa.array(classes.wnids, pa.string()),
         "unseen": pa.array(classes.unseen_RC.T.tolist(), pa.list_(pa.bool_())),
     }
+    if bench.target_classes:
+        columns["in_target"] = np.isin(columns["class_id"], bench.target_classes)
     return {"classes": pa.table(columns)}
 
 

@@ -5,7 +5,7 @@ Shapes: R rotations, C classes, I images, D CLIP dimension, P templates, N graph
 A cache is one folder, complete or absent:
 
     manifest.json         fingerprint, what it was computed from, SHA-256 of every other file
-    classes.parquet       class_id, name, wnid, unseen (one bool per rotation)
+    classes.parquet       class_id, name, wnid, unseen (one bool per rotation), in_target (cross-dataset only)
     source.parquet        key, split, feature                 the same for target.parquet
     source_labels.parquet key, label                          the same for target_labels.parquet
     names.parquet         class_id, template, text, feature
@@ -46,6 +46,8 @@ class ClassTable:
     """(C,) WordNet 3.0 offsets such as "n02084071"; None for a class WordNet lacks."""
     unseen_RC: Tensor
     """bool (R, C): the unseen classes of every rotation; R = 1 where a benchmark has one fixed split."""
+    target_C: Tensor | None = None
+    """bool (C,): the classes among which test images are classified (cross-dataset); None: all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,8 @@ class FeatureSet:
     """float32 (N, D): mean over lemmas x templates of normalised text features, normalised again."""
     graph: Graph
     """WordNet around the classes."""
+    halves: bool = False
+    """Whether a test image is classified among the seen or the unseen classes, whichever its own is of."""
     partial: str = ""
     """What of the published benchmark is missing (--allow-partial); "" if it is complete."""
 
@@ -203,6 +207,7 @@ def load(cache: str | Path) -> FeatureSet:
             names=tuple(classes["name"].to_pylist()),
             wnids=tuple(classes["wnid"].to_pylist()),
             unseen_RC=torch.tensor(classes["unseen"].to_pylist(), dtype=torch.bool).T.contiguous(),
+            target_C=torch.tensor(classes["in_target"].to_pylist()) if "in_target" in classes.column_names else None,
         ),
         source=_image_table(read("source")),
         target=_image_table(read("target")),
@@ -218,6 +223,7 @@ def load(cache: str | Path) -> FeatureSet:
             path_similarity_CC=_tensor(matrix(similarity["path"])),
             wup_similarity_CC=_tensor(matrix(similarity["wup"])),
         ),
+        halves=inputs.get("halves", False),
         partial=inputs.get("partial", ""),
     )
 

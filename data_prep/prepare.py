@@ -129,7 +129,10 @@ def inputs_of(bench: Benchmark, checkpoint: Checkpoint, contents: pa.Table) -> d
         },
         "wordnet": file_sha256(NOUNS),
         "auxiliary_wnids": sorted(bench.auxiliary_wnids),
-        **({"partial": bench.partial} if bench.partial else {}),  # complete benchmarks keep their fingerprints
+        # what is not there leaves no trace: other benchmarks keep their fingerprints
+        **({"partial": bench.partial} if bench.partial else {}),
+        **({"halves": True} if bench.halves else {}),
+        **({"target_classes": list(bench.target_classes)} if bench.target_classes else {}),
     }
 
 

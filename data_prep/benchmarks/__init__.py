@@ -3,9 +3,10 @@
 import difflib
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from data_prep.benchmarks import coop, coop_splits, folder, i2awa, i2webv, icons2emoji, xlsa17
+from data_prep.benchmarks import coop, coop_splits, folder, i2awa, i2webv, icons2emoji, transfer, xlsa17
 from data_prep.benchmarks.base import Benchmark
 from data_prep.errors import UserError
 
@@ -26,11 +27,15 @@ BENCHMARKS: dict[str, Reader] = {
 def get_benchmark(name: str, data_root: Path | None = None, *, allow_partial: bool = False) -> Benchmark:
     """Read the class table and image list of benchmark `name`; images themselves are opened later.
 
-    name: a key of BENCHMARKS (CoOp's take options, see coop.py), or "folder:<path>" for your own images (a relative
-    path starts at `data_root`, if given). data_root: where the published data sets were unpacked; each benchmark's file
-    states the layout. allow_partial: take what is there of an incomplete data set, and say so in `Benchmark.partial`.
+    name: a key of BENCHMARKS (CoOp's take options, see coop.py), "folder:<path>" for your own images (a relative path
+    starts at `data_root`, if given), or "A->B" to train on A and test on B (see transfer.py). data_root: where the
+    published data sets were unpacked; each benchmark's file states the layout. allow_partial: take what is there of an
+    incomplete data set, and say so in `Benchmark.partial`.
     Raises UserError for an unknown name (with the nearest valid one) and for whatever is wrong with the data.
     """
+    if transfer.ARROW in name:
+        source, target = name.split(transfer.ARROW, 1)
+        return _transfer(source, target, data_root, allow_partial)
     if name.startswith(FOLDER_PREFIX):
         path = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
         return folder.read(name, data_root / path if data_root else path)
@@ -44,6 +49,19 @@ def get_benchmark(name: str, data_root: Path | None = None, *, allow_partial: bo
     near = difflib.get_close_matches(name, [*BENCHMARKS, FOLDER_PREFIX], n=1, cutoff=0.4)
     hint = f"; did you mean {near[0].replace(FOLDER_PREFIX, valid[-1])!r}?" if near else ""
     raise UserError(f"--benchmark must be one of {', '.join(valid)}; got {name!r}{hint}")
+
+
+def _transfer(source: str, target: str, data_root: Path | None, allow_partial: bool) -> Benchmark:
+    base, _, options = source.partition(":")
+    published = f"{base}-to-{target}"
+    if published in BENCHMARKS:  # ImageNet and its variants have layouts of their own
+        return get_benchmark(f"{published}:{options}", data_root, allow_partial=allow_partial)
+    if base in coop_splits.SETS:  # base-to-novel has shots of half of the classes only
+        source = f"{base}:{','.join(filter(None, (options, 'classes=all')))}"
+    read = partial(get_benchmark, data_root=data_root, allow_partial=allow_partial)
+    bench = transfer.join(read(source), read(target))
+    _check_names(bench)
+    return bench
 
 
 def _check_names(bench: Benchmark) -> None:

@@ -46,6 +46,11 @@ class Benchmark:
     """Checkpoint used when --clip is not given: a folder or a hub id."""
     auxiliary_wnids: tuple[str, ...] = ()
     """Candidates for auxiliary graph nodes (see wordnet_graph.with_auxiliary)."""
+    halves: bool = False
+    """Base-to-novel: a test image is classified among the seen or the unseen classes, whichever its own is of, and
+    accuracies are over images, as they are published."""
+    target_classes: tuple[int, ...] = ()
+    """Cross-dataset: test images are classified among these, accuracies are over images; () stands for all classes."""
     partial: str = ""
     """What of the published benchmark is missing, in words (--allow-partial); "" if it is complete."""
 

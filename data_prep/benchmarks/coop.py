@@ -14,18 +14,20 @@ CoOp's appendix; those of train, val and test add up to the sizes of the data se
 rest new (unseen), as in CoOp's code; drawing after the split would take other images. Source: base classes' shots
 (train) and at most 4 validation shots (val; ImageNet has none). Target: the whole test split. Published accuracies are
 over images, argmax within each half.
+`classes=all` among the options: all classes are base, for training on a set and testing on another (transfer.py).
 `imagenet-to-<set>`: trained on ImageNet's 1,000 classes, which are seen; the set's own classes follow them and are
 unseen, its test split is the target. For imagenetv2, imagenet_sketch, imagenet_a and imagenet_r the classes are
 ImageNet's, and no class is unseen.
-Options follow the name: `dtd:shots=16,seed=2`; 16 shots and seed 1 if left out; `shots=all` takes every image. Shots
-come from Python's generator, seeded and called as CoOp does (train, then val, classes in order of appearance), so JSON
-splits give CoOp's images; ImageNet's folders are read in sorted order, CoOp's in the file system's.
+Options follow the name: `dtd:shots=16,seed=2`; 16 shots, seed 1 and the base half if left out. `shots=all` takes every
+image. Shots come from Python's generator, seeded and called as CoOp does (train, then val, classes in order of
+appearance), so JSON splits give CoOp's images; ImageNet's folders are read in sorted order, CoOp's in the file
+system's.
 """
 
 import math
 import random
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -45,10 +47,13 @@ class Shots(NamedTuple):
     shots: int | None = 16
     """Training images per class; None takes all."""
     seed: int = 1
+    half: bool = True
+    """Whether only the first half of the classes is base."""
 
     @property
     def slug(self) -> str:
-        return "all-shots" if self.shots is None else f"{self.shots}-shots-seed-{self.seed}"
+        drawn = "all-shots" if self.shots is None else f"{self.shots}-shots-seed-{self.seed}"
+        return drawn if self.half else f"{drawn}-all-classes"
 
 
 def read(name: str, data_root: Path | None, allow_partial: bool = False) -> Benchmark:
@@ -63,15 +68,18 @@ def read(name: str, data_root: Path | None, allow_partial: bool = False) -> Benc
 def parse_options(name: str, text: str) -> Shots:
     """ "shots=16,seed=2" -> Shots. Raises UserError with the valid options."""
     values: dict[str, int | None] = {}
+    half = True
     for option in filter(None, text.split(",")):
         key, _, value = option.partition("=")
         if key == "shots" and value == "all":
             values[key] = None
-        elif key in Shots._fields and value.isdecimal() and int(value) >= (key == "shots"):
+        elif (key, value) == ("classes", "all"):
+            half = False
+        elif key in ("shots", "seed") and value.isdecimal() and int(value) >= (key == "shots"):
             values[key] = int(value)
         else:
-            raise UserError(f"--benchmark {name}: options are shots=<n or all> and seed=<n>; got {option!r}")
-    return Shots(**values)  # type: ignore[arg-type]
+            raise UserError(f"--benchmark {name}: options are shots=<n or all>, seed=<n>, classes=all; got {option!r}")
+    return Shots(**values, half=half)  # type: ignore[arg-type]
 
 
 def draw_shots(images: Images, shots: int, generator: random.Random) -> list[tuple[str, int]]:
@@ -102,13 +110,13 @@ def _read_base_to_novel(name: str, base: str, shots: Shots, root: Path, allow_pa
     split = read_split(name, base, root, allow_partial)
     listing = Listing(name, len(split.names), allow_partial=allow_partial)
     split.expect(listing)
-    limit = base_classes(len(split.names))
+    limit = base_classes(len(split.names)) if shots.half else len(split.names)
     for part, drawn in zip(("train", "val"), _draw(split, shots), strict=True):
         mine = [image for image in drawn if image[1] < limit]
         listing.add("source", part, mine, folder=split.folder, listed_in=split.listed_in)
     listing.add("target", "test", split.test, folder=split.folder, listed_in=split.listed_in)
     unseen_C = torch.arange(len(split.names)) >= limit
-    return _benchmark(name, f"{base}-{shots.slug}", split, unseen_C, listing, split.templates)
+    return _benchmark(name, f"{base}-{shots.slug}", split, unseen_C, listing, split.templates, halves=shots.half)
 
 
 def _read_cross(name: str, base: str, shots: Shots, root: Path, allow_partial: bool) -> Benchmark:
@@ -126,11 +134,12 @@ def _read_cross(name: str, base: str, shots: Shots, root: Path, allow_partial: b
     test = [(path, label + offset) for path, label in own.test]
     listing.add("target", "test", test, folder=own.folder, listed_in=own.listed_in, prefix="target/")
     unseen_C = torch.arange(len(joint.names)) >= seen
-    return _benchmark(name, f"{base}-{shots.slug}", joint, unseen_C, listing, "single")
+    own_classes = tuple(sorted({label for _, label in test})) if target else tuple(range(seen, len(joint.names)))
+    return _benchmark(name, f"{base}-{shots.slug}", joint, unseen_C, listing, "single", target_classes=own_classes)
 
 
 def _benchmark(
-    name: str, slug: str, split: Split, unseen_C: torch.Tensor, listing: Listing, templates: str
+    name: str, slug: str, split: Split, unseen_C: torch.Tensor, listing: Listing, templates: str, **rules: Any
 ) -> Benchmark:
     return Benchmark(
         name=name,
@@ -140,4 +149,5 @@ def _benchmark(
         templates=template_sets()[templates],
         default_clip=DEFAULT_CLIP,
         partial=listing.partial,
+        **rules,
     )

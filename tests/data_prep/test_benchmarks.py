@@ -172,3 +172,31 @@ def test_checkpoints_that_are_no_clip_are_one_clear_error(tmp_path: Path) -> Non
         UserError, match=r"--clip must be a folder or a Hugging Face id that can be reached; got 'a/b/c'"
     ):
         find_checkpoint("a/b/c")
+
+
+def test_training_on_one_benchmark_and_testing_on_another(folder: Path) -> None:
+    bench = get_benchmark("icons2emoji-gzsl->folder:pets", data_root=folder.parent)
+    emoji, pets = get_benchmark("icons2emoji-gzsl"), get_benchmark("folder:pets", data_root=folder.parent)
+    shared = [emoji.classes.wnids.index(wnid) for wnid in pets.classes.wnids if wnid in emoji.classes.wnids]
+    assert len(shared) > 0  # one class of both, not two
+    assert len(bench.classes.names) == 228 + 4 - len(shared)
+    assert bench.classes.names[:228] == emoji.classes.names
+    assert bench.classes.unseen_RC.nonzero()[:, 1].tolist() == list(range(228, 232 - len(shared)))
+    assert {bench.classes.wnids[c] for c in bench.target_classes} == set(pets.classes.wnids)
+    source, target = bench.domain("source"), bench.domain("target")
+    assert source["label"].to_pylist() == emoji.domain("source")["label"].to_pylist()
+    assert [bench.classes.wnids[c] for c in target["label"].to_pylist()] == [
+        pets.classes.wnids[c] for c in pets.domain("target")["label"].to_pylist()
+    ]
+    assert source["key"][0].as_py().startswith("source/") and target["key"][0].as_py().startswith("target/")
+    assert (bench.slug, bench.templates, bench.halves) == ("icons2emoji-gzsl-to-folder-pets", emoji.templates, False)
+
+
+def test_classes_without_labelled_images_are_not_trained_on(folder: Path) -> None:
+    pets = get_benchmark("folder:pets", data_root=folder.parent)
+    bare = pets.classes.names[2]  # an unseen class may lack source images
+    shutil.rmtree(folder / "source" / bare)
+    bench = get_benchmark("folder:pets->icons2emoji-gzsl", data_root=folder.parent)
+    seen = (~bench.classes.unseen_RC[0]).nonzero().flatten().tolist()
+    assert {bench.classes.names[c] for c in seen} == set(pets.classes.names) - {bare}
+    assert len(bench.target_classes) == 228

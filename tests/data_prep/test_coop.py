@@ -121,10 +121,11 @@ def test_shots_are_drawn_over_all_classes_and_then_halved(tmp_path: Path, eurosa
 
 def test_options(tmp_path: Path, eurosat: Split) -> None:
     assert coop.parse_options("x", "") == coop.Shots(shots=16, seed=1)
+    assert coop.parse_options("x", "seed=2,classes=all") == coop.Shots(shots=16, seed=2, half=False)
     assert len(get_benchmark("eurosat:shots=all", tmp_path).domain("source")) == 5 * 26
     assert len(get_benchmark("eurosat:shots=1,seed=3", tmp_path).domain("source")) == 5 * 2
     for option in ("shots=0", "shots=some", "seed=-1", "way=5", "seed"):
-        with pytest.raises(UserError, match=f"options are shots=<n or all> and seed=<n>; got '{option}'"):
+        with pytest.raises(UserError, match=f"options are shots=<n or all>, seed=<n>, classes=all; got '{option}'"):
             get_benchmark(f"eurosat:{option}", tmp_path)
     with pytest.raises(UserError, match="got 'i2awa:shots=16'"):
         get_benchmark("i2awa:shots=16", tmp_path)
@@ -258,6 +259,15 @@ def test_mistakes_in_a_split_file(tmp_path: Path, eurosat: Split, change: Callab
     with pytest.raises(UserError, match=message) as error:
         get_benchmark("eurosat", tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_all_classes_are_trained_on_when_another_set_is_the_test(tmp_path: Path, eurosat: Split) -> None:
+    half, whole = get_benchmark("eurosat", tmp_path), get_benchmark("eurosat:classes=all", tmp_path)
+    assert half.halves and half.classes.unseen_RC.sum() == 5 and not whole.halves and not whole.classes.unseen_RC.any()
+    bench = get_benchmark("eurosat->icons2emoji", tmp_path)
+    assert set(bench.domain("source")["label"].to_pylist()) == set(range(10))
+    assert len(bench.domain("source")) == len(whole.domain("source")) > len(half.domain("source"))
+    assert bench.target_classes == tuple(range(10, 238)) and not bench.halves
 
 
 def test_missing_files_are_named(tmp_path: Path, eurosat: Split) -> None:
