@@ -102,8 +102,7 @@ class Evaluation:
             method=method,
             config_id=config_id,
             select=self.selection,
-            benchmark=self.features.benchmark
-            + (f" (partial: {partial})" if (partial := self.features.partial) else ""),
+            benchmark=self.features.benchmark + partial,
             clip=self.features.clip,
             val_score=val_score,
             val_h_mean=metrics.get("val_h_mean"),

@@ -135,7 +135,7 @@ def write_aircraft(root: Path, key: str) -> None:
 
 def write_imagenet(root: Path, key: str) -> None:
     """Its folders, and those of V2, Sketch, A and R."""
-    for label, (name, wnid) in enumerate(IMAGENET):
+    for label, (_, wnid) in enumerate(IMAGENET):
         for k in range(4):
             write_image(root / key / "images" / "train" / wnid / f"{wnid}_{k}.JPEG")
         write_image(root / key / "images" / "val" / wnid / "val.JPEG")
