@@ -53,7 +53,7 @@ def features(
             cache_dir=cache_dir,
             rebuild=rebuild,
             allow_partial=allow_partial,
-            templates=(templates[0] if len(templates) == 1 else templates) or None,
+            templates=templates or None,
             progress=lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total),
         )
     console.print(cache, soft_wrap=True)

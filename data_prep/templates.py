@@ -18,14 +18,14 @@ def template_sets() -> dict[str, tuple[str, ...]]:
 
 
 def find_templates(choice: str | Sequence[str]) -> tuple[str, ...]:
-    """The set of that name, or the user's own templates: one string with a {}, or several.
+    """The set of that name (alone), or the user's own templates: one string with a {}, or several.
 
     Raises UserError for an unknown name (with the nearest valid one) and for a template without exactly one {}.
     """
     sets = template_sets()
-    if isinstance(choice, str) and choice in sets:
-        return sets[choice]
     own = (choice,) if isinstance(choice, str) else tuple(choice)
+    if len(own) == 1 and own[0] in sets:
+        return sets[own[0]]
     if not own:
         raise UserError("--templates must hold at least one template; got none")
     for template in own:

@@ -6,6 +6,7 @@ Suffixes: S seeds, T target images, C classes.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,11 +96,13 @@ class Evaluation:
             **mean_over_seeds(evaluate(predictions_ST, self.labels_T, self.data.seen_C)),
             **self._over_thresholds(division),
         }
+        measured = {name: None if math.isnan(value) else value for name, value in measured.items()}
+        partial = f" (partial: {self.features.partial})" if self.features.partial else ""
         row = Row(
             method=method,
             config_id=config_id,
             select=self.selection,
-            benchmark=self.features.benchmark,
+            benchmark=self.features.benchmark + partial,
             clip=self.features.clip,
             val_score=val_score,
             val_h_mean=metrics.get("val_h_mean"),
@@ -116,8 +119,10 @@ class Evaluation:
         return Scored(row=row, predictions_ST=predictions_ST)
 
     def _over_thresholds(self, division: Division) -> dict[str, float]:
-        """Means over seeds of what does not depend on the chosen threshold."""
+        """Means over seeds of what does not depend on the chosen threshold; nothing where there is none to choose."""
         labels_T, seen_C = self.labels_T, self.data.seen_C
+        if len(seen_C[labels_T].unique()) < 2:
+            return {}
         curves = [
             seen_unseen_curve(lead_T, seen_T == labels_T, unseen_T == labels_T, labels_T, seen_C)
             for lead_T, seen_T, unseen_T in zip(division.lead_KI, division.seen_KI, division.unseen_KI, strict=True)

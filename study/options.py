@@ -29,6 +29,11 @@ class StudyOptions:
     """CLIP checkpoint: Hugging Face hub id or local folder; the benchmark's own by default."""
     data_root: Path | None = None
     """Folder of downloaded data sets, for benchmarks that are not embedded."""
+    allow_partial: bool = False
+    """Go on with what is there of an incomplete data set; every row of the leaderboard says so."""
+    templates: tuple[str, ...] = ()
+    """Prompts: a template set (single, imagenet7, imagenet80, ...) or prompts with {}; the benchmark's own by
+    default."""
     rotation: int | Literal["all"] = 0
     """Which classes are the unseen ones; all: a whole study per rotation, and their average."""
 

@@ -25,6 +25,7 @@ from data_prep import UserError, prepare
 from data_prep.benchmarks import get_benchmark
 from data_prep.checkpoint import find_checkpoint
 from data_prep.feature_store import load
+from data_prep.templates import find_templates
 from search_spaces import Ablation, Space
 from study.driver import concurrent_packs, run_search
 from study.evaluation import Evaluation, Scored, average_rotations, select, with_test_labels
@@ -70,13 +71,12 @@ class Study:
                 f"--criterion must be h for {self.space.method}, which may not see target images; got {self.criterion}"
             )
         self.baselines = _baselines(options.search.baselines, self.space, bool(self.ablation))
-        chosen = get_benchmark(self.benchmark, options.study.data_root)
+        chosen = get_benchmark(self.benchmark, options.study.data_root, allow_partial=options.study.allow_partial)
         checkpoint = find_checkpoint(options.study.clip or chosen.default_clip)
         # a node that does not see the driver's download makes its own
         self.clip_path = checkpoint.identity.get("hub") or str(checkpoint.folder)
-        for option, given in (("--winner", options.selection.winner), ("--re-search", options.selection.re_search)):
-            if given and not self.ablation:
-                raise UserError(f"{option} must come with an ablation, got it with --space {options.study.space}")
+        if options.study.templates:
+            find_templates(options.study.templates)
         if options.output.resume and options.output.name is None:
             raise UserError("--resume must come with the --name of the study to continue, got none")
         benchmark = self.benchmark.partition(":")[0]
@@ -326,6 +326,8 @@ class Study:
                 clip=study.clip,
                 data_root=study.data_root,
                 cache_dir=self.options.output.cache,
+                allow_partial=study.allow_partial,
+                templates=study.templates or None,
                 progress=progress,
             )
 

@@ -181,15 +181,25 @@ def class_accuracy(predictions_LT: Tensor, labels_T: Tensor, num_classes: int) -
 
 
 def seen_unseen(predictions_LT: Tensor, labels_T: Tensor, seen_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """S, U (mean per-class accuracies over seen and unseen classes that have images) and H, each (L,)."""
+    """S, U (mean per-class accuracies over seen and unseen classes that have images, 0 where none has) and H, (L,)."""
     accuracy_LC = class_accuracy(predictions_LT, labels_T, len(seen_C))
     seen_L = accuracy_LC[:, seen_C].nanmean(1).nan_to_num()
     unseen_L = accuracy_LC[:, ~seen_C].nanmean(1).nan_to_num()
-    return seen_L, unseen_L, harmonic_mean(seen_L, unseen_L)
+    return seen_L, unseen_L, _joint(seen_L, unseen_L, seen_C[labels_T])
+
+
+def _joint(seen: Tensor, unseen: Tensor, known_T: Tensor) -> Tensor:
+    """H of the accuracies on seen and unseen classes; the accuracy there is where all images are of one kind."""
+    if known_T.all():
+        return seen
+    return harmonic_mean(seen, unseen) if known_T.any() else unseen
 
 
 def evaluate(predictions_LT: Tensor, labels_T: Tensor, seen_C: Tensor) -> list[dict[str, float]]:
-    """Test metrics of every lane's predicted classes: known/unknown/all micro accuracy, S, U per class, and H."""
+    """Test metrics of every lane's predicted classes: known/unknown/all micro accuracy, S, U per class, and H.
+
+    What has no image is NaN; where all images are of seen or all of unseen classes, H is the mean accuracy of those.
+    """
     correct_LT = predictions_LT == labels_T
     known_T = seen_C[labels_T]
     seen_L, unseen_L, h_L = seen_unseen(predictions_LT, labels_T, seen_C)
@@ -197,8 +207,8 @@ def evaluate(predictions_LT: Tensor, labels_T: Tensor, seen_C: Tensor) -> list[d
         "test_known_micro": correct_LT[:, known_T].float().mean(1),
         "test_unknown_micro": correct_LT[:, ~known_T].float().mean(1),
         "test_all_micro": correct_LT.float().mean(1),
-        "test_seen_mean": seen_L,
-        "test_unseen_mean": unseen_L,
+        "test_seen_mean": seen_L if known_T.any() else seen_L * math.nan,
+        "test_unseen_mean": unseen_L if not known_T.all() else unseen_L * math.nan,
         "test_h": h_L,
     }
     return [{name: float(v[i]) for name, v in columns.items()} for i in range(len(predictions_LT))]
@@ -233,7 +243,7 @@ def _h_gains(tests: Sequence[tuple[Tensor, Tensor, Tensor]], labels_T: Tensor, w
             1, labels_T, weights_ST * (predicted_T == labels_T)
         )
         accuracy_SC = correct_SC / count_SC
-        return harmonic_mean(accuracy_SC[:, seen_C].nanmean(1), accuracy_SC[:, ~seen_C].nanmean(1))
+        return _joint(accuracy_SC[:, seen_C].nanmean(1), accuracy_SC[:, ~seen_C].nanmean(1), seen_C[labels_T])
 
     count_SC = torch.zeros(len(weights_ST), len(tests[0][2])).index_add_(1, labels_T, weights_ST)
 

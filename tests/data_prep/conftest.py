@@ -1,6 +1,11 @@
-"""A small folder benchmark cut from the embedded images, and its cache."""
+"""A small folder benchmark cut from the embedded images, and its cache.
+
+Also lets the tests of this folder import `miniatures`, whichever way pytest was started.
+"""
 
 import importlib
+import json
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -14,6 +19,8 @@ from data_prep import clip_features, prepare
 from data_prep.benchmarks.icons2emoji import ASSETS
 from data_prep.checkpoint import Checkpoint
 from data_prep.clip_features import Encode, Preprocess
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 prepare_module = importlib.import_module("data_prep.prepare")  # the package's attribute of that name is the function
 
@@ -49,9 +56,16 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("images") / "pets")
 
 
+stages: dict[str, tuple[Preprocess, Encode]] = {}
+"""By the checkpoint's content: loading a model takes longer than a test's images."""
+
+
 def run_here(units: list[dict[str, Any]], checkpoint: Checkpoint) -> Iterator[dict[str, Any]]:
     """What Ray Data runs, without Ray: starting its actors takes longer than all the work of these tests."""
-    preprocess, encode = Preprocess(checkpoint), Encode(checkpoint, threads=1)
+    content = json.dumps(checkpoint.identity)
+    if content not in stages:
+        stages[content] = Preprocess(checkpoint), Encode(checkpoint, threads=1)
+    preprocess, encode = stages[content]
     for unit in units:
         yield encode(preprocess(unit))
 

@@ -1,0 +1,73 @@
+"""Every benchmark's miniature from its published layout to a leaderboard: features, FeatureSet, a study of 8."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import miniatures
+import pandas as pd
+import pytest
+import ray
+
+from data_prep.benchmarks.icons2emoji import ASSETS
+from study import pipeline
+from study.protocol import RungBoard, TrialData
+from study.run import main
+from study.search import PackSearcher
+
+STUDY = (
+    "--configs 8 --pack 8 --epochs 2 --folds 2 --seeds 1 --top 1 --baselines none --allow-partial "
+    "--sampler random --no-pruning"
+).split()
+WITH_RAY = ("i2awa", "imagenet-to-eurosat")  # a method and a kind each; the others save Tune's ten seconds
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data-root")
+    miniatures.write_all(root)
+    return root
+
+
+def search_here(searcher: PackSearcher, arrays: ray.ObjectRef, *, rungs: Any, train: Callable, **options: Any) -> Any:
+    """What Tune schedules, in this process."""
+    data, board = TrialData.from_arrays(ray.get(arrays)), RungBoard()
+    while isinstance(pack := searcher.suggest("pack"), dict):
+        lanes = pack["lanes"]
+        results = train(
+            [searcher.space.config(**lane["params"]) for lane in lanes],
+            seeds=[lane["seed"] for lane in lanes],
+            data=data,
+            epochs=options["epochs"],
+            rungs=rungs,
+            judge=lambda epoch, scores: board.judge(epoch, [score for _, score in scores]),
+            on_epoch=lambda epoch, alive: None,
+        )
+        told = [{"number": lane["number"], **vars(r)} for lane, r in zip(lanes, results, strict=True)]
+        searcher.on_trial_complete("pack", {"lanes": told})
+    return type("Outcome", (), {"interrupted": False})
+
+
+@pytest.mark.parametrize("name", miniatures.NAMES)
+def test_from_the_published_layout_to_a_leaderboard(
+    name: str, root: Path, tmp_path: Path, ray_cluster: None, without_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    miniatures.shorten_class_lists(monkeypatch)
+    if name not in WITH_RAY:
+        monkeypatch.setattr(pipeline, "run_search", search_here)
+    space = "sre" if miniatures.is_adaptation(name) else "pva"
+    where = ["--data-root", str(root), "--storage", str(tmp_path), "--cache", str(tmp_path), "--name", "study"]
+    assert main([*STUDY, "--space", space, "--benchmark", name, "--clip", str(ASSETS / "clip"), *where]) == 0
+    table = pd.read_parquet(tmp_path / "study" / "leaderboard.parquet")
+    zero_shot = ["CLIP zero-shot (WordNet lemmas)", "CLIP zero-shot (ensemble)", "CLIP zero-shot (single template)"]
+    assert sorted(table.method) == [*zero_shot, {"sre": "SRE-CLIP", "pva": "PVA"}[space]]
+    marked = f"{name} (partial: " if not name.startswith("folder:") else name
+    assert table.benchmark.str.startswith(marked).all()
+    assert table.test_all_micro.between(0, 1).all()
+    assert table.test_h_mean.between(0, 1).all() and (table.h_gain_lo <= table.h_gain_hi).all()
+    # across data sets all target images are of classes of one kind: of the other there is no accuracy
+    has_seen = not name.startswith("imagenet-to-") or miniatures.is_adaptation(name)
+    has_unseen = not name.startswith("imagenet-to-") or not has_seen
+    assert (table.test_seen_mean.notna() == has_seen).all() and (table.test_unseen_mean.notna() == has_unseen).all()
+    if has_seen != has_unseen:
+        assert table.test_h_mean.equals(table.test_seen_mean if has_seen else table.test_unseen_mean)
