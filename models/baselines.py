@@ -39,9 +39,10 @@ def zero_shot_prototypes(name_features_CPD: Tensor, lemma_features_CD: Tensor) -
     }
 
 
-def nearest_prototype(image_features_ID: Tensor, prototypes_CD: Tensor) -> Tensor:
-    """Class (I,) whose prototype has the largest cosine with each image feature."""
-    return (image_features_ID @ prototypes_CD.T).argmax(-1)
+def nearest_prototype(image_features_ID: Tensor, prototypes_CD: Tensor, among_C: Tensor | None = None) -> Tensor:
+    """Class (I,) whose prototype has the largest cosine with each image feature, of those in the mask `among_C`."""
+    cosine_IC = image_features_ID @ prototypes_CD.T
+    return (cosine_IC if among_C is None else cosine_IC.masked_fill(~among_C, -math.inf)).argmax(-1)
 
 
 # --- adapters -------------------------------------------------------------------------------------------------------

@@ -152,8 +152,7 @@ class PVA(StackedModule):
     """K lanes of PVA.
 
     `configs`: one per lane, equal in all static fields (`ValueError` otherwise). `seeds`: each lane's own.
-    `base_KC`: bool, the classes each lane has images of; all others are novel to it. At least two of them and one
-    novel, else `ValueError`.
+    `base_KC`: bool, the classes each lane has images of, at least two (else `ValueError`); all others are novel to it.
     """
 
     base_KC: Tensor
@@ -175,9 +174,9 @@ class PVA(StackedModule):
         super().__init__()
         check_static(configs, PVAConfig.LANE_KNOBS)
         self.config = config = configs[0]
-        if int(base_KC.sum(1).min()) < 2 or bool(base_KC.all(1).any()):
+        if int(base_KC.sum(1).min()) < 2:
             raise ValueError(
-                f"every base split must have at least two base classes and a novel one, "
+                f"every base split must have at least two base classes, "
                 f"got {base_KC.sum(1).tolist()} base classes of {base_KC.shape[1]}"
             )
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -347,9 +346,9 @@ class PVA(StackedModule):
         if bool(self.tau.isnan().any()):
             raise ValueError("tau must be chosen before images can be separated: run PVA.sweep or set it, got None")
         base_like_KB1 = (scores.separation_KI >= self.tau[:, None])[:, :, None]
-        chosen = torch.where(base_like_KB1, scores.latent_KIC, cosine_KBC)
-        # far below, but finite: entropies of these logits stay numbers
-        return self.logit_scale * chosen.masked_fill(base_like_KB1 != self.base_KC[:, None], -FAR)
+        own_KBC = torch.where(self.base_KC[:, None], scores.latent_KIC, cosine_KBC)
+        # far below, but finite and in order: entropies stay numbers, and the others can be classified among, too
+        return self.logit_scale * (own_KBC - FAR * (base_like_KB1 != self.base_KC[:, None]))
 
     def keep(self, lanes: Tensor) -> None:
         """Drop all lanes but `lanes`, and their streams of noise."""

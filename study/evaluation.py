@@ -5,6 +5,7 @@ It scores predicted classes after winners are refitted. (`--select oracle` asks 
 Suffixes: S seeds, T target images, C classes.
 """
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -13,19 +14,21 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from data_prep.feature_store import FeatureSet, load_target_labels
 from models.baselines import nearest_prototype, zero_shot_prototypes
 from models.sweeps import seen_unseen_curve
 from study.leaderboard import Row, mean_over_seeds, rank_rows
-from study.protocol import TrialData, evaluate, oracle_data, paired_bootstrap
+from study.protocol import TrialData, evaluate, oracle_data, paired_bootstrap, within_halves
 from study.trainer import (
     Criterion,
     Division,
     lead_of_seen,
     mutual_information,
     pseudo_unseen_scores,
+    seen_classes,
     selection_score,
     summarise,
 )
@@ -53,7 +56,26 @@ class Evaluation:
         self.prototypes = zero_shot_prototypes(
             features.name_features_CPD, features.node_features_ND[features.graph.class_node_C]
         )
-        self.baseline_1T = nearest_prototype(features.target.features_ID, self.prototypes[BASELINE])[None]
+        self.baseline_1T = self._zero_shot_predictions(self.prototypes[BASELINE])
+        # within a half or a target's classes accuracies are over images: as if each half were one class
+        self.graded_labels_T, self.graded_seen_C = self.labels_T, data.seen_C
+        if data.apart:
+            self.graded_labels_T = (~data.seen_C[self.labels_T]).long()
+            self.graded_seen_C = torch.tensor([True, False])
+
+    def graded(self, predictions_ST: Tensor) -> Tensor:
+        """Predictions as they are compared with `graded_labels_T`."""
+        if not self.data.apart:
+            return predictions_ST
+        return torch.where(predictions_ST == self.labels_T, self.graded_labels_T, -1)
+
+    def _zero_shot_predictions(self, prototypes_CD: Tensor) -> Tensor:
+        """Predicted class (1, T) of every target image."""
+        data = self.data
+        predict = functools.partial(nearest_prototype, data.target_features_TD, prototypes_CD)
+        if data.halves:
+            return within_halves(lambda among_1C: predict(among_1C[0])[None], self.labels_T, data.seen_C[None])
+        return predict(data.target_C)[None]
 
     def zero_shot(self, criterion: Criterion) -> list[Scored]:
         """Zero-shot CLIP by the text of its prototypes, on the same test images and selection folds as every row."""
@@ -61,16 +83,22 @@ class Evaluation:
 
     def _zero_shot(self, text: str, prototypes_CD: Tensor, criterion: Criterion) -> Scored:
         data, folds = self.data, range(self.data.folds)
-        source_I = nearest_prototype(data.source_features_ID, prototypes_CD)
+        predict = functools.partial(nearest_prototype, data.source_features_ID, prototypes_CD)
+        source_KI = predict().expand(len(folds), -1)
+        if data.apart:
+            seen_KC = torch.stack([seen_classes(data, fold) for fold in folds])
+            source_KI = within_halves(
+                lambda among_KC: torch.stack([predict(among_C) for among_C in among_KC]), data.source_labels_I, seen_KC
+            )
         logits_1TC = (data.logit_scale * data.target_features_TD @ prototypes_CD.T)[None]
         information = mutual_information([logits_1TC])
         lead, seen_1T, unseen_1T = lead_of_seen(logits_1TC, data.seen_C[None])
-        seen, unseen, h = pseudo_unseen_scores(source_I.expand(len(folds), -1), folds, data)
+        seen, unseen, h = pseudo_unseen_scores(source_KI, folds, data)
         metrics = summarise(seen, unseen, h, information.tolist())
         return self.score(
             f"CLIP zero-shot ({text})",
             f"zero-shot-{text.split()[0].lower()}",
-            nearest_prototype(data.target_features_TD, prototypes_CD)[None],
+            self._zero_shot_predictions(prototypes_CD),
             Division(lead_KI=lead, seen_KI=seen_1T, unseen_KI=unseen_1T),
             val_score=selection_score(metrics, criterion),
             metrics=metrics,
@@ -91,9 +119,12 @@ class Evaluation:
     ) -> Scored:
         """A leaderboard row from predicted classes; `val_score` and `metrics` are selection's, where there was one."""
         metrics = metrics or {}
+        if self.data.halves:
+            own_seen_T = self.data.seen_C[self.labels_T]
+            predictions_ST = torch.where(own_seen_T, division.seen_KI, division.unseen_KI)
         gain, low, high = _compare([self], [predictions_ST], [self.baseline_1T])
         measured: dict[str, Any] = {
-            **mean_over_seeds(evaluate(predictions_ST, self.labels_T, self.data.seen_C)),
+            **mean_over_seeds(evaluate(self.graded(predictions_ST), self.graded_labels_T, self.graded_seen_C)),
             **self._over_thresholds(division),
         }
         measured = {name: None if math.isnan(value) else value for name, value in measured.items()}
@@ -188,5 +219,5 @@ def _behind(evaluations: Sequence[Evaluation], best: Sequence[Scored], other: Se
 def _compare(
     evaluations: Sequence[Evaluation], method: Sequence[Tensor], baseline: Sequence[Tensor]
 ) -> tuple[float, float, float]:
-    tests = [(m, b, e.data.seen_C) for m, b, e in zip(method, baseline, evaluations, strict=True)]
-    return paired_bootstrap(tests, evaluations[0].labels_T)
+    tests = [(e.graded(m), e.graded(b), e.graded_seen_C) for m, b, e in zip(method, baseline, evaluations, strict=True)]
+    return paired_bootstrap(tests, evaluations[0].graded_labels_T)

@@ -245,6 +245,8 @@ _SHOWN: dict[str, Any] = {
 _LEFT = ("method", "config", "select", "source")
 _LEGEND = (
     "known, unknown, all: accuracy over images. S, U: mean accuracy per seen and unseen class. H = 2SU / (S + U). "
+    "Base-to-novel: each image among its own half of the classes; cross-dataset: among the target's; S and U are over "
+    "images there, and where the test has one kind of class only, H is its accuracy. "
     "H gain: over zero-shot CLIP (ensemble). behind: H of the study's own method (its selected row; of an ablation the "
     "full model) minus this row's. Intervals: paired bootstrap over test images, 95 %."
 )

@@ -25,6 +25,10 @@ class StudyOptions:
     benchmark: str | None = None
     """Benchmark: icons2emoji, icons2emoji-gzsl (embedded, nothing to download; the default is that of the space's
     task), a published one under --data-root, or folder:PATH for your own images."""
+    train_on: str | None = None
+    """With --test-on: benchmark whose labelled images, of all its classes, are trained on."""
+    test_on: str | None = None
+    """With --train-on: benchmark whose test images are classified among its own classes (cross-dataset)."""
     clip: str | None = None
     """CLIP checkpoint: Hugging Face hub id or local folder; the benchmark's own by default."""
     data_root: Path | None = None
@@ -38,6 +42,9 @@ class StudyOptions:
     """Which classes are the unseen ones; all: a whole study per rotation, and their average."""
 
     def __post_init__(self) -> None:
+        both = self.train_on is not None, self.test_on is not None
+        _check(self.test_on, "given together with --train-on", option="--test-on", holds=both[0] == both[1])
+        _check(self.benchmark, "left out with --train-on", option="--benchmark", holds=not (self.benchmark and both[0]))
         _check(
             self.rotation, "0 or more, or all", option="--rotation", holds=self.rotation == "all" or self.rotation >= 0
         )

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shlex
 import sys
 import time
@@ -23,6 +24,7 @@ from rich.progress import Progress, TaskID
 import search_spaces
 from data_prep import UserError, prepare
 from data_prep.benchmarks import get_benchmark
+from data_prep.benchmarks.transfer import ARROW
 from data_prep.checkpoint import find_checkpoint
 from data_prep.feature_store import load
 from data_prep.templates import find_templates
@@ -65,6 +67,8 @@ class Study:
         self.ablation = chosen_space if isinstance(chosen_space, Ablation) else None
         self.space: Space = chosen_space.space if isinstance(chosen_space, Ablation) else chosen_space
         self.benchmark = options.study.benchmark or self.space.benchmark
+        if options.study.train_on:
+            self.benchmark = f"{options.study.train_on}{ARROW}{options.study.test_on}"
         self.criterion = options.selection.criterion or self.space.criterion
         if self.criterion != "h" and not _method(self.space).uses_target:
             raise UserError(
@@ -77,10 +81,13 @@ class Study:
         self.clip_path = checkpoint.identity.get("hub") or str(checkpoint.folder)
         if options.study.templates:
             find_templates(options.study.templates)
+        for option, given in (("--winner", options.selection.winner), ("--re-search", options.selection.re_search)):
+            if given and not self.ablation:
+                raise UserError(f"{option} must come with an ablation, got it with --space {options.study.space}")
         if options.output.resume and options.output.name is None:
             raise UserError("--resume must come with the --name of the study to continue, got none")
-        benchmark = self.benchmark.partition(":")[0]
-        self.name = options.output.name or f"{chosen_space.name}-{benchmark}-{datetime.now():%Y%m%d-%H%M%S}"
+        slug = re.sub(r"[^\w.-]", "-", chosen.slug)
+        self.name = options.output.name or f"{chosen_space.name}-{slug}-{datetime.now():%Y%m%d-%H%M%S}"
         self.storage = open_storage(options.output.storage, self.name)
         self.seconds: dict[str, float] = {}
 
@@ -117,7 +124,7 @@ class Study:
             if interrupted:
                 break
         rows = average_rotations(done, self.reference) if len(rotations) > 1 else [s.row for s in done[0][1]]
-        rows += published_rows(self.benchmark)
+        rows += published_rows(self.features.benchmark)
         paths = write_leaderboard(self.storage, rows)
         if self.ablation:
             paths += write_ablation(self.storage, self.ablation, rows)

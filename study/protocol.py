@@ -8,7 +8,7 @@ Suffixes: I source images, T target images, C classes, D CLIP dimension, N graph
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -60,6 +60,10 @@ class TrialData:
     """Fingerprint of the feature cache."""
     class_names: tuple[str, ...] = ()
     """Names of all classes, for methods that learn prompts."""
+    target_C: Tensor | None = None
+    """Bool: the classes among which target images are classified (cross-dataset); None: all."""
+    halves: bool = False
+    """Base-to-novel: images are classified among seen or unseen classes, whichever their own is of."""
     clip_path: str = ""
     """Folder or hub id of the checkpoint, for methods that learn prompts: they train through its text encoder."""
     oracle_labels_T: Tensor | None = None
@@ -68,6 +72,11 @@ class TrialData:
     @property
     def folds(self) -> int:
         return int(self.fold_C.max()) + 1
+
+    @property
+    def apart(self) -> bool:
+        """Whether seen and unseen classes never compete for an image: base-to-novel and cross-dataset."""
+        return self.halves or self.target_C is not None
 
     @property
     def graph(self) -> ClassGraph:
@@ -123,6 +132,8 @@ def trial_data(features: FeatureSet, *, rotation: int, folds: int, seed: int, cl
         logit_scale=features.logit_scale,
         fingerprint=features.fingerprint,
         class_names=features.classes.names,
+        target_C=features.classes.target_C,
+        halves=features.halves,
         clip_path=clip_path,
     )
 
@@ -178,6 +189,14 @@ def class_accuracy(predictions_LT: Tensor, labels_T: Tensor, num_classes: int) -
     count_C = torch.bincount(labels_T, minlength=num_classes)
     sums_LC = torch.zeros(predictions_LT.shape[0], num_classes, device=labels_T.device)
     return sums_LC.index_add_(1, labels_T, (predictions_LT == labels_T).float()) / count_C  # 0 / 0 = NaN
+
+
+def within_halves(classify: Callable[[Tensor], Tensor], labels_I: Tensor, seen_KC: Tensor) -> Tensor:
+    """Classes (K, I) of images, each among the seen or the unseen ones, whichever its own is of.
+
+    `classify`: predicted classes (K, I) among the classes of a mask (K, C).
+    """
+    return torch.where(seen_KC[:, labels_I], classify(seen_KC), classify(~seen_KC))
 
 
 def seen_unseen(predictions_LT: Tensor, labels_T: Tensor, seen_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -93,7 +93,9 @@ def refit_pack(configs: Sequence[Any], *, seeds: Sequence[int], data: TrialData,
     )
     for _ in range(epochs):
         pack.train_epoch()
-    predictions_KT, division = pack.classify(data.target_features_TD).cpu(), pack.divide(data.target_features_TD)
+    target_1C = None if data.target_C is None else data.target_C[None]
+    predictions_KT = pack.classify(data.target_features_TD, target_1C).cpu()
+    division = pack.divide(data.target_features_TD)
     seconds = (time.perf_counter() - started) / len(configs)
     of_config = [slice(i * len(seeds), (i + 1) * len(seeds)) for i in range(len(configs))]
     return [

@@ -6,6 +6,7 @@ pack; a refit trains one lane per configuration and seed on all seen classes.
 Suffixes: K lanes, I source images, T target images, B batch, C classes, D CLIP dimension.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from study.methods import METHODS
-from study.protocol import MUTUAL_INFORMATION_WEIGHT, TrialData, seen_unseen
+from study.protocol import MUTUAL_INFORMATION_WEIGHT, TrialData, seen_unseen, within_halves
 
 PREDICT_CHUNK = 4096
 """Images per forward pass outside training, divided by the lanes: bounds memory on large benchmarks."""
@@ -63,6 +64,13 @@ def lead_of_seen(logits_KIC: Tensor, seen_KC: Tensor) -> tuple[Tensor, Tensor, T
     seen, seen_KI = logits_KIC.masked_fill(~seen_KC[:, None], -math.inf).max(-1)
     unseen, unseen_KI = logits_KIC.masked_fill(seen_KC[:, None], -math.inf).max(-1)
     return seen - unseen, seen_KI, unseen_KI
+
+
+def best_class(logits_KIC: Tensor, among_KC: Tensor | None = None) -> Tensor:
+    """Class (K, I) of the largest logit, among those of a mask (K, C) or (1, C) if one is given."""
+    if among_KC is not None:
+        logits_KIC = logits_KIC.masked_fill(~among_KC[:, None], -math.inf)
+    return logits_KIC.argmax(-1)
 
 
 class StackedAdamW:
@@ -187,9 +195,9 @@ class Pack:
         lead, seen, unseen = (torch.cat(tensors, dim=1).cpu() for tensors in zip(*parts, strict=True))
         return Division(lead_KI=lead, seen_KI=seen, unseen_KI=unseen)
 
-    def classify(self, features_ID: Tensor) -> Tensor:
-        """Predicted classes (K, I), int64."""
-        return torch.cat([logits.argmax(-1) for logits in self.predict(features_ID)], dim=1)
+    def classify(self, features_ID: Tensor, among_KC: Tensor | None = None) -> Tensor:
+        """Predicted classes (K, I), int64, of those in the mask `among_KC` (K, C) or (1, C), by default of all."""
+        return torch.cat([best_class(logits, among_KC) for logits in self.predict(features_ID)], dim=1)
 
     def keep(self, lanes: Sequence[int]) -> None:
         """Go on with these lanes only; their results are unchanged, the others cost nothing any more."""
@@ -325,12 +333,22 @@ def _score(
     if data.oracle_labels_T is not None:
         everything_KT = torch.ones(len(lanes), len(data.oracle_labels_T), dtype=torch.bool)
         swept = pack.calibrate(data.target_features_TD, data.oracle_labels_T, everything_KT)
-        scores = seen_unseen(pack.classify(data.target_features_TD), data.oracle_labels_T, data.seen_C)
+        target_1C = None if data.target_C is None else data.target_C[None]
+        predictions_KT = pack.classify(data.target_features_TD, target_1C)
+        if data.halves:
+            classify = functools.partial(pack.classify, data.target_features_TD)
+            predictions_KT = within_halves(classify, data.oracle_labels_T, pack.seen_KC)
+        scores = seen_unseen(predictions_KT, data.oracle_labels_T, data.seen_C)
         seen_K, unseen_K, h_K = (s.tolist() for s in scores)
     else:
         scored_KI = torch.stack([scored_images(data, fold) for fold in folds])
         swept = pack.calibrate(data.source_features_ID, data.source_labels_I, scored_KI)
-        seen_K, unseen_K, h_K = pseudo_unseen_scores(pack.classify(data.source_features_ID), folds, data)
+        if data.apart:
+            classify = functools.partial(pack.classify, data.source_features_ID)
+            predictions_KI = within_halves(classify, data.source_labels_I, pack.seen_KC)
+        else:
+            predictions_KI = pack.classify(data.source_features_ID)
+        seen_K, unseen_K, h_K = pseudo_unseen_scores(predictions_KI, folds, data)
     information = [0.0] * len(lanes)
     if pack.method.uses_target:
         information = mutual_information(pack.predict(data.target_features_TD)).tolist()

@@ -16,6 +16,7 @@ from study.protocol import (
     paired_bootstrap,
     rung_epochs,
     trial_data,
+    within_halves,
 )
 
 # --- what a trial may see -------------------------------------------------------------------------------------------
@@ -176,3 +177,13 @@ def test_replace_keeps_trial_data_frozen(data: TrialData) -> None:
     with pytest.raises(AttributeError):
         data.logit_scale = 1.0  # type: ignore[misc]
     assert replace(data, logit_scale=1.0).logit_scale == 1.0
+
+
+def test_an_image_is_classified_within_its_own_half() -> None:
+    logits = torch.tensor([[5.0, 1.0, 2.0, 3.0], [5.0, 1.0, 2.0, 3.0]])  # two images, four classes
+    seen_KC = torch.tensor([[True, True, False, False], [False, True, True, False]])
+
+    def classify(among_KC: torch.Tensor) -> torch.Tensor:
+        return torch.stack([logits.masked_fill(~among_C, -torch.inf).argmax(-1) for among_C in among_KC])
+
+    assert within_halves(classify, torch.tensor([1, 3]), seen_KC).tolist() == [[0, 3], [2, 0]]
