@@ -3,14 +3,14 @@
 Shapes: C classes, N graph nodes, P templates, I images, T texts, D CLIP dimension.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.benchmarks.base import DOMAINS, Benchmark
-from data_prep.parquet import feature_column
+from data_prep.clip_features import IMAGES_PER_SHARD, Encoded
 from data_prep.wordnet_graph import ClassGraph
 
 
@@ -48,21 +48,38 @@ def class_tables(bench: Benchmark) -> dict[str, pa.Table]:
     return {"classes": pa.table(columns)}
 
 
-def image_tables(bench: Benchmark, contents: pa.Table, features_ID: np.ndarray) -> dict[str, pa.Table]:
-    """Images and, apart from them, labels of both domains. contents: columns bytes and sha256, (I,)."""
-    table = pa.table(
-        {
-            **{name: bench.images[name] for name in ("key", "label", "domain", "split")},
-            **{name: contents[name] for name in ("bytes", "sha256")},
-            "feature": feature_column(features_ID),
-        }
-    )
-    tables = {}
-    for domain in DOMAINS:
-        part = table.filter(pc.equal(table["domain"], domain)).drop("domain")
-        tables[domain] = part.drop("label")
-        tables[f"{domain}_labels"] = part.select(["key", "label"])
-    return tables
+def label_tables(bench: Benchmark, readable_I: np.ndarray) -> dict[str, pa.Table]:
+    """Labels of the readable images, one table per domain, apart from the images."""
+    table = bench.images.filter(pa.array(readable_I))
+    return {
+        f"{domain}_labels": table.filter(pc.equal(table["domain"], domain)).select(["key", "label"])
+        for domain in DOMAINS
+    }
+
+
+def image_rows(
+    domain: str, bench: Benchmark, contents: pa.Table, encoded: Encoded, readable_I: np.ndarray, feature: str
+) -> Iterator[pa.Table]:
+    """The readable images of a domain, a shard at a time: key, split, bytes, sha256, feature; or key, tokens.
+
+    contents: columns bytes and sha256, (I,). feature: "feature" or "tokens".
+    """
+    facts = {name: bench.images[name] for name in ("key", "split")}
+    facts |= {name: contents[name] for name in ("bytes", "sha256")} if feature == "feature" else {}
+    table = pa.table(facts).select(list(facts) if feature == "feature" else ["key"])
+    wanted_I = readable_I & pc.equal(bench.images["domain"], domain).to_numpy()
+    for start, shard in encoded.image_shards:
+        wanted = pa.array(wanted_I[start : start + IMAGES_PER_SHARD])
+        if wanted.true_count:
+            part = table.slice(start, IMAGES_PER_SHARD)
+            features = encoded.image_table(shard, [feature])[feature]
+            yield part.append_column(feature, features).filter(wanted)
+
+
+def rejected_table(bench: Benchmark, encoded: Encoded) -> pa.Table:
+    """Images that cannot be read: key, domain, path (null for images inside the benchmark's own table), reason."""
+    table = bench.images.select(["key", "domain", "path"]).append_column("reason", pa.array(encoded.reasons))
+    return table.filter(pc.not_equal(table["reason"], ""))
 
 
 def graph_tables(graph: ClassGraph, classes: int) -> dict[str, pa.Table]:

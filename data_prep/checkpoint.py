@@ -26,6 +26,12 @@ class Checkpoint:
     identity: dict[str, Any]
     """What its content is: hub id and revision, or the SHA-256 of its files; and the processor's settings."""
 
+    @property
+    def weight_bytes(self) -> int:
+        """Size of its weights on disk: what an image costs, roughly."""
+        files = list(self.folder.glob("*.safetensors")) or list(self.folder.glob("pytorch_model*.bin"))
+        return sum(path.stat().st_size for path in files)
+
 
 def find_checkpoint(clip: str | Path) -> Checkpoint:
     """Locate a checkpoint folder or hub id (downloaded on first use) without loading it.

@@ -1,21 +1,24 @@
 """The Ray Data job that turns images and texts into CLIP features.
 
-Work is cut into shards, each a fixed run of rows of one list: a shard is preprocessed as one batch, encoded as one
-batch by a pool of actors, and kept as one Parquet file. Fixed batches make the features independent of scheduling, and
-a restart computes only the shards that have no file yet.
+Work is cut into shards, each a fixed run of rows of one list: a shard is preprocessed as one unit, encoded by a pool of
+actors in batches of a fixed size, and committed as one Parquet file, which is never computed again. Fixed batches make
+the features independent of scheduling, and a job that was killed loses only the shards in flight.
 
-Features are computed in float32 for small checkpoints and under bfloat16 autocast for large ones, where the device has
-it: on a ViT-B/32 that doubles the images per second of a CPU core, on the embedded 7 M parameters it saves 0.3 s of
-the whole job and moves 12 of 3,060 zero-shot predictions.
+Features are computed in float32 for small checkpoints and under 16-bit autocast for large ones, where the device is
+faster so: on a ViT-B/32 that doubles the images per second of a CPU core, on the embedded 7 M parameters it saves 0.3 s
+of the whole job and moves 12 of 3,060 zero-shot predictions.
 
-With a GPU, CPU workers decode and the actors encode. Without one Ray fuses both stages into the actors, as they ask for
-the same resources: no pixel crosses a process boundary, and one import of transformers (seconds) is saved per core.
+With GPUs, CPU workers decode and one actor per GPU encodes; Ray Data holds the decoders back when the object store
+fills. Without GPUs it fuses both stages into the actors, as they ask for the same resources: no pixel crosses a process
+boundary, and one import of transformers (seconds) is saved per core.
 
-Shapes: I images, T texts, D CLIP dimension.
+Shapes: I images, T texts, D CLIP dimension, P image patches.
 """
 
 import io
+import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,73 +31,117 @@ import pyarrow.parquet as pq
 from data_prep.checkpoint import Checkpoint, load_model
 from data_prep.errors import UserError
 from data_prep.parquet import feature_column, matrix, write_table
+from data_prep.storage import Storage, reason
 
 IMAGES_PER_SHARD = 256  # 150 MB of float32 pixels at 224 px: about one Ray block
 TEXTS_PER_SHARD = 512
-UNITS_PER_ACTOR = 32  # a second actor costs 6 s of imports: worth it for more than some 8,000 images
-BFLOAT16_PARAMETERS = 50_000_000
-SHOWN_ERRORS = 5
+WORK_PER_ACTOR = 450e6  # bytes of weights x shards: a further actor costs 6 s of imports, and less work is done by then
+PROBED_IMAGES = 20_000  # with fewer images the batch is the shard: trying others would take longer than it can save
+BATCHES = (16, 32, 64, 128, 256)
+LARGE_PARAMETERS = 50_000_000
+PLAN = "plan.json"
 Progress = Callable[[str, int, int], None]
-"""progress(stage, shards done, shards in all)."""
+"""progress(stage, done, total): images hashed, then shards."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    image_features_ID: np.ndarray
-    """float16 (I, D), L2-normalised before rounding."""
+    """The finished shards of a job."""
+
+    reasons: tuple[str, ...]
+    """(I,) why an image cannot be read; "" for those that can."""
     text_features_TD: np.ndarray
-    """float16 (T, D), likewise."""
+    """float16 (T, D), L2-normalised before rounding."""
     logit_scale: float
     """exp of the checkpoint's parameter."""
     precision: str
-    """"float32" or "bfloat16": what the matrix products were computed in."""
+    """float32, bfloat16 or float16: what the matrix products were computed in."""
+    batch: int
+    """Images encoded at once."""
+    shards: Storage
+    """Where they are."""
+    image_shards: tuple[tuple[int, str], ...]
+    """First row and file of each shard of images: `image_table` reads it."""
+
+    def image_table(self, shard: str, columns: Sequence[str]) -> pa.Table:
+        """Columns feature, float16 [D], and if asked for tokens, float16 [P * D]; zeros for unreadable images."""
+        with self.shards.open(shard) as file:
+            return pq.read_table(file, columns=list(columns)).replace_schema_metadata(None)
 
 
 def encode(
-    images: pa.Table, texts: Sequence[str], checkpoint: Checkpoint, shards: Path, progress: Progress | None = None
+    images: pa.Table,
+    texts: Sequence[str],
+    checkpoint: Checkpoint,
+    shards: Storage,
+    *,
+    tokens: bool = False,
+    progress: Progress | None = None,
 ) -> Encoded:
-    """Features of every row of `images` (columns path and data, one of them null) and of every text.
+    """Features of every row of `images` (columns key, path and data, one of the last two null) and of every text.
 
-    shards: folder of finished shards, which are not computed again; it must belong to these inputs alone.
-    Ray must be initialised. Raises UserError naming the images that cannot be read (the rest is kept for the restart).
+    shards: folder of finished shards, which are not computed again; it must belong to these inputs alone. tokens:
+    keep the features of image patches, too. Ray must be initialised. Raises UserError if the checkpoint fails.
     """
-    shards.mkdir(parents=True, exist_ok=True)
     # Sorted by length, a batch is padded little; class names and lemmas share texts.
     unique = sorted(set(texts), key=lambda text: (len(text), text))
-    image_units, text_units = list(_image_units(images, shards)), list(_text_units(unique, shards))
-    units = image_units + text_units
-    todo = [unit for unit in units if not _is_finished(unit)]
-    done = len(units) - len(todo)
-    unreadable: list[str] = []
+    image_units, text_units = list(_image_units(images)), list(_text_units(unique))
+    units, finished = image_units + text_units, set(shards.names())
+    todo = [unit for unit in units if unit["shard"] not in finished]
+    batch = _plan_batch(len(images), checkpoint, shards, finished)
     report = progress or (lambda stage, done, total: None)
-    report("features", done, len(units))
-    for row in _run(todo, checkpoint):
+    report("features", len(units) - len(todo), len(units))
+    for done, row in enumerate(_run(todo, checkpoint, batch, tokens), start=len(units) - len(todo) + 1):
         if row["fatal"]:
             raise UserError(row["fatal"])
-        if row["errors"]:
-            unreadable += row["errors"]
-        else:
-            table = pa.table({"feature": feature_column(row["features"])})
-            metadata = {"logit_scale": repr(row["logit_scale"]), "precision": row["precision"]}
-            write_table(table, Path(row["shard"]), metadata=metadata)
-        done += 1
+        _commit(row, shards)
         report("features", done, len(units))
-    if unreadable:
-        more = f"; and {len(unreadable) - SHOWN_ERRORS} more" if len(unreadable) > SHOWN_ERRORS else ""
-        shown = "; ".join(sorted(unreadable)[:SHOWN_ERRORS])
-        raise UserError(f"{len(unreadable)} of {len(images)} images cannot be read: {shown}{more}")
     position = {text: t for t, text in enumerate(unique)}
-    metadata = pq.read_metadata(units[-1]["shard"]).metadata
+    features, reasons = [], list[str]()
+    for unit in units:
+        with shards.open(unit["shard"]) as file:
+            if unit["kind"] == "text":
+                table = pq.read_table(file)
+                features.append(matrix(table["feature"]))
+            else:
+                reasons += pq.read_table(file, columns=["reason"])["reason"].to_pylist()
     return Encoded(
-        image_features_ID=_gather(image_units),
-        text_features_TD=_gather(text_units)[[position[text] for text in texts]],
-        logit_scale=float(metadata[b"logit_scale"]),
-        precision=metadata[b"precision"].decode(),
+        reasons=tuple(reasons),
+        text_features_TD=np.concatenate(features)[[position[text] for text in texts]],
+        logit_scale=float(table.schema.metadata[b"logit_scale"]),
+        precision=table.schema.metadata[b"precision"].decode(),
+        batch=batch,
+        shards=shards,
+        image_shards=tuple((unit["start"], unit["shard"]) for unit in image_units),
     )
 
 
+def _plan_batch(images: int, checkpoint: Checkpoint, shards: Storage, finished: set[str]) -> int:
+    """The job's batch: probed once, for what is computed in other batches differs in the last bits."""
+    if PLAN in finished:
+        return int(json.loads(shards.read(PLAN) or b"")["batch"])
+    batch = IMAGES_PER_SHARD
+    if images >= PROBED_IMAGES:
+        import ray
+
+        gpu = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+        batch = ray.get(ray.remote(probe_batch).options(num_cpus=1, num_gpus=gpu).remote(checkpoint))
+    shards.write(PLAN, json.dumps({"batch": batch}).encode())
+    return batch
+
+
+def _commit(row: dict[str, Any], shards: Storage) -> None:
+    columns = {"feature": feature_column(row["features"]), "reason": pa.array(list(row["reasons"]), pa.string())}
+    if row["tokens"].size:
+        columns["tokens"] = feature_column(row["tokens"])
+    content = io.BytesIO()
+    metadata = {"logit_scale": repr(row["logit_scale"]), "precision": row["precision"]}
+    write_table(pa.table(columns), content, metadata=metadata)
+    shards.write(row["shard"], content.getvalue())
+
+
 class Preprocess:
-    """A unit of work -> the model's input (pixels or token ids), or the reasons why images of it cannot be read."""
+    """A unit of work -> the model's input (pixels or token ids), and the reasons why images of it cannot be read."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
@@ -102,14 +149,15 @@ class Preprocess:
         self._tokenizer: Any = None
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
-        row: dict[str, Any] = {"shard": unit["shard"], "kind": unit["kind"], "errors": [], "inputs": np.zeros(0)}
+        row: dict[str, Any] = {name: unit[name] for name in ("shard", "kind", "rows")}
         if unit["kind"] == "text":
-            row["inputs"] = self._tokens(list(unit["texts"]))
-            return row
-        decoded, row["errors"] = _decode(unit)
-        if not row["errors"]:
-            row["inputs"] = self._pixels(decoded)
-        return row
+            return row | {"reasons": [""] * unit["rows"], "inputs": self._tokens(list(unit["texts"]))}
+        decoded = [_decode(path, data) for path, data in zip(unit["path"], unit["data"], strict=True)]
+        good = [image for image in decoded if not isinstance(image, str)]
+        return row | {
+            "reasons": [image if isinstance(image, str) else "" for image in decoded],
+            "inputs": self._pixels(good) if good else np.zeros(0, np.float32),
+        }
 
     def _pixels(self, decoded: list[Any]) -> np.ndarray:
         if self._processor is None:
@@ -133,12 +181,15 @@ class Preprocess:
 class Encode:
     """A preprocessed unit -> its normalised features. One per actor; the model is loaded once."""
 
-    def __init__(self, checkpoint: Checkpoint, threads: int) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, threads: int, batch: int = IMAGES_PER_SHARD, tokens: bool = False
+    ) -> None:
         import torch
 
         # Ray hands out CPUs by count only: an actor with more threads than CPUs fights with its neighbours.
         torch.set_num_threads(threads)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._batch, self._with_tokens = batch, tokens
         self._fatal = ""
         try:
             self._model = load_model(checkpoint).to(self._device)  # type: ignore[arg-type]
@@ -146,53 +197,112 @@ class Encode:
             self._fatal = str(error)
             return
         self._logit_scale = self._model.logit_scale.exp().item()
-        large = sum(p.numel() for p in self._model.parameters()) >= BFLOAT16_PARAMETERS
-        self._bfloat16 = large and _has_bfloat16(self._device)
+        large = sum(p.numel() for p in self._model.parameters()) >= LARGE_PARAMETERS
+        self._precision = _fast_precision(self._device) if large else torch.float32
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        import torch
-
-        inputs = row.pop("inputs")
-        row |= {"fatal": self._fatal, "logit_scale": 0.0, "precision": "", "features": np.zeros((0, 1), np.float16)}
-        if row["errors"] or self._fatal:
+        inputs, nothing = row.pop("inputs"), np.zeros((0, 1), np.float16)
+        row |= {"fatal": self._fatal, "logit_scale": 0.0, "precision": "", "features": nothing, "tokens": nothing}
+        if self._fatal:
             return row
-        row["logit_scale"], row["precision"] = self._logit_scale, "bfloat16" if self._bfloat16 else "float32"
-        with torch.inference_mode(), torch.autocast(self._device, torch.bfloat16, enabled=self._bfloat16):
-            batch = torch.from_numpy(np.array(inputs)).to(self._device)  # a copy: Ray's arrays are read-only
-            if row["kind"] == "text":
-                output = self._model.get_text_features(input_ids=batch)
-            else:
-                output = self._model.get_image_features(pixel_values=batch)
-        features_BD = torch.nn.functional.normalize(output.pooler_output.float(), dim=-1)
-        row["features"] = features_BD.half().cpu().numpy()
+        row["logit_scale"], row["precision"] = self._logit_scale, str(self._precision).removeprefix("torch.")
+        good = np.array([not reason for reason in row["reasons"]])
+        row["features"] = np.zeros((row["rows"], self._model.config.projection_dim), np.float16)
+        if row["kind"] == "text":
+            row["features"][:] = self.texts(inputs)
+        elif good.any():
+            features, tokens = self.images(inputs)
+            row["features"][good] = features
+            if self._with_tokens:
+                row["tokens"] = np.zeros((row["rows"], tokens.shape[1]), np.float16)
+                row["tokens"][good] = tokens
         return row
 
+    def texts(self, ids: np.ndarray) -> np.ndarray:
+        """float16 (T, D) of token ids (T, length)."""
+        import torch
 
-def _has_bfloat16(device: str) -> bool:
-    """Whether bfloat16 products are faster here, not merely possible."""
+        with torch.inference_mode(), self._autocast():
+            output = self._model.get_text_features(input_ids=torch.from_numpy(np.array(ids)).to(self._device))
+        return _normalised(output.pooler_output)
+
+    def images(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """float16 (I, D) and, with tokens, (I, P * D) of float32 pixels (I, 3, size, size)."""
+        import torch
+
+        features, tokens = [], []
+        for start in range(0, len(pixels), self._batch):
+            batch = torch.from_numpy(np.array(pixels[start : start + self._batch]))  # a copy: Ray's are read-only
+            with torch.inference_mode(), self._autocast():
+                output = self._model.get_image_features(pixel_values=batch.to(self._device))
+                features.append(_normalised(output.pooler_output))
+                if self._with_tokens:
+                    # into the space of the features as the first token is, by the pooled feature's own layers
+                    patches_BPH = self._model.vision_model.post_layernorm(output.last_hidden_state[:, 1:])
+                    tokens.append(_normalised(self._model.visual_projection(patches_BPH)).reshape(len(batch), -1))
+        return np.concatenate(features), np.concatenate(tokens) if tokens else np.zeros((0, 1), np.float16)
+
+    def probe(self) -> int:
+        """The batch size that encodes most images per second here; one that does not fit the memory ends the search."""
+        import torch
+
+        size = self._model.config.vision_config.image_size
+        rates: dict[int, float] = {}
+        for self._batch in BATCHES:
+            pixels = np.zeros((self._batch, 3, size, size), np.float32)
+            try:
+                self.images(pixels)  # the first one also allocates
+                started = time.perf_counter()
+                self.images(pixels)
+            except torch.OutOfMemoryError:
+                break
+            rates[self._batch] = self._batch / (time.perf_counter() - started)
+        return max(rates, key=rates.__getitem__, default=BATCHES[0])
+
+    def _autocast(self) -> Any:
+        import torch
+
+        return torch.autocast(self._device, self._precision, enabled=self._precision != torch.float32)
+
+
+def probe_batch(checkpoint: Checkpoint) -> int:
+    """`Encode.probe` for a Ray task, on one CPU thread or the GPU."""
+    encoder = Encode(checkpoint, threads=1)
+    return encoder.probe() if not encoder._fatal else BATCHES[0]  # the job itself says what is wrong
+
+
+def _normalised(features: Any) -> np.ndarray:
+    import torch
+
+    return torch.nn.functional.normalize(features.float(), dim=-1).half().cpu().numpy()
+
+
+def _fast_precision(device: str) -> Any:
+    """The type in which matrix products are fastest here, not merely possible."""
     import torch
 
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16", False) else torch.float32
 
 
-def _run(units: list[dict[str, Any]], checkpoint: Checkpoint) -> Iterator[dict[str, Any]]:
-    """Rows with shard, features, errors, fatal, logit_scale, precision, in any order."""
+def _run(units: list[dict[str, Any]], checkpoint: Checkpoint, batch: int, tokens: bool) -> Iterator[dict[str, Any]]:
+    """Rows with shard, features, tokens, reasons, fatal, logit_scale, precision, in any order."""
     if not units:
         return
     import ray.data
 
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
-    most = max(1, min(gpus or int(resources["CPU"]), len(units) // UNITS_PER_ACTOR))
+    worth = int(len(units) * checkpoint.weight_bytes / WORK_PER_ACTOR)
+    most = gpus or max(1, min(int(resources["CPU"]), len(units), worth))
     dataset = (
         ray.data.from_items(units, override_num_blocks=len(units))
         .map(Preprocess(checkpoint).__call__, num_cpus=1)
         .map(
             cast(Any, Encode),
-            fn_constructor_args=(checkpoint, 1),
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
+            fn_constructor_args=(checkpoint, 1, batch, tokens),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=most),
             num_cpus=1,
             num_gpus=1 if gpus else None,
         )
@@ -209,51 +319,34 @@ def _run(units: list[dict[str, Any]], checkpoint: Checkpoint) -> Iterator[dict[s
         log.setLevel(level)
 
 
-def _image_units(images: pa.Table, shards: Path) -> Iterator[dict[str, Any]]:
+def _image_units(images: pa.Table) -> Iterator[dict[str, Any]]:
     for start in range(0, len(images), IMAGES_PER_SHARD):
         part = images.slice(start, IMAGES_PER_SHARD)
-        unit = {
-            "shard": str(shards / f"images-{start:08d}-{len(part)}.parquet"),
-            "kind": "image",
-            "rows": len(part),
-            "texts": None,
-        }
-        yield unit | {name: part[name].to_pylist() for name in ("key", "path", "data")}
+        unit = _unit("image", start, len(part))
+        yield unit | {"texts": None} | {name: part[name].to_pylist() for name in ("path", "data")}
 
 
-def _text_units(texts: Sequence[str], shards: Path) -> Iterator[dict[str, Any]]:
+def _text_units(texts: Sequence[str]) -> Iterator[dict[str, Any]]:
     for start in range(0, len(texts), TEXTS_PER_SHARD):
         part = list(texts[start : start + TEXTS_PER_SHARD])
-        unit = {
-            "shard": str(shards / f"texts-{start:08d}-{len(part)}.parquet"),
-            "kind": "text",
-            "rows": len(part),
-            "texts": part,
-        }
-        yield unit | {"key": None, "path": None, "data": None}
+        yield _unit("text", start, len(part)) | {"texts": part, "path": None, "data": None}
 
 
-def _is_finished(unit: dict[str, Any]) -> bool:
+def _unit(kind: str, start: int, rows: int) -> dict[str, Any]:
+    return {"shard": f"{kind}s-{start:08d}-{rows}.parquet", "kind": kind, "start": start, "rows": rows}
+
+
+def _decode(path: str | None, data: bytes | None) -> Any:
+    """The image in RGB, or the reason why there is none."""
+    from PIL import Image, UnidentifiedImageError
+
     try:
-        return pq.read_metadata(unit["shard"]).num_rows == unit["rows"]
-    except (OSError, pa.ArrowException):  # not there yet, or cut off by a crash
-        return False
-
-
-def _decode(unit: dict[str, Any]) -> tuple[list[Any], list[str]]:
-    from PIL import Image
-
-    decoded, errors = [], []
-    for key, path, data in zip(unit["key"], unit["path"], unit["data"], strict=True):
-        try:
-            with Image.open(path or io.BytesIO(data)) as image:
-                decoded.append(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            # PIL's own text repeats the path or names a memory address: the key says enough.
-            reason = "no such file" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}"
-            errors.append(f"{key} ({reason})")
-    return decoded, errors
-
-
-def _gather(units: list[dict[str, Any]]) -> np.ndarray:
-    return np.concatenate([matrix(pq.read_table(unit["shard"])["feature"]) for unit in units])
+        content = Path(path).read_bytes() if path else data
+        if not content:
+            return "empty file"
+        with Image.open(io.BytesIO(content)) as image:
+            return image.convert("RGB")
+    except UnidentifiedImageError:  # its own text names a memory address
+        return "no image format that is known"
+    except Exception as error:  # Pillow raises a dozen unrelated types on damaged files
+        return reason(error)[:200]

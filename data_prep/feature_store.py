@@ -2,7 +2,7 @@
 
 Shapes: R rotations, C classes, I images, D CLIP dimension, P templates, N graph nodes, E edges.
 
-A cache is one folder, complete or absent:
+A cache is one folder, local or behind a URI; its manifest is written last, and without one it does not exist:
 
     manifest.json         fingerprint, what it was computed from, SHA-256 of every other file
     classes.parquet       class_id, name, wnid, unseen (one bool per rotation), in_target (cross-dataset only)
@@ -13,12 +13,16 @@ A cache is one folder, complete or absent:
     node_texts.parquet    node, lemma, template, text, feature
     edges.parquet         child, parent, relation
     similarity.parquet    path, wup: one row of the (C, C) tables per class
+    source_tokens.parquet key, tokens: features of the image's patches, if asked for; the same for target_tokens.parquet
+    rejected.parquet      key, domain, path, reason of images that cannot be read, if there are any
 
 Target labels are a file of their own, which `load` does not open: nothing that trains or selects can see them.
 """
 
 import hashlib
 import json
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +31,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from filelock import FileLock
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from data_prep.errors import UserError
-from data_prep.parquet import file_sha256, matrix
+from data_prep.parquet import matrix
+from data_prep.storage import Storage, join, locate
 
 SCHEMA_VERSION = 1  # raise it whenever the same inputs would give another cache: old caches are then not read
 SPLITS = ("train", "val", "test")
@@ -114,6 +120,8 @@ class FeatureSet:
     """Whether a test image is classified among the seen or the unseen classes, whichever its own is of."""
     partial: str = ""
     """What of the published benchmark is missing (--allow-partial); "" if it is complete."""
+    rejected: int = 0
+    """Images left out because they cannot be read."""
 
 
 def fingerprint(inputs: dict[str, Any]) -> str:
@@ -121,11 +129,19 @@ def fingerprint(inputs: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def write_manifest(folder: Path, inputs: dict[str, Any], extra: dict[str, Any]) -> None:
+def write_manifest(folder: Storage, inputs: dict[str, Any], extra: dict[str, Any]) -> None:
     """Seal `folder`: its manifest states the inputs, their fingerprint, `extra`, and every Parquet file's SHA-256."""
-    files = {path.name: file_sha256(path) for path in sorted(folder.glob("*.parquet"))}
+    files = {}
+    for name in folder.names():
+        if name.endswith(".parquet"):
+            with folder.open(name) as file:
+                files[name] = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     manifest = {"fingerprint": fingerprint(inputs), "inputs": inputs, **extra, "files": files}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    folder.write(MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+
+
+def _folder(cache: str | Path) -> Storage:
+    return locate(cache, option="a feature cache")
 
 
 def read_manifest(cache: str | Path) -> dict[str, Any]:
@@ -134,12 +150,16 @@ def read_manifest(cache: str | Path) -> dict[str, Any]:
     Raises UserError if there is none, it is unreadable, of another schema, or its fingerprint is not that of its
     inputs.
     """
-    path = Path(cache) / MANIFEST
+    folder = _folder(cache)
+    path = join(folder.shown, MANIFEST)
     try:
-        manifest = json.loads(path.read_text())
+        content = folder.read(MANIFEST)
+        if content is None:
+            raise UserError(f"{cache} is no feature cache: it has no {MANIFEST}")
+        manifest = json.loads(content)
         stated, inputs, _ = manifest["fingerprint"], manifest["inputs"], manifest["files"]
-    except FileNotFoundError:
-        raise UserError(f"{cache} is no feature cache: it has no {MANIFEST}") from None
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); delete the folder and it is built again") from None
     if stated != fingerprint(inputs):
@@ -151,19 +171,29 @@ def read_manifest(cache: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def _read(cache: Path, manifest: dict[str, Any], name: str) -> pa.Table:
+def _open(folder: Storage, manifest: dict[str, Any], name: str) -> pa.NativeFile:
     """One file of the cache, after checking that it is, byte for byte, the one its manifest was written for."""
-    path = cache / name
-    if not path.is_file():
-        raise UserError(f"{path} is missing; delete {cache} and it is built again")
-    if file_sha256(path) != manifest["files"].get(name):
-        raise UserError(f"{path} {_what_differs(path, manifest)}; delete {cache} and it is built again")
-    return pq.read_table(path)
-
-
-def _what_differs(path: Path, manifest: dict[str, Any]) -> str:
+    path = join(folder.shown, name)
     try:
-        other = (pq.read_metadata(path).metadata or {}).get(b"fingerprint", b"").decode()
+        file = folder.open(name)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; delete {folder.shown} and it is built again") from None
+    if hashlib.file_digest(file, "sha256").hexdigest() != manifest["files"].get(name):  # type: ignore[arg-type]
+        with file:
+            raise UserError(f"{path} {_what_differs(file, manifest)}; delete {folder.shown} and it is built again")
+    file.seek(0)
+    return file
+
+
+def _read(folder: Storage, manifest: dict[str, Any], name: str) -> pa.Table:
+    with _open(folder, manifest, name) as file:
+        return pq.read_table(file)
+
+
+def _what_differs(file: pa.NativeFile, manifest: dict[str, Any]) -> str:
+    try:
+        file.seek(0)
+        other = (pq.read_metadata(file).metadata or {}).get(b"fingerprint", b"").decode()
     except (pa.ArrowException, OSError):
         return "is truncated or no Parquet file"
     if other and other != manifest["fingerprint"]:
@@ -173,10 +203,57 @@ def _what_differs(path: Path, manifest: dict[str, Any]) -> str:
 
 def verify(cache: str | Path) -> dict[str, str]:
     """Check every file of a cache, target labels included; return name -> SHA-256. Raises UserError as `load` does."""
-    manifest = read_manifest(cache)
+    manifest, folder = read_manifest(cache), _folder(cache)
     for name in manifest["files"]:
-        _read(Path(cache), manifest, name)
+        _open(folder, manifest, name).close()
     return dict(manifest["files"])
+
+
+def read_table(cache: str | Path, name: str) -> pa.Table:
+    """One table of a cache, such as "names". Raises UserError as `load` does."""
+    return _read(_folder(cache), read_manifest(cache), f"{name}.parquet")
+
+
+def mapped(cache: str | Path, name: str, scratch: str | Path | None = None) -> np.ndarray:
+    """Features of a domain, float16 (I, D), or of its patches ("source_tokens"), float16 (I, P, D): a read-only map.
+
+    The Parquet file becomes an array file on this node once, a row group at a time; every process maps that same file,
+    so that the node's memory holds the features once, however many read them. Unlike those of `load` they are as
+    stored, normalised before the rounding to float16.
+    scratch: where array files are kept; $ZEROSWEEP_SCRATCH, or a folder of the user's under the temporary one.
+    Raises UserError as `load` does.
+    """
+    manifest, folder = read_manifest(cache), _folder(cache)
+    if f"{name}.parquet" not in manifest["files"]:
+        raise UserError(f"{folder.shown} has no {name}; --tokens makes those of patches")
+    home = Path(
+        scratch or os.environ.get("ZEROSWEEP_SCRATCH") or Path(tempfile.gettempdir()) / f"zerosweep-{os.getuid()}"
+    )
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = home / f"{manifest['files'][f'{name}.parquet']}.npy"  # by content: it cannot be out of date
+    if not path.exists():
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                with _open(folder, manifest, f"{name}.parquet") as file:
+                    _write_array(pq.ParquetFile(file, pre_buffer=False), path)
+    array_ID = np.load(path, mmap_mode="r")
+    if not name.endswith("_tokens"):
+        return array_ID
+    with folder.open(f"{name.removesuffix('_tokens')}.parquet") as file:
+        width = pq.read_schema(file).field("feature").type.list_size
+    return array_ID.reshape(len(array_ID), -1, width)
+
+
+def _write_array(file: pq.ParquetFile, path: Path) -> None:
+    """The last column of a Parquet file, a list of fixed size, as an .npy file."""
+    column = file.schema_arrow.names[-1]
+    shape = (file.metadata.num_rows, file.schema_arrow.field(column).type.list_size)
+    part = path.with_suffix(f".{os.getpid()}.tmp")
+    with part.open("wb") as out:
+        np.lib.format.write_array_header_1_0(out, {"descr": "<f2", "fortran_order": False, "shape": shape})
+        for group in range(file.metadata.num_row_groups):
+            out.write(matrix(file.read_row_group(group, columns=[column])[column]).data)
+    part.replace(path)
 
 
 def load(cache: str | Path) -> FeatureSet:
@@ -184,12 +261,11 @@ def load(cache: str | Path) -> FeatureSet:
 
     Raises UserError, naming the file, if the folder is no complete cache or a file is missing, truncated or altered.
     """
-    cache = Path(cache)
-    manifest = read_manifest(cache)
+    manifest, folder = read_manifest(cache), _folder(cache)
     inputs = manifest["inputs"]
 
     def read(name: str) -> pa.Table:
-        return _read(cache, manifest, f"{name}.parquet")
+        return _read(folder, manifest, f"{name}.parquet")
 
     classes, nodes, similarity = read("classes"), read("nodes"), read("similarity")
     templates = tuple(inputs["templates"])
@@ -225,13 +301,13 @@ def load(cache: str | Path) -> FeatureSet:
         ),
         halves=inputs.get("halves", False),
         partial=inputs.get("partial", ""),
+        rejected=inputs.get("rejected", {}).get("count", 0),
     )
 
 
 def load_target_labels(cache: str | Path) -> Tensor:
     """int64 (I_target,) class ids in the order of `FeatureSet.target`: for the final evaluation (and oracles) only."""
-    manifest = read_manifest(cache)
-    return torch.tensor(_read(Path(cache), manifest, "target_labels.parquet")["label"].to_numpy())
+    return torch.tensor(read_table(cache, "target_labels")["label"].to_numpy())
 
 
 def _tensor(values: np.ndarray) -> Tensor:

@@ -1,30 +1,53 @@
-"""Parquet on disk: atomic zstd writes, float16 feature columns, content hashes."""
+"""Parquet: zstd, float16 feature columns, row groups that a streaming reader can hold; content hashes."""
 
 import hashlib
-import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-# Rows per row group: a feature row of 512 float16 is 1 KB, so a reader that streams holds a few megabytes.
+# A feature row of 512 float16 is 1 KB, and one of 49 patch tokens 50 KB: a reader that streams holds a few megabytes.
 ROW_GROUP_ROWS = 4096
+ROW_GROUP_BYTES = 32 * 2**20
 
 
 def write_table(
-    table: pa.Table, path: Path, *, metadata: dict[str, str] | None = None, compression_level: int | None = None
+    table: pa.Table, file: Any, *, metadata: dict[str, str] | None = None, compression_level: int | None = None
 ) -> None:
-    """Write `table` so that `path` either holds all of it or does not exist (temporary name, fsync, rename)."""
+    """Write `table` to a path or a stream."""
     table = table.replace_schema_metadata(metadata)
-    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with part.open("wb") as file:
-        pq.write_table(
-            table, file, compression="zstd", compression_level=compression_level, row_group_size=ROW_GROUP_ROWS
-        )
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    pq.write_table(table, file, compression="zstd", compression_level=compression_level, row_group_size=ROW_GROUP_ROWS)
+
+
+def write_stream(parts: Iterable[pa.Table], file: Any, *, metadata: dict[str, str]) -> None:
+    """Write tables one after the other as one file, holding a row group at a time. At least one must be given."""
+    writer: pq.ParquetWriter | None = None
+    held: list[pa.Table] = []
+    rows = ROW_GROUP_ROWS
+
+    def flush(whole: int) -> None:
+        """Write full row groups, or, with whole=1, all that is held."""
+        table = pa.concat_tables(held).combine_chunks()
+        end = len(table) // whole * whole
+        if end and writer:
+            writer.write_table(table.slice(0, end), row_group_size=rows)
+        held[:] = [table.slice(end)]
+
+    for part in parts:
+        part = part.replace_schema_metadata(metadata)
+        if writer is None:
+            writer = pq.ParquetWriter(file, part.schema, compression="zstd")
+            row_bytes = sum(f.type.list_size * 2 for f in part.schema if pa.types.is_fixed_size_list(f.type))
+            rows = max(1, min(ROW_GROUP_ROWS, ROW_GROUP_BYTES // max(row_bytes, 1)))
+        held.append(part)
+        if sum(map(len, held)) >= rows:
+            flush(rows)
+    flush(1)
+    assert writer is not None
+    writer.close()
 
 
 def feature_column(features_ID: np.ndarray) -> pa.FixedSizeListArray:

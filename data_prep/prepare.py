@@ -1,32 +1,48 @@
 """From a benchmark and a checkpoint to a sealed feature cache."""
 
 import hashlib
+import io
 import json
 import logging
 import os
-import shutil
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from filelock import FileLock
 
 from data_prep.benchmarks import get_benchmark
-from data_prep.benchmarks.base import Benchmark
-from data_prep.cache_tables import class_tables, graph_tables, image_tables, name_texts, node_texts
+from data_prep.benchmarks.base import DOMAINS, Benchmark
+from data_prep.cache_tables import (
+    class_tables,
+    graph_tables,
+    image_rows,
+    label_tables,
+    name_texts,
+    node_texts,
+    rejected_table,
+)
 from data_prep.checkpoint import Checkpoint, find_checkpoint
 from data_prep.clip_features import Progress, encode
 from data_prep.errors import UserError
-from data_prep.feature_store import SCHEMA_VERSION, fingerprint, read_manifest, write_manifest
-from data_prep.parquet import feature_column, file_sha256, write_table
+from data_prep.feature_store import SCHEMA_VERSION, fingerprint, read_manifest, read_table, write_manifest
+from data_prep.parquet import feature_column, file_sha256, write_stream, write_table
+from data_prep.storage import Storage, locate
 from data_prep.templates import find_templates
 from data_prep.wordnet import NOUNS, wordnet
 from data_prep.wordnet_graph import build_graph
+
+MAX_REJECTED = 0.001
+SHOWN_ERRORS = 5
+HASHES_PER_REPORT = 1000  # fewer are hashed anew in no time
+SAVE_MEMO_EVERY_S = 60
 
 
 def prepare(
@@ -34,79 +50,137 @@ def prepare(
     benchmark: str,
     clip: str | None = None,
     data_root: Path | None = None,
-    cache_dir: Path = Path(".cache"),
+    cache_dir: str | Path = ".cache",
     rebuild: bool = False,
     allow_partial: bool = False,
     templates: str | Sequence[str] | None = None,
+    tokens: bool = False,
+    max_rejected: float = MAX_REJECTED,
     progress: Progress | None = None,
-) -> Path:
-    """Folder of the feature cache of this benchmark and checkpoint; built with Ray Data if it is missing.
+) -> Path | str:
+    """Folder or URI of the feature cache of this benchmark and checkpoint; built with Ray Data if it is missing.
 
-    benchmark: see `get_benchmark`. clip: folder or hub id; None takes the benchmark's default. rebuild: build it even
-    if it is there. allow_partial: take an incomplete data set; fingerprint, manifest and `FeatureSet.partial` tell what
-    is missing. templates: a set's name or prompts with {}, in place of the benchmark's own. progress: called as
+    benchmark: see `get_benchmark`. clip: folder or hub id; None takes the benchmark's default. cache_dir: folder or
+    URI. rebuild: build it even if it is there. allow_partial: take an incomplete data set; fingerprint, manifest and
+    `FeatureSet.partial` tell what is missing. templates: a set's name or prompts with {}, in place of the benchmark's
+    own. tokens: keep the features of image patches, too. max_rejected: share of images that may be unreadable; they
+    are left out, listed in rejected.parquet, and part of the fingerprint. progress: called as
     progress(stage, done, total). An initialised Ray is used; otherwise one is started, only if there is work, and
     stopped again. A build that was interrupted goes on with its finished shards.
     Raises UserError for whatever is wrong with the arguments, the images, the class table or the checkpoint.
     """
+    if not 0 <= max_rejected <= 1:
+        raise UserError(f"--max-rejected must be a share of the images, 0 to 1; got {max_rejected}")
     bench = get_benchmark(benchmark, data_root, allow_partial=allow_partial)
     if templates is not None:
         bench = replace(bench, templates=find_templates(templates))
     checkpoint = find_checkpoint(clip or bench.default_clip)
-    contents = image_contents(bench.images)
-    inputs = inputs_of(bench, checkpoint, contents)
+    caches = locate(cache_dir, option="the cache folder")
+    contents = image_contents(bench.images, caches, f".{bench.slug}.hashes.parquet", progress)
+    inputs = inputs_of(bench, checkpoint, contents, tokens=tokens)
     made_of = fingerprint(inputs)
-    cache = cache_dir / f"{bench.slug}-{made_of[:12]}"
-    if _is_complete(cache, made_of) and not rebuild:
-        return cache  # without a lock: a shared cache may be read-only
-    with _locked(cache_dir, cache.name):
-        if rebuild or not _is_complete(cache, made_of):
-            _build(cache, bench, checkpoint, contents, inputs, rebuild, progress)
-    return cache
+    cache = caches / f"{bench.slug}-{made_of[:12]}"
+    if not _is_complete(cache, made_of) or rebuild:  # without a lock: a shared cache may be read-only
+        with _locked(caches, f"{bench.slug}-{made_of[:12]}"):
+            if rebuild or not _is_complete(cache, made_of):
+                _Build(caches, cache, bench, checkpoint, contents, inputs, progress).run(rebuild, max_rejected)
+    if "rejected" in read_manifest(cache.shown)["inputs"]:
+        _refuse(read_table(cache.shown, "rejected"), len(bench.images), max_rejected)
+    return Path(cache.root) if cache.is_local else cache.shown
 
 
 @contextmanager
-def _locked(cache_dir: Path, name: str) -> Iterator[None]:
-    """Two processes that want the same cache: the second waits for the first and finds it done."""
+def _locked(caches: Storage, name: str) -> Iterator[None]:
+    """Two processes that want the same cache: the second waits for the first and finds it done.
+
+    Object stores have no locks: there both do the work, and write the same bytes.
+    """
+    if not caches.is_local:
+        yield
+        return
     try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(cache_dir / f".{name}.lock")
+        Path(caches.root).mkdir(parents=True, exist_ok=True)
+        lock = FileLock(Path(caches.root) / f".{name}.lock")
         lock.acquire()
     except OSError as error:
-        raise UserError(f"the cache folder must be writable; {cache_dir}: {error}") from error
+        raise UserError(f"the cache folder must be writable; {caches.shown}: {error}") from error
     try:
         yield
     finally:
         lock.release()
 
 
-def _is_complete(cache: Path, made_of: str) -> bool:
+def _is_complete(cache: Storage, made_of: str) -> bool:
     try:
-        return bool(read_manifest(cache)["fingerprint"] == made_of)
+        inputs = read_manifest(cache.shown)["inputs"]
     except UserError:
         return False
+    return fingerprint({name: value for name, value in inputs.items() if name != "rejected"}) == made_of
 
 
-def image_contents(images: pa.Table) -> pa.Table:
-    """Columns bytes and sha256 of every image. Raises UserError naming the files that are missing or empty."""
+def image_contents(
+    images: pa.Table, caches: Storage | None = None, memo: str = "", progress: Progress | None = None
+) -> pa.Table:
+    """Columns bytes and sha256 of every image, 0 and "" for those that cannot be read.
 
-    def content(path: str | None, data: bytes | None) -> tuple[int, str]:
+    memo: a file of `caches` that remembers the hashes of files by path, size and time of change; it is written now
+    and then, so that a million files need not be hashed again.
+    """
+    known = _read_memo(caches, memo)
+    found: list[tuple[int, str]] = []
+    fresh: dict[str, tuple[int, int, str]] = {}
+    started = saved = time.time()
+
+    def content(path: str | None, data: bytes | None) -> tuple[int, str, int]:
         if path is None:
-            return len(data or b""), hashlib.sha256(data or b"").hexdigest()
+            return len(data or b""), hashlib.sha256(data or b"").hexdigest(), 0
         try:
-            return Path(path).stat().st_size, file_sha256(Path(path))
+            status = os.stat(path)
+            size, changed, digest = known.get(path, (0, 0, ""))
+            if (status.st_size, status.st_mtime_ns) == (size, changed):
+                return size, digest, 0
+            # A file changed just now may change again within the same tick of the file system's clock.
+            settled = status.st_mtime_ns if status.st_mtime < started - 2 else 0
+            return status.st_size, file_sha256(Path(path)) if status.st_size else "", settled
         except OSError:
-            return 0, ""
+            return 0, "", 0
 
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(content, images["path"].to_pylist(), images["data"].to_pylist()))
-    bad = [key for key, (size, _) in zip(images["key"].to_pylist(), found, strict=True) if size == 0]
-    if bad:
-        raise UserError(f"{len(bad)} of {len(images)} images are missing or empty: {', '.join(bad[:5])}")
+        paths = images["path"].to_pylist()
+        for path, (size, digest, changed) in zip(
+            paths, pool.map(content, paths, images["data"].to_pylist()), strict=True
+        ):
+            found.append((size, digest))
+            if changed:
+                fresh[path] = (size, changed, digest)
+                if progress and len(fresh) % HASHES_PER_REPORT == 0:
+                    progress("hashing", len(found), len(paths))
+                if caches and time.time() - saved > SAVE_MEMO_EVERY_S:
+                    _write_memo(caches, memo, known | fresh)
+                    saved = time.time()
+    if caches and len(fresh) >= HASHES_PER_REPORT:
+        _write_memo(caches, memo, known | fresh)
     return pa.table({"bytes": [size for size, _ in found], "sha256": [digest for _, digest in found]})
 
 
-def inputs_of(bench: Benchmark, checkpoint: Checkpoint, contents: pa.Table) -> dict[str, Any]:
+def _read_memo(caches: Storage | None, memo: str) -> dict[str, tuple[int, int, str]]:
+    try:
+        table = pq.read_table(pa.BufferReader((caches.read(memo) if caches else None) or b""))
+        columns = [table[name].to_pylist() for name in ("path", "bytes", "changed", "sha256")]
+    except (pa.ArrowException, OSError, KeyError):  # none yet, or not ours: only time is lost
+        return {}
+    return {path: (size, changed, digest) for path, size, changed, digest in zip(*columns, strict=True)}
+
+
+def _write_memo(caches: Storage, memo: str, hashes: dict[str, tuple[int, int, str]]) -> None:
+    size, changed, digest = zip(*hashes.values(), strict=True)
+    content = io.BytesIO()
+    write_table(pa.table({"path": list(hashes), "bytes": size, "changed": changed, "sha256": digest}), content)
+    with suppress(UserError):  # a shared cache may be read-only
+        caches.write(memo, content.getvalue())
+
+
+def inputs_of(bench: Benchmark, checkpoint: Checkpoint, contents: pa.Table, *, tokens: bool = False) -> dict[str, Any]:
     """All that a cache's content depends on; its hash is the fingerprint."""
     listing = hashlib.sha256()
     columns = [bench.images[name].to_pylist() for name in ("key", "label", "domain", "split")]
@@ -133,48 +207,75 @@ def inputs_of(bench: Benchmark, checkpoint: Checkpoint, contents: pa.Table) -> d
         **({"partial": bench.partial} if bench.partial else {}),
         **({"halves": True} if bench.halves else {}),
         **({"target_classes": list(bench.target_classes)} if bench.target_classes else {}),
+        **({"tokens": True} if tokens else {}),
     }
 
 
-def _build(
-    cache: Path,
-    bench: Benchmark,
-    checkpoint: Checkpoint,
-    contents: pa.Table,
-    inputs: dict[str, Any],
-    rebuild: bool,
-    progress: Progress | None,
-) -> None:
-    building = cache.with_name(f".{cache.name}.building")
-    if rebuild and building.exists():
-        shutil.rmtree(building)
-    building.mkdir(parents=True, exist_ok=True)
-    graph = build_graph(wordnet(), bench.classes.names, bench.classes.wnids, bench.auxiliary_wnids)
-    names, nodes = name_texts(bench), node_texts(graph, bench.templates)
-    texts = [*names["text"].to_pylist(), *nodes["text"].to_pylist()]
-    with _ray():
-        encoded = encode(bench.images, texts, checkpoint, building / "shards", progress)
-    name_features, node_features = np.split(encoded.text_features_TD, [len(names)])
-    tables = {
-        **class_tables(bench),
-        **image_tables(bench, contents, encoded.image_features_ID),
-        **graph_tables(graph, len(bench.classes.names)),
-        "names": names.append_column("feature", feature_column(name_features)),
-        "node_texts": nodes.append_column("feature", feature_column(node_features)),
-    }
-    for name, table in tables.items():
-        write_table(table, building / f"{name}.parquet", metadata={"fingerprint": fingerprint(inputs)})
-    extra = {
-        "benchmark": bench.name,
-        "clip": checkpoint.name,
-        "logit_scale": encoded.logit_scale,
-        "precision": encoded.precision,
-    }
-    write_manifest(building, inputs, extra)
-    shutil.rmtree(building / "shards")
-    if cache.exists():
-        shutil.rmtree(cache)
-    building.rename(cache)
+@dataclass(frozen=True)
+class _Build:
+    """One cache in the making. Shards and tables are written atomically, the manifest last: it makes the cache."""
+
+    caches: Storage
+    cache: Storage
+    bench: Benchmark
+    checkpoint: Checkpoint
+    contents: pa.Table
+    inputs: dict[str, Any]
+    progress: Progress | None
+
+    def run(self, rebuild: bool, max_rejected: float) -> None:
+        """Raises UserError if more images are rejected than may be; the shards are kept."""
+        bench, name = self.bench, self.cache.root.rpartition("/")[2]
+        if rebuild:
+            self.caches.clear(name)
+            self.caches.clear(f".{name}.building")
+        graph = build_graph(wordnet(), bench.classes.names, bench.classes.wnids, bench.auxiliary_wnids)
+        names, nodes = name_texts(bench), node_texts(graph, bench.templates)
+        texts = [*names["text"].to_pylist(), *nodes["text"].to_pylist()]
+        shards, tokens = self.caches / f".{name}.building", "tokens" in self.inputs
+        with _ray():
+            encoded = encode(bench.images, texts, self.checkpoint, shards, tokens=tokens, progress=self.progress)
+        rejected = rejected_table(bench, encoded)
+        _refuse(rejected, len(bench.images), max_rejected)
+        readable_I = np.array([not reason for reason in encoded.reasons])
+        inputs, tables = self.inputs, class_tables(bench) | graph_tables(graph, len(bench.classes.names))
+        if len(rejected):
+            tables["rejected"] = rejected
+            keys = "\n".join(rejected["key"].to_pylist())
+            inputs |= {"rejected": {"count": len(rejected), "sha256": hashlib.sha256(keys.encode()).hexdigest()}}
+        name_features, node_features = np.split(encoded.text_features_TD, [len(names)])
+        tables |= label_tables(bench, readable_I) | {
+            "names": names.append_column("feature", feature_column(name_features)),
+            "node_texts": nodes.append_column("feature", feature_column(node_features)),
+        }
+        metadata = {"fingerprint": fingerprint(inputs)}
+        for table_name, table in tables.items():
+            with self.cache.writer(f"{table_name}.parquet") as stream:
+                write_table(table, stream, metadata=metadata)
+        for domain in DOMAINS:
+            for suffix, column in (("", "feature"), ("_tokens", "tokens"))[: 1 + tokens]:
+                rows = image_rows(domain, bench, self.contents, encoded, readable_I, column)
+                with self.cache.writer(f"{domain}{suffix}.parquet") as stream:
+                    write_stream(rows, stream, metadata=metadata)
+        extra = {
+            "benchmark": bench.name,
+            "clip": self.checkpoint.name,
+            "logit_scale": encoded.logit_scale,
+            "precision": encoded.precision,
+            "batch": encoded.batch,
+        }
+        write_manifest(self.cache, inputs, extra)
+        self.caches.clear(f".{name}.building")
+
+
+def _refuse(rejected: pa.Table, images: int, max_rejected: float) -> None:
+    """Raise UserError if more images cannot be read than may be."""
+    if len(rejected) > max_rejected * images:
+        rows = rejected.slice(0, SHOWN_ERRORS).to_pylist()
+        shown = "; ".join(f"{row['key']} ({row['reason']})" for row in rows)
+        more = f"; and {len(rejected) - SHOWN_ERRORS} more" if len(rejected) > SHOWN_ERRORS else ""
+        allowed = f"--max-rejected allows {max_rejected:.2%}"
+        raise UserError(f"{len(rejected)} of {images} images cannot be read ({allowed}): {shown}{more}")
 
 
 @contextmanager

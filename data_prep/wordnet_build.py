@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from data_prep.errors import UserError
 from data_prep.parquet import write_table
+from data_prep.storage import locate
 
 SCHEMA = pa.schema(
     [
@@ -62,7 +63,9 @@ def build(out: Path, dictionary: Path | None = None) -> int:
         rules = reader.MORPHOLOGICAL_SUBSTITUTIONS["n"]
     rows.sort(key=lambda row: row["wnid"])
     metadata = {"wordnet": "3.0", "noun_rules": json.dumps(rules), "noun_exceptions": json.dumps(exceptions)}
-    write_table(pa.Table.from_pylist(rows, SCHEMA), out, metadata=metadata, compression_level=19)
+    folder = locate(out.parent, option="--out")
+    with folder.writer(out.name) as stream:
+        write_table(pa.Table.from_pylist(rows, SCHEMA), stream, metadata=metadata, compression_level=19)
     return len(rows)
 
 

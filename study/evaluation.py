@@ -50,7 +50,7 @@ class Scored:
 class Evaluation:
     """Scores predictions on one rotation's test split."""
 
-    def __init__(self, cache: Path, features: FeatureSet, data: TrialData, select: str) -> None:
+    def __init__(self, cache: Path | str, features: FeatureSet, data: TrialData, select: str) -> None:
         self.labels_T = load_target_labels(cache)
         self.features, self.data, self.selection = features, data, select
         self.prototypes = zero_shot_prototypes(
@@ -166,7 +166,7 @@ class Evaluation:
         }
 
 
-def with_test_labels(data: TrialData, cache: Path) -> TrialData:
+def with_test_labels(data: TrialData, cache: Path | str) -> TrialData:
     """Trial data of an oracle study: with the test labels."""
     return oracle_data(data, load_target_labels(cache))
 

@@ -14,8 +14,8 @@ import pyarrow.parquet
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from data_prep.storage import Storage, join
 from search_spaces import Ablation
-from study.storage import Storage
 
 ORACLE = "oracle"
 ORACLE_NOTE = "ORACLE: configurations were selected with test labels. An upper bound, not a result."
@@ -173,14 +173,14 @@ def _write_table(storage: Storage, name: str, table: pa.Table, markdown: str, *,
     contents = {f"{name}.parquet": parquet.getvalue(), f"{name}.csv": csv.getvalue(), f"{name}.md": markdown.encode()}
     for file, content in contents.items():
         storage.write(file, content)
-    return [f"{storage.shown}/{file}" for file in contents]
+    return [join(storage.shown, file) for file in contents]
 
 
 def read_leaderboard(storage: Storage) -> list[Row]:
     """The rows of leaderboard.parquet."""
     content = storage.read("leaderboard.parquet")
     if content is None:
-        raise FileNotFoundError(f"{storage.shown}/leaderboard.parquet")
+        raise FileNotFoundError(join(storage.shown, "leaderboard.parquet"))
     return [Row(**values) for values in pa.parquet.read_table(BytesIO(content), schema=SCHEMA).to_pylist()]
 
 

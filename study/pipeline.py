@@ -118,7 +118,7 @@ class Study:
             storage = self.storage
             if len(rotations) > 1:
                 self.console.rule(f"rotation {rotation}: {int((~data.seen_C).sum())} unseen classes")
-                storage = open_storage(self.storage.shown, f"rotation-{rotation}")
+                storage = self.storage / f"rotation-{rotation}"
             evaluation, scored, interrupted = self._rotation(rotation, data, storage)
             done.append((evaluation, scored))
             if interrupted:
@@ -186,7 +186,7 @@ class Study:
                 if not interrupted:
                     self.console.print(f"variant: {variant}", highlight=False)
                     space = self.ablation.researched(variant)
-                    of_variant = open_storage(f"{storage.shown}/variants", space.name)
+                    of_variant = storage / "variants" / space.name
                     found, interrupted = self._search(space, rotation, arrays, of_variant, 1)
                     candidates += found
         elif self.ablation:
@@ -197,7 +197,7 @@ class Study:
         for space in self.baselines:
             if not interrupted:
                 self.console.print(f"baseline: {space.method}", highlight=False)
-                of_space = open_storage(f"{storage.shown}/baselines", space.name) if space.knobs else storage
+                of_space = storage / "baselines" / space.name if space.knobs else storage
                 found, interrupted = self._candidates(space, rotation, arrays, of_space, 1)
                 candidates += found
         return candidates, interrupted
@@ -316,7 +316,7 @@ class Study:
         # local: another cluster that happens to run on this machine is not ours
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
-    def _prepare(self) -> Path:
+    def _prepare(self) -> Path | str:
         study = self.options.study
         with Progress(console=self.console, transient=True, disable=not self.console.is_terminal) as bars:
             tasks: dict[str, TaskID] = {}

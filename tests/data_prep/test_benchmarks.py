@@ -97,17 +97,20 @@ def test_mistakes_in_a_folder_are_one_clear_error(folder: Path, mistake: Callabl
         get_benchmark(f"folder:{folder}")
 
 
-def test_missing_and_empty_images_are_named(folder: Path) -> None:
+def test_missing_and_empty_images_are_named(folder: Path, without_ray: None, tmp_path: Path) -> None:
     (folder / "source" / "bed" / "1.png").write_bytes(b"")
-    with pytest.raises(UserError, match="1 of 32 images are missing or empty: source/bed/1.png"):
-        image_contents(get_benchmark(f"folder:{folder}").images)
+    (folder / "source" / "bed" / "2.png").unlink()
+    (folder / "source" / "bed" / "2.png").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"source/bed/1.png \(empty file\); .*2.png \(No such file or directory\)$"):
+        prepare(benchmark=f"folder:{folder}", clip=str(ASSETS / "clip"), cache_dir=tmp_path / "cache")
 
 
 def test_unreadable_images_are_named(folder: Path, without_ray: None, tmp_path: Path) -> None:
     (folder / "source" / "bed" / "1.png").write_bytes(b"no image")
     content = (folder / "target" / "bear" / "2.png").read_bytes()
     (folder / "target" / "bear" / "2.png").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"2 of 32 images cannot be read: source/bed/1.png \(.*; target/bear/2.png \("):
+    allowed = r"2 of 32 images cannot be read \(--max-rejected allows 0.10%\)"
+    with pytest.raises(UserError, match=rf"{allowed}: source/bed/1.png \(no image.*; target/bear/2.png \("):
         prepare(benchmark=f"folder:{folder}", clip=str(ASSETS / "clip"), data_root=None, cache_dir=tmp_path / "cache")
 
 

@@ -1,0 +1,117 @@
+"""Folders, on this machine or behind a URI that pyarrow knows (s3://, gs://, hdfs://), with atomic writes.
+
+A store that is not Amazon's is named in the URI, `s3://bucket/prefix?endpoint_override=host:9000&scheme=http`, or by
+AWS_ENDPOINT_URL.
+"""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pyarrow import ArrowException, NativeFile
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+
+from data_prep.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Storage:
+    """One folder."""
+
+    filesystem: FileSystem
+    """Where it lies."""
+    root: str
+    """Its path there."""
+    shown: str
+    """How to name it to the user, and how `locate` finds it again."""
+    option: str
+    """What the user gave it as, for errors."""
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, LocalFileSystem)
+
+    def __truediv__(self, name: str) -> "Storage":
+        return replace(self, root=f"{self.root}/{name}", shown=join(self.shown, name))
+
+    @contextmanager
+    def writer(self, name: str) -> Iterator[Any]:
+        """A stream whose file readers see whole, once the context ends, or not at all. Raises `UserError`."""
+        path = f"{self.root}/{name}"
+        try:
+            self.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+            if not self.is_local:  # object stores show an object once it is complete
+                with self.filesystem.open_output_stream(path) as stream:
+                    yield stream
+                return
+            part = Path(f"{path}.{uuid.uuid4().hex[:8]}.tmp")
+            try:
+                with part.open("wb") as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+        except (OSError, ArrowException) as error:
+            raise UserError(f"{self.option} must be writable: {join(self.shown, name)}: {reason(error)}") from error
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file so that readers see either the old one or the whole new one. Raises `UserError`."""
+        with self.writer(name) as stream:
+            stream.write(content)
+
+    def open(self, name: str) -> NativeFile:
+        """A file for reading at any place. Raises FileNotFoundError."""
+        return self.filesystem.open_input_file(f"{self.root}/{name}")
+
+    def read(self, name: str) -> bytes | None:
+        """A file's content, None if there is none."""
+        path = f"{self.root}/{name}"
+        if self.filesystem.get_file_info(path).type == FileType.NotFound:
+            return None
+        with self.filesystem.open_input_stream(path) as stream:
+            return stream.read()
+
+    def names(self, *, recursive: bool = False) -> list[str]:
+        """Its files, sorted, by their paths below it; none if it does not exist."""
+        found = self.filesystem.get_file_info(FileSelector(self.root, recursive=recursive, allow_not_found=True))
+        return sorted(f.path.removeprefix(f"{self.root}/") for f in found if f.type == FileType.File)
+
+    def clear(self, folder: str) -> None:
+        """Remove a folder of it, if it is there. Raises `UserError`."""
+        path = f"{self.root}/{folder}"
+        try:
+            if self.filesystem.get_file_info(path).type != FileType.NotFound:
+                self.filesystem.delete_dir(path)
+        except (OSError, ArrowException) as error:
+            raise UserError(f"{self.option} must be writable: {join(self.shown, folder)}: {reason(error)}") from error
+
+
+def locate(where: str | Path, *, option: str = "--storage") -> Storage:
+    """A folder or URI, whether or not it is there. Raises `UserError` for a URI that pyarrow does not know."""
+    shown = str(where) if "://" in str(where) else str(Path(where).expanduser().resolve())
+    try:
+        filesystem, root = FileSystem.from_uri(shown) if "://" in shown else (LocalFileSystem(), shown)
+    except (ValueError, OSError, ArrowException) as error:
+        raise UserError(
+            f"{option} must be a folder or a URI such as s3://bucket/folder, got {str(where)!r}: {reason(error)}"
+        ) from error
+    return Storage(filesystem=filesystem, root=root.rstrip("/"), shown=shown, option=option)
+
+
+def join(where: str, name: str) -> str:
+    """A file or folder below a path or URI; a URI keeps its query."""
+    base, mark, query = where.partition("?") if "://" in where else (where, "", "")
+    return f"{base.rstrip('/')}/{name}{mark}{query}"
+
+
+def reason(error: BaseException) -> str:
+    """An error as one line; Arrow's go on about details of the C library."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).split(". Detail:")[0].splitlines() or [type(error).__name__])[0]
