@@ -92,9 +92,12 @@ class StackedAdamW:
         self.steps_K += 1
         stacked = [[t.unbind() for t in tensors] for tensors in (params, grads, self.mean, self.square)]
         for k in range(len(self.lr)):
-            of_lane = [[slices[k] for slices in tensors] for tensors in stacked]
+            params_k, grads_k, mean_k, square_k = ([slices[k] for slices in tensors] for tensors in stacked)
             torch._fused_adamw_(
-                *of_lane,
+                params_k,
+                grads_k,
+                mean_k,
+                square_k,
                 [],
                 [self.steps_K[k]] * len(params),
                 lr=self.lr[k] * schedule[k],
