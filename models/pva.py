@@ -14,7 +14,7 @@ L latent dimension, H hidden width.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -354,6 +354,11 @@ class PVA(StackedModule):
         """Drop all lanes but `lanes`, and their streams of noise."""
         super().keep(lanes)
         self.noise_generators = [self.noise_generators[i] for i in lanes.tolist()]
+
+    def join(self, other: Self) -> None:
+        """Append another module's lanes, with their streams of noise."""
+        super().join(other)
+        self.noise_generators += other.noise_generators
 
     def _sample(self, mean: Tensor, log_var: Tensor, classes: Tensor | None = None) -> Tensor:
         """z = mu + sigma eps, each lane's eps from its own stream; of `classes`, as if all had been drawn."""

@@ -9,7 +9,7 @@ Suffixes: K lanes, B batch, C classes, D CLIP dimension.
 
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -76,3 +76,22 @@ class StackedModule(nn.Module):
             if isinstance(module, StackedModule):
                 for name in module._lane_buffers:
                     module._buffers[name] = getattr(module, name)[lanes]
+
+    def join(self, other: Self) -> None:
+        """Append the lanes of a module with the same static fields; both keep their values."""
+        for module, more in zip(self.modules(), other.modules(), strict=True):
+            for name, p in module._parameters.items():
+                if p is not None:
+                    module._parameters[name] = nn.Parameter(append_lanes(p.detach(), getattr(more, name).detach()))
+            if isinstance(module, StackedModule):
+                for name in module._lane_buffers:
+                    module._buffers[name] = append_lanes(getattr(module, name), getattr(more, name))
+
+
+def append_lanes(a: Tensor, b: Tensor) -> Tensor:
+    """Lanes of b after those of a; where one has longer rows (a larger cache), the other is padded with zeros."""
+    shape = [max(sizes) for sizes in zip(a.shape[1:], b.shape[1:], strict=True)]
+    joined = a.new_zeros(len(a) + len(b), *shape)
+    for tensor, lanes in ((a, slice(len(a))), (b, slice(len(a), None))):
+        joined[(lanes, *map(slice, tensor.shape[1:]))] = tensor
+    return joined

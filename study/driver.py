@@ -1,5 +1,6 @@
 """Runs the search: Tune schedules packs on the cluster, the searcher keeps the ledger, the terminal shows progress."""
 
+import functools
 import logging
 import os
 import shutil
@@ -24,7 +25,7 @@ from study.protocol import RungBoard
 from study.search import Counts, PackSearcher
 from study.storage import Storage, push
 from study.trainable import Board, PackJob, PackProgress, PackTrainable
-from study.trainer import LaneResult, train_pack
+from study.trainer import Training, train_lanes
 
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no csv, json and tensorboard file per pack: the ledger has it all
@@ -78,15 +79,17 @@ def run_search(
     board: RungBoard | None = None,
     cpus_per_pack: float = 1.0,
     gpus_per_pack: float = 0.0,
-    train: Callable[..., list[LaneResult]] = train_pack,
+    refill: bool = False,
+    train: Callable[..., Training] = train_lanes,
     console: Console | None = None,
     mirror: Storage | None = None,
 ) -> SearchOutcome:
     """Train packs until the searcher has all its configurations finished, on the Ray that is initialised.
 
     `arrays`: `TrialData.to_arrays()` or a reference to it. `board`: an empty board; it hears the ledger's scores first,
-    so that a resumed study judges as if it had not stopped. `train`: `train_pack` or a partial of it. `mirror`: where
-    to keep a copy of the ledger, whose own file must be local.
+    so that a resumed study judges as if it had not stopped. `refill`: whether packs take new configurations in the room
+    of ended ones. `train`: `train_lanes` or a partial of it. `mirror`: where to keep a copy of the ledger, whose own
+    file must be local.
     Ctrl-C lets go of the running packs, to be trained on resume, and returns.
     """
     started = time.monotonic()
@@ -108,8 +111,11 @@ def run_search(
         rungs=rungs,
         cpus=cpus_per_pack,
         gpus=gpus_per_pack,
+        refill=refill,
         train=train,
     )
+    if refill:
+        searcher.give = functools.partial(_give, judge)
     os.environ.update(TUNE_ENVIRONMENT)
     try:
         with _quiet_tune(), _progress(searcher, judge, epochs, console or Console(), mirror):
@@ -141,6 +147,11 @@ def run_search(
     return SearchOutcome(
         interrupted=interrupted, counts=searcher.counts, seconds=time.monotonic() - started, concurrent=concurrent
     )
+
+
+def _give(board: Any, pack: str, lanes: list[dict[str, Any]]) -> None:
+    """Lay lanes out for a running pack; it looks for them when the report that freed their room is dealt with."""
+    ray.get(board.give.remote(pack, lanes))
 
 
 def _pack_name(trial: Any) -> str:

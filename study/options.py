@@ -64,6 +64,8 @@ class SearchOptions:
     """One objective (the selection score), or seen and unseen accuracy as two, with their Pareto front."""
     pruning: bool = True
     """Successive halving: at a quarter and at half of the epochs only the better half of all lanes goes on."""
+    refill: bool = False
+    """Whether a pack takes new configurations in the room of pruned ones, with the same static knobs."""
     baselines: str = "auto"
     """Baselines on the same features, each with its own space and the same budget: all (of the method's task), none,
     or a list such as tip-adapter,linear-probe; auto is all, but none for an ablation."""

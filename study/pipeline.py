@@ -47,7 +47,7 @@ from study.published import published_rows
 from study.refit import Refit, refit, score_on_folds
 from study.search import PackSearcher
 from study.storage import Storage, open_storage, pull
-from study.trainer import Pack, seen_classes, train_pack, trainable_images
+from study.trainer import Pack, seen_classes, train_lanes, trainable_images
 
 PACKAGES = ("ray", "torch", "transformers", "optuna", "numpy", "pyarrow", "networkx")
 
@@ -237,7 +237,8 @@ class Study:
                 rungs=tuple(rung_epochs(search.epochs)) if self._halves else (),
                 cpus_per_pack=resources.cpus_per_pack,
                 gpus_per_pack=resources.gpus_per_pack,
-                train=functools.partial(train_pack, criterion=self.criterion),
+                refill=search.refill,
+                train=functools.partial(train_lanes, criterion=self.criterion),
                 console=self.console,
                 mirror=None if storage.is_local else storage,
             )

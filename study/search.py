@@ -3,6 +3,9 @@
 Configurations pK to pK + K - 1 are a group with common static knobs, and whatever is drawn for configuration i comes
 from a generator seeded with (study seed, i). So a study that was interrupted goes on with the groups and draws it would
 have had, and its configurations train with the seeds they would have had.
+
+With `refill` a group is what one pack trains in its life: K configurations and, in the room of those that end, up to
+as many again.
 """
 
 import hashlib
@@ -86,7 +89,10 @@ class PackSearcher(Searcher):
         self.ledger, self.space, self.configs, self.pack = ledger, space, configs, pack
         self.sampler, self.seed = sampler, seed
         self.counts = Counts()
+        self.give: Callable[[str, list[dict[str, Any]]], object] | None = None
+        """Hands lanes to a running pack; set where freed room is to be refilled."""
         self._running: dict[str, list[Lane]] = {}
+        self._room: dict[str, int] = {}
         self._queue: deque[Lane] = deque(ledger.recover())
         done = ledger.finished()
         for configuration in done:
@@ -110,16 +116,28 @@ class PackSearcher(Searcher):
         """A pack; None while others must report first; FINISHED once all configurations are finished."""
         if not self.left:
             return None if self._running else Searcher.FINISHED
-        size, fresh = min(self.pack, self.left), max(0, self.left - len(self._queue))
-        lanes = self._running[trial_id] = self._requeued(size)
-        while len(lanes) < size and fresh and (not lanes or self._next_belongs_with(lanes[0])):
-            lanes.append(self._draw())
-            fresh -= 1
+        size = min(self.pack, self.left)
+        lanes = self._running[trial_id] = self._fill(
+            size, self.space.static(self._queue[0].params) if self._queue else None
+        )
+        self._room[trial_id] = self.pack  # a pack refilled for ever would keep other static knobs from their turn
         self.counts.packs += 1
         self.counts.empty_lanes += self.pack - len(lanes)
-        return {"lanes": [{"number": x.number, "index": x.index, "params": x.params, "seed": x.seed} for x in lanes]}
+        return {"lanes": [_job(lane) for lane in lanes]}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Write the lanes that a running pack reports as ended, and refill their room."""
+        lanes = self._running.get(trial_id, [])
+        before = len(lanes)
+        self._tell(trial_id, result)
+        if self.give and lanes:
+            ended = before - len(self._running[trial_id])
+            new = self._fill(min(ended, self._room[trial_id], self.left), self.space.static(lanes[0].params))
+            self._room[trial_id] -= len(new)
+            self._running[trial_id] += new
+            self.give(trial_id, [_job(lane) for lane in new])
+
+    def _tell(self, trial_id: str, result: dict[str, Any]) -> None:
         """Write the lanes a pack reports; those written before are left alone."""
         told = {r["number"]: r for r in result.get("lanes", [])}
         for lane in self._running.get(trial_id, []):
@@ -133,7 +151,7 @@ class PackSearcher(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Write a pack's result; lanes without one were in a pack that died."""
-        self.on_trial_result(trial_id, result or {})
+        self._tell(trial_id, result or {})
         lost = self._running.pop(trial_id, [])
         if lost:
             reason = (result or {}).get("crash") or "its actor or node died"
@@ -159,15 +177,13 @@ class PackSearcher(Searcher):
         self.ledger.fail(lane.trial_id, reason, requeue_with=deaths)
         self._queue.append(replace(lane, deaths=deaths))
 
-    def _requeued(self, size: int) -> list[Lane]:
-        """New trials for waiting configurations that share the first one's static knobs."""
-        if not self._queue:
-            return []
-        static = self.space.static(self._queue[0].params)
-        chosen = [lane for lane in self._queue if self.space.static(lane.params) == static][:size]
-        for lane in chosen:
+    def _fill(self, size: int, static: dict[str, Any] | None) -> list[Lane]:
+        """Up to `size` lanes with these static knobs (None: the next ones' own): waiting ones first, then new ones."""
+        fresh = max(0, self.left - len(self._queue))
+        waiting = [lane for lane in self._queue if self.space.static(lane.params) == static][:size]
+        for lane in waiting:
             self._queue.remove(lane)
-        return [
+        lanes = [
             self.ledger.ask(
                 self.space,
                 self._sampler(lane.index),
@@ -176,17 +192,22 @@ class PackSearcher(Searcher):
                 given=lane.params,
                 replaces=lane,
             )
-            for lane in chosen
+            for lane in waiting
         ]
+        while len(lanes) < size and fresh:
+            # without refilling, groups are fixed by the indices: the first of a group draws its static knobs
+            group = static if self.give else self._static if self._next % self.pack else None
+            if static is not None and group != static:
+                break
+            lanes.append(self._draw(group))
+            static, fresh = self._static, fresh - 1
+        return lanes
 
-    def _next_belongs_with(self, lane: Lane) -> bool:
-        return self._next % self.pack != 0 and self._static == self.space.static(lane.params)
-
-    def _draw(self) -> Lane:
-        """The next configuration: the first of a group draws its static knobs, the others get the same."""
+    def _draw(self, static: dict[str, Any] | None) -> Lane:
+        """The next configuration, with these static knobs if any are given."""
         index, sampler = self._next, self._sampler(self._next)
-        if index % self.pack and self._static:
-            sampler = PartialFixedSampler(self._static, sampler)
+        if static:
+            sampler = PartialFixedSampler(static, sampler)
         lane = self.ledger.ask(
             self.space,
             sampler,
@@ -199,3 +220,8 @@ class PackSearcher(Searcher):
 
     def _sampler(self, index: int) -> BaseSampler:
         return make_sampler(self.sampler, derive_seed(self.seed, index, "draw"))
+
+
+def _job(lane: Lane) -> dict[str, Any]:
+    """What an actor needs to know of a lane."""
+    return {"number": lane.number, "index": lane.index, "params": lane.params, "seed": lane.seed}

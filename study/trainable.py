@@ -3,7 +3,7 @@
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import ray
 from ray import tune
 
 from study.protocol import RungBoard
-from study.trainer import LaneResult, on_worker, train_pack
+from study.trainer import LaneResult, Training, on_worker, train_lanes
 
 REPORT_EVERY_S = 0.2
 """Seconds between a pack's reports of its progress: an epoch of a small benchmark takes milliseconds."""
@@ -37,6 +37,7 @@ class Board:
         self._rungs = rungs
         self._entered: dict[tuple[int, int], float] = {}
         self._packs: dict[str, PackProgress] = {}
+        self._given: dict[str, list[dict[str, Any]]] = {}
 
     def judge(self, epoch: int, scores: Mapping[int, float]) -> list[bool]:
         """For each configuration's score, whether it goes on (successive halving against all lanes so far).
@@ -60,6 +61,14 @@ class Board:
         """Progress of the running packs."""
         return dict(self._packs)
 
+    def give(self, pack: str, lanes: list[dict[str, Any]]) -> None:
+        """Lanes to refill a pack with."""
+        self._given[pack] = lanes
+
+    def take(self, pack: str) -> list[dict[str, Any]]:
+        """The lanes that a pack was given, once."""
+        return self._given.pop(pack, [])
+
 
 @dataclass(frozen=True, kw_only=True)
 class PackJob:
@@ -81,8 +90,10 @@ class PackJob:
     """CPUs of an actor."""
     gpus: float
     """GPUs of an actor."""
-    train: Callable[..., list[LaneResult]] = train_pack
-    """`trainer.train_pack`, or a partial of it."""
+    refill: bool = False
+    """Whether packs report lanes as they end and take others in their room."""
+    train: Callable[..., Training] = train_lanes
+    """`trainer.train_lanes`, or a partial of it."""
 
 
 class PackTrainable(tune.Trainable):
@@ -91,30 +102,49 @@ class PackTrainable(tune.Trainable):
     def setup(self, config: dict[str, Any], job: PackJob) -> None:  # type: ignore[override]
         self.job = job
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing writes to it
+        self.reset_config(config)
         self.data = on_worker(ray.get(job.arrays), cpus=job.cpus, gpus=job.gpus)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        return True  # `step` reads self.config, which Tune has replaced
+        self.lanes: list[Mapping[str, Any]] = list(new_config.get("lanes", []))
+        self.training: Training | None = None
+        self.told = 0
+        return True
 
     def step(self) -> dict[str, Any]:
-        """Train the pack to its end. An exception is a result too: the searcher decides what becomes of the lanes."""
-        lanes: Sequence[Mapping[str, Any]] = self.config["lanes"]
+        """Train the pack to its end, or, where it is refilled, until some lanes have ended.
+
+        An exception is a result too: the searcher decides what becomes of the lanes.
+        """
+        ended: dict[int, LaneResult] = {}
+        done = False
         try:
-            results = self._train(lanes)
+            while not done and not (ended and self.job.refill):
+                try:
+                    ended |= self._train_on()
+                except StopIteration:
+                    done = True
         except Exception as error:
             traceback.print_exc()  # the whole story, for the actor's log
-            return {"lanes": [], "crash": f"{type(error).__name__}: {error}", "done": True}
-        finally:
             self.job.board.report.remote(self.trial_id, None)
-        return {
-            "lanes": [
-                {"number": lane["number"], **asdict(result)} for lane, result in zip(lanes, results, strict=True)
-            ],
-            "done": True,
-        }
+            return {"lanes": [], "crash": f"{type(error).__name__}: {error}", "done": True}
+        self.told += len(ended)
+        if done:
+            self.job.board.report.remote(self.trial_id, None)
+        told = [{"number": self.lanes[i]["number"], **asdict(result)} for i, result in sorted(ended.items())]
+        return {"lanes": told, "done": done}
 
-    def _train(self, lanes: Sequence[Mapping[str, Any]]) -> list[LaneResult]:
-        board, last_report = self.job.board, 0.0
+    def _train_on(self) -> dict[int, LaneResult]:
+        """Results of the next lanes that end; `StopIteration` when there is none any more."""
+        if self.training is None:
+            self.training = self._begin()
+            return next(self.training)
+        new = ray.get(self.job.board.take.remote(self.trial_id)) if self.job.refill else []
+        self.lanes += new
+        return self.training.send([(self.job.config(**lane["params"]), lane["seed"]) for lane in new])
+
+    def _begin(self) -> Training:
+        board, lanes, last_report = self.job.board, self.lanes, 0.0
 
         def judge(epoch: int, scores: list[tuple[int, float]]) -> list[bool]:
             return ray.get(board.judge.remote(epoch, {lanes[i]["index"]: score for i, score in scores}))
@@ -123,7 +153,8 @@ class PackTrainable(tune.Trainable):
             nonlocal last_report
             if time.monotonic() - last_report >= REPORT_EVERY_S:
                 last_report = time.monotonic()
-                board.report.remote(self.trial_id, PackProgress(lanes=len(lanes), alive=alive, epoch=epoch))
+                progress = PackProgress(lanes=len(lanes) - self.told, alive=alive, epoch=epoch)
+                board.report.remote(self.trial_id, progress)
 
         on_epoch(0, len(lanes))
         return self.job.train(

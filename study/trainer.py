@@ -9,13 +9,14 @@ Suffixes: K lanes, I source images, T target images, B batch, C classes, D CLIP 
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from models.stacked import append_lanes
 from study.methods import METHODS
 from study.protocol import MUTUAL_INFORMATION_WEIGHT, TrialData, seen_unseen, within_halves
 
@@ -116,6 +117,13 @@ class StackedAdamW:
         self.square = [t[lanes] for t in self.square]
         self.steps_K = self.steps_K[lanes]
 
+    def join(self, other: "StackedAdamW") -> None:
+        """Append another optimiser's lanes."""
+        self.lr, self.weight_decay = self.lr + other.lr, self.weight_decay + other.weight_decay
+        self.mean = [append_lanes(*pair) for pair in zip(self.mean, other.mean, strict=True)]
+        self.square = [append_lanes(*pair) for pair in zip(self.square, other.square, strict=True)]
+        self.steps_K = torch.cat([self.steps_K, other.steps_K])
+
 
 class Pack:
     """Lanes in training: their module, optimiser and data order.
@@ -134,7 +142,8 @@ class Pack:
         data: TrialData,
         epochs: int,
     ) -> None:
-        self.data, self.epochs, self.epoch = data, epochs, 0
+        self.data, self.epochs = data, epochs
+        self.epoch = [0] * len(configs)  # of each lane: lanes that joined later are behind
         device = data.source_features_ID.device
         self.batch = configs[0].batch_size
         # an epoch is the same number of steps for every fold, so that lanes stay in step
@@ -156,19 +165,14 @@ class Pack:
     def train_epoch(self) -> None:
         """One epoch of all lanes; no value leaves the device in it."""
         params, data = list(self.module.parameters()), self.data
-        if not params:  # a training-free method
-            self.epoch += 1
-            return
-        source_EKB, target_EKB = self._draw_epoch()
-        for step, (source_KB, target_KB) in enumerate(zip(source_EKB, target_EKB, strict=True)):
-            schedule = self._schedule(self.epoch * self.steps_per_epoch + step)
+        for step, (source_KB, target_KB) in enumerate(self._draw_epoch() if params else ()):
             target = (data.target_features_TD[target_KB],) if self.method.uses_target else ()
             losses = self.module.losses(data.source_features_ID[source_KB], data.source_labels_I[source_KB], *target)
             total_K = self.module.total(losses)
             self.diverged_K |= ~total_K.detach().isfinite()
             grads = torch.autograd.grad(total_K.sum(), params)
-            self.optimiser.step(params, grads, [schedule] * len(self.generators))
-        self.epoch += 1
+            self.optimiser.step(params, grads, [self._schedule(e * self.steps_per_epoch + step) for e in self.epoch])
+        self.epoch = [e + 1 for e in self.epoch]
 
     def calibrate(self, features_ID: Tensor, labels_I: Tensor, allowed_KI: Tensor) -> list[dict[str, float]]:
         """Sweep each lane's inference-time knobs on the images it may choose them by; their values, by lane."""
@@ -209,25 +213,33 @@ class Pack:
         self.optimiser.keep(index)
         self.generators = [self.generators[i] for i in lanes]
         self.source_indices = [self.source_indices[i] for i in lanes]
+        self.epoch = [self.epoch[i] for i in lanes]
         self.seen_KC, self.diverged_K = self.seen_KC[index], self.diverged_K[index]
+
+    def join(self, other: "Pack") -> None:
+        """Train another pack's lanes as well, each from where it stands; all results are unchanged."""
+        self.module.join(other.module)
+        self.optimiser.join(other.optimiser)
+        self.generators += other.generators
+        self.source_indices += other.source_indices
+        self.epoch += other.epoch
+        self.seen_KC = torch.cat([self.seen_KC, other.seen_KC])
+        self.diverged_K = torch.cat([self.diverged_K, other.diverged_K])
 
     @property
     def _chunk(self) -> int:
         return max(1, PREDICT_CHUNK // len(self.generators))
 
-    def _draw_epoch(self) -> tuple[Tensor, Tensor]:
-        """Image indices of every step of an epoch, (steps, K, B) for source and for target."""
+    def _draw_epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Image indices (K, B) of every step of an epoch, for source and for target."""
         count = self.steps_per_epoch * self.batch
         source, target = [], []
         for indices, generator in zip(self.source_indices, self.generators, strict=True):
             source.append(indices[_shuffled(len(indices), count, generator)])
             target.append(_shuffled(len(self.data.target_features_TD), count, generator))
-        shape = (len(source), self.steps_per_epoch, self.batch)
         device = self.diverged_K.device
-        return (
-            torch.stack(source).view(shape).transpose(0, 1).to(device),
-            torch.stack(target).view(shape).transpose(0, 1).to(device),
-        )
+        source_KI, target_KI = torch.stack(source).to(device), torch.stack(target).to(device)
+        return zip(source_KI.split(self.batch, dim=1), target_KI.split(self.batch, dim=1), strict=True)
 
     def _schedule(self, step: int) -> float:
         """Linear warm-up over the first twentieth, then cosine decay to zero."""
@@ -248,7 +260,77 @@ def on_worker(arrays: Mapping[str, Any], *, cpus: float, gpus: float) -> TrialDa
     return TrialData.from_arrays(arrays).to("cuda" if gpus and torch.cuda.is_available() else "cpu")
 
 
-def train_pack(
+def train_pack(configs: Sequence[Any], **options: Any) -> list[LaneResult]:
+    """Train and score configurations that share their static knobs, to their end; `options` as in `train_lanes`."""
+    results: dict[int, LaneResult] = {}
+    for ended in train_lanes(configs, **options):
+        results.update(ended)
+    return [results[i] for i in range(len(configs))]
+
+
+Training = Generator[dict[int, LaneResult], Sequence[tuple[Any, int]] | None, None]
+"""Yields the results of configurations that have ended, by index; may be sent configurations with their seeds."""
+
+
+def train_lanes(
+    configs: Sequence[Any], *, seeds: Sequence[int], judge: Judge | None = None, **options: Any
+) -> Training:
+    """Train and score configurations; yields those that have ended, whenever some have, by their index.
+
+    Every configuration trains once per fold, its folds side by side. At its epochs in `rungs`, `judge` hears the
+    scores of the configurations still alive and says which go on. `on_epoch` hears (epoch, configurations alive).
+    Configurations and seeds that are sent in return take the room of the ended ones, with the next indices; each
+    starts from its own first epoch. Only `data` is looked at: its held-out and pseudo-unseen source images and its
+    unlabelled target images. `options`: see `_train_together`.
+
+    Where memory does not suffice, the configurations not yet ended start again, one half after the other.
+    """
+    asked = list(zip(configs, seeds, strict=True))
+    parts = [list(range(len(asked)))]
+    while parts:
+        alive = parts.pop(0)
+        try:
+            yield from _train_part(asked, alive, judge, options)
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error) or len(alive) < 2:
+                raise
+            half = (len(alive) + 1) // 2
+            parts[:0] = [alive[:half], alive[half:]]
+            print(f"out of memory with {len(alive)} configurations, going on with {half}: {error}", flush=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """CUDA's error has a type of its own, the CPU's allocator raises a RuntimeError."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
+
+
+def _train_part(
+    asked: list[tuple[Any, int]], alive: list[int], judge: Judge | None, options: Mapping[str, Any]
+) -> Training:
+    """Train some of the configurations asked for; both lists are kept up to date as lanes end and others join."""
+    indices = list(alive)
+    training = _train_together(
+        [asked[i][0] for i in indices],
+        seeds=[asked[i][1] for i in indices],
+        judge=judge and (lambda epoch, scores: judge(epoch, [(indices[i], score) for i, score in scores])),
+        **options,
+    )
+    new: Sequence[tuple[Any, int]] | None = None
+    while True:
+        try:
+            ended = {indices[i]: result for i, result in training.send(new).items()}
+        except StopIteration:
+            return
+        alive[:] = [i for i in alive if i not in ended]
+        new = (yield ended) or []
+        indices += range(len(asked), len(asked) + len(new))
+        alive += range(len(asked), len(asked) + len(new))
+        asked += new
+
+
+def _train_together(
     configs: Sequence[Any],
     *,
     seeds: Sequence[int],
@@ -258,51 +340,63 @@ def train_pack(
     rungs: Sequence[int] = (),
     judge: Judge | None = None,
     on_epoch: Callable[[int, int], None] | None = None,
-) -> list[LaneResult]:
-    """Train and score configurations that share their static knobs.
-
-    Every configuration trains once per fold, its folds side by side. At each epoch in `rungs`, `judge` hears the
-    scores of the configurations still alive and says which go on. `on_epoch` hears (epoch, configurations alive).
-    Only `data` is looked at: its held-out and pseudo-unseen source images and its unlabelled target images.
-    """
+) -> Training:
+    """`train_lanes` as one pack, whatever memory it takes."""
     folds = [None] if data.oracle_labels_T is not None else list(range(data.folds))
-    lanes = [(i, fold) for i in range(len(configs)) for fold in folds]
-    pack = Pack(
-        [configs[i] for i, _ in lanes],
-        seeds=[seeds[i] for i, _ in lanes],
-        seen_KC=torch.stack([seen_classes(data, fold) for _, fold in lanes]),
-        trainable_KI=torch.stack([trainable_images(data, fold) for _, fold in lanes]),
-        data=data,
-        epochs=epochs,
-    )
-    results = [LaneResult() for _ in configs]
-    alive = list(range(len(configs)))
-    for epoch in range(1, epochs + 1):
+
+    def pack_of(configs: Sequence[Any], seeds: Sequence[int]) -> Pack:
+        return Pack(
+            [config for config in configs for _ in folds],
+            seeds=[seed for seed in seeds for _ in folds],
+            seen_KC=torch.stack([seen_classes(data, fold) for fold in folds]).repeat(len(configs), 1),
+            trainable_KI=torch.stack([trainable_images(data, fold) for fold in folds]).repeat(len(configs), 1),
+            data=data,
+            epochs=epochs,
+        )
+
+    pack, count = pack_of(configs, seeds), len(configs)
+    alive = {i: LaneResult() for i in range(count)}
+    while alive:
         started = time.perf_counter()
         pack.train_epoch()
-        judged = epoch in rungs or epoch == epochs
+        for result in alive.values():
+            result.epochs += 1
+        lanes = [(i, fold) for i in alive for fold in folds]
+        judged = {i: result for i, result in alive.items() if result.epochs in rungs or result.epochs == epochs}
         if judged:
-            _score(pack, lanes, data, criterion, results, epoch)
+            _score(pack, lanes, data, criterion, judged)
         seconds = (time.perf_counter() - started) / len(alive)
-        for i in alive:
-            results[i].epochs, results[i].train_seconds = epoch, results[i].train_seconds + seconds
-        if judged:
-            stay = [i for i in alive if results[i].state != "failed"]
-            if judge and epoch < epochs and stay:
-                verdicts = judge(epoch, [(i, results[i].curve[-1][1]) for i in stay])
-                for i, goes_on in zip(stay, verdicts, strict=True):
-                    if not goes_on:
-                        results[i].state = "pruned"
-                stay = [i for i, goes_on in zip(stay, verdicts, strict=True) if goes_on]
-            if len(stay) < len(alive):
-                kept = [k for k, (i, _) in enumerate(lanes) if i in stay]
-                lanes, alive = [lanes[k] for k in kept], stay
-                if not alive:
-                    break
-                pack.keep(kept)
-        if on_epoch:
-            on_epoch(epoch, len(alive))
-    return results
+        for result in alive.values():
+            result.train_seconds += seconds
+        if judge:
+            _prune(judged, epochs, judge)
+        ended = {i: r for i, r in judged.items() if r.state != "complete" or r.epochs == epochs}
+        going_on = sum(r.state == "complete" for r in alive.values())
+        if on_epoch and going_on:
+            on_epoch(max(r.epochs for r in alive.values()), going_on)
+        if not ended:
+            continue
+        alive = {i: r for i, r in alive.items() if i not in ended}
+        if alive:
+            pack.keep([k for k, (i, _) in enumerate(lanes) if i in alive])
+        new = (yield ended) or ()
+        if new:
+            joining = pack_of([config for config, _ in new], [seed for _, seed in new])
+            if alive:
+                pack.join(joining)
+            else:
+                pack = joining
+            alive |= {count + i: LaneResult() for i in range(len(new))}
+            count += len(new)
+
+
+def _prune(judged: Mapping[int, LaneResult], epochs: int, judge: Judge) -> None:
+    """Ask who goes on, among configurations that stand at the same rung."""
+    for epoch in sorted({r.epochs for r in judged.values()} - {epochs}):
+        scores = [(i, r.curve[-1][1]) for i, r in judged.items() if r.epochs == epoch and r.state != "failed"]
+        for (i, _), goes_on in zip(scores, judge(epoch, scores) if scores else [], strict=True):
+            if not goes_on:
+                judged[i].state = "pruned"
 
 
 def seen_classes(data: TrialData, fold: int | None) -> Tensor:
@@ -327,10 +421,9 @@ def _score(
     lanes: Sequence[tuple[int, int | None]],
     data: TrialData,
     criterion: Criterion,
-    results: Sequence[LaneResult],
-    epoch: int,
+    results: Mapping[int, LaneResult],
 ) -> None:
-    """Append every living configuration's score to its result; a lane whose loss was not finite fails."""
+    """Append each configuration's score to its result; one of whose lanes the loss was not finite fails."""
     # calibrated first: predictions depend on the swept knobs
     folds = [fold for _, fold in lanes if fold is not None]
     if data.oracle_labels_T is not None:
@@ -356,11 +449,10 @@ def _score(
     if pack.method.uses_target:
         information = mutual_information(pack.predict(data.target_features_TD)).tolist()
     diverged_K = pack.diverged_K.tolist()
-    for i in sorted({i for i, _ in lanes}):
+    for i, result in results.items():
         of_config = [k for k, (j, _) in enumerate(lanes) if j == i]
-        result = results[i]
         if any(diverged_K[k] for k in of_config):
-            result.state, result.score, result.error = "failed", None, f"loss was not finite by epoch {epoch}"
+            result.state, result.score, result.error = "failed", None, f"loss was not finite by epoch {result.epochs}"
             continue
         result.metrics = summarise(
             [seen_K[k] for k in of_config],
@@ -371,7 +463,7 @@ def _score(
         # the refit takes the middle fold's value: a mean would be lost to one fold that chose infinity
         result.metrics |= {name: sorted(swept[k][name] for k in of_config)[len(of_config) // 2] for name in swept[0]}
         result.score = selection_score(result.metrics, criterion if data.oracle_labels_T is None else "h")
-        result.curve.append((epoch, result.score))
+        result.curve.append((result.epochs, result.score))
 
 
 def pseudo_unseen_scores(

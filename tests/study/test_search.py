@@ -185,6 +185,53 @@ def test_an_objective_that_is_not_finite_fails(tmp_path: Path) -> None:
         assert book.finished()[0].reason == "objective was not finite: [nan]"
 
 
+# --- refilling ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_freed_room_is_refilled_with_configurations_that_share_the_static_knobs(tmp_path: Path, sampler: str) -> None:
+    def study(folder: Path) -> list[Any]:
+        given: list[Any] = []
+        with ledger(folder) as book:
+            search = searcher(book, sampler=sampler, configs=26)
+            search.give = lambda pack, lanes: given.append((pack, lanes))
+            asked = []
+            for i in range(100):
+                pack: Any = search.suggest(str(i))
+                if pack == Searcher.FINISHED:
+                    break
+                lanes = list(pack["lanes"])
+                asked.append([lane["index"] for lane in lanes])
+                while lanes:  # two lanes end at a time
+                    search.on_trial_result(str(i), {"lanes": results({"lanes": lanes[:2]})["lanes"]})
+                    assert given[-1][0] == str(i)
+                    lanes = lanes[2:] + given[-1][1]
+                    asked[-1] += [lane["index"] for lane in given[-1][1]]
+                    assert len({json.dumps(toy.SPACE.static(lane["params"])) for lane in lanes}) <= 1
+                search.on_trial_complete(str(i), {"lanes": []})
+            assert [c.index for c in book.finished()] == list(range(26)) and search.counts.deaths == 0
+            assert [len(pack) for pack in asked] == [8, 8, 8, 2]  # as many again in the room of the first four
+            assert sorted(i for pack in asked for i in pack) == list(range(26))
+            return [given, [c.params for c in book.finished()]]
+
+    assert study(tmp_path / "a") == study(tmp_path / "b")
+
+
+def test_refilled_lanes_of_a_dead_pack_are_trained_again(tmp_path: Path) -> None:
+    with ledger(tmp_path) as book:
+        search = searcher(book, configs=6)
+        given: list[Any] = []
+        search.give = lambda pack, lanes: given.extend(lanes)
+        pack: Any = search.suggest("a")
+        search.on_trial_result("a", {"lanes": results(pack)["lanes"][:2]})
+        assert [lane["index"] for lane in given] == [4, 5]
+        search.on_trial_complete("a", None, error=True)
+        again: Any = search.suggest("b")
+        assert [lane["index"] for lane in again["lanes"]] == [2, 3, 4, 5]
+        search.on_trial_complete("b", results(again))
+        assert [c.index for c in book.finished()] == list(range(6))
+
+
 # --- death --------------------------------------------------------------------------------------------------------
 
 

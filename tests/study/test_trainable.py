@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ import toy
 from optuna.trial import TrialState
 from rich.console import Console
 
+import search_spaces
 from study.driver import SearchOutcome, concurrent_packs, progress_line, run_search
 from study.ledger import open_ledger, read_ledger
-from study.protocol import RungBoard
+from study.protocol import RungBoard, TrialData
 from study.search import Counts, PackSearcher
 from study.storage import open_storage
 from study.trainable import Board, PackJob, PackProgress, PackTrainable
+from study.trainer import train_lanes, train_pack
 
 IDENTITY = {"benchmark": "toy", "select": "pseudo-unseen"}
 
@@ -49,7 +51,7 @@ def without_ray(folder: Path, configs: int = 12) -> None:
         searcher = PackSearcher(book, toy.SPACE, configs=configs, pack=4, sampler="random", seed=5)
         while isinstance(pack := searcher.suggest("pack"), dict):
             lanes = pack["lanes"]
-            results = toy.train(
+            (results,) = toy.train(
                 [lane["params"] for lane in lanes],
                 seeds=[lane["seed"] for lane in lanes],
                 data=toy.trial_data(),
@@ -58,7 +60,7 @@ def without_ray(folder: Path, configs: int = 12) -> None:
                 judge=lambda epoch, scores: board.judge(epoch, [score for _, score in scores]),
                 on_epoch=lambda epoch, alive: None,
             )
-            told = [{"number": lane["number"], **asdict(x)} for lane, x in zip(lanes, results, strict=True)]
+            told = [{"number": lane["number"], **asdict(results[i])} for i, lane in enumerate(lanes)]
             searcher.on_trial_complete("pack", {"lanes": told})
 
 
@@ -108,6 +110,24 @@ def test_packs_whose_actor_dies_or_that_raise_are_trained_again(tmp_path: Path) 
         "its pack died: its actor or node died",
         "its pack died: RuntimeError: out of luck",
     }
+
+
+def test_refilled_packs_train_every_configuration_once_and_as_it_would_be_alone(
+    tmp_path: Path, data: TrialData
+) -> None:
+    space = replace(search_spaces.load("linear-probe"), benchmark="toy")
+    arrays, train = data.to_arrays(), functools.partial(train_lanes, criterion="h")
+    with open_ledger(tmp_path / "study", space=space, identity=IDENTITY) as book:
+        searcher = PackSearcher(book, space, configs=10, pack=3, sampler="random", seed=5)
+        console = Console(file=io.StringIO())
+        done = run_search(searcher, arrays, epochs=4, rungs=(1, 2), refill=True, train=train, console=console)
+        finished = book.finished()
+    assert [c.index for c in finished] == list(range(10)) and not done.interrupted
+    assert done.counts.pruned and done.counts.packs < 4  # four without refilling
+    for c in finished:
+        config = space.config(**c.params)
+        (alone,) = train_pack([config], seeds=[c.seed], data=data, epochs=4, rungs=(1, 2), criterion="h")
+        assert c.curve == [(e, pytest.approx(s, abs=1e-5)) for e, s in alone.curve[: len(c.curve)]]
 
 
 CONFIGS = 20

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from models.sre_clip import SREConfig
+from study import trainer
 from study.protocol import TrialData, oracle_data, trial_data
 from study.refit import refit_pack
-from study.trainer import Pack, StackedAdamW, mutual_information, train_pack, trainable_images
+from study.trainer import Pack, StackedAdamW, mutual_information, train_lanes, train_pack, trainable_images
 
 SMALL = SREConfig(heads=2, slots=4, attention_width=8, gcn_width=8, batch_size=16, lr=3e-3)
 KNOBS = [
@@ -99,6 +100,50 @@ def test_pruned_lanes_stop_and_survivors_do_not_notice(data: TrialData) -> None:
         close(comparable(results[i]), comparable(alone[i]))
 
 
+def test_a_lane_that_joins_a_running_pack_is_the_lane_alone(data: TrialData) -> None:
+    """Its own steps and schedule; those it joins do not notice."""
+    first = [replace(SMALL, lr=lr) for lr in (1e-3, 3e-3, 2e-3)]
+    later = [replace(SMALL, lr=4e-3, **knobs) for knobs in (dict(rho=0.3), dict(w_ent=0.2))]
+    options = dict(data=data, epochs=6, rungs=[1, 3])
+    training = train_lanes(first, seeds=[0, 1, 2], judge=lambda e, s: [i != 1 for i, _ in s], **options)
+    results = next(training)
+    assert [(i, r.state, r.epochs) for i, r in results.items()] == [(1, "pruned", 1)]
+    results |= training.send([(later[0], 7)])  # joins after the first epoch
+    assert {i: r.epochs for i, r in results.items()} == {1: 1, 0: 6, 2: 6}
+    results |= training.send([(later[1], 8)])  # beside one that stands at its fifth
+    for ended in training:
+        results |= ended
+    for i, config, seed in ((0, first[0], 0), (2, first[2], 2), (3, later[0], 7), (4, later[1], 8)):
+        (alone,) = train_pack([config], seeds=[seed], **options)
+        close(comparable(results[i]), comparable(alone))
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("not enough memory: you tried")]
+)
+def test_out_of_memory_halves_the_pack_and_goes_on(
+    data: TrialData, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    configs, packs = [replace(SMALL, lr=lr) for lr in (1e-3, 3e-3, 2e-3, 4e-3, 5e-3)], []
+    expected = train_pack(configs, seeds=range(5), data=data, epochs=2, rungs=[1])
+
+    class Small(Pack):
+        def train_epoch(self) -> None:
+            packs.append(len(self.generators) // 3)
+            if packs[-1] > 2:
+                raise error
+            super().train_epoch()
+
+    monkeypatch.setattr(trainer, "Pack", Small)
+    results = train_pack(configs, seeds=range(5), data=data, epochs=2, rungs=[1])
+    assert packs == [5, 3, 2, 2, 1, 1, 2, 2]
+    for result, alone in zip(results, expected, strict=True):
+        close(comparable(result), comparable(alone))
+    with pytest.raises(RuntimeError, match="another"):
+        monkeypatch.setattr(Small, "train_epoch", lambda self: (_ for _ in ()).throw(RuntimeError("another")))
+        train_pack(configs, seeds=range(5), data=data, epochs=2)
+
+
 def test_a_diverging_lane_fails_and_poisons_nothing(data: TrialData) -> None:
     configs = [SMALL, replace(SMALL, lr=1e38), replace(SMALL, w_ent=0.1)]
     results = train_pack(configs, seeds=[0, 1, 2], data=data, epochs=3)
@@ -167,6 +212,6 @@ def test_the_last_batches_of_an_epoch_are_full_and_every_image_comes_once(data: 
         data=data,
         epochs=1,
     )
-    source, target = pack._draw_epoch()
+    source, target = (torch.stack(steps) for steps in zip(*pack._draw_epoch(), strict=True))
     assert source.shape == target.shape == (math.ceil(90 / 16), 1, 16)
     assert sorted(source.flatten()[:90].tolist()) == list(range(90))

@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +88,11 @@ def train(
     threads: int = 1,
     die_once: Path | None = None,
     fail_once: Path | None = None,
-) -> list[LaneResult]:
-    """Same interface as `train_pack`. Kills its actor, or raises, where the given file exists (and removes it)."""
+) -> Iterator[dict[int, LaneResult]]:
+    """Same interface as `train_lanes`, all at the end.
+
+    Kills its actor, or raises, where the given file exists (and removes it).
+    """
     assert not data.source_features_ID.requires_grad and torch.get_num_threads() == threads
     assert len({(c["layers"], c.get("width")) for c in configs}) == 1, "lanes must share their static knobs"
     results: dict[int, LaneResult] = {}
@@ -114,7 +117,7 @@ def train(
         on_epoch(epoch, len(alive))
         if not alive:
             break
-    return [results[i] for i in range(len(configs))]
+    yield results
 
 
 def register() -> None:
