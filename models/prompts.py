@@ -54,11 +54,11 @@ class FrozenTextEncoder:
     @classmethod
     def load(cls, checkpoint_path: str | Path) -> "FrozenTextEncoder":
         """Load a checkpoint in Hugging Face format."""
-        from transformers import (
-            AutoTokenizer,
-            CLIPModel,
-        )  # seconds to import, and methods without prompts never need it
+        # seconds to import, and methods without prompts never need it
+        from transformers import AutoTokenizer, CLIPModel
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         clip = CLIPModel.from_pretrained(checkpoint_path, dtype=torch.float32)
         return cls(clip, AutoTokenizer.from_pretrained(checkpoint_path))
 

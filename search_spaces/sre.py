@@ -13,6 +13,7 @@ SPACE = Space(
     config=SREConfig,
     benchmark="icons2emoji",
     criterion="h+mi",
+    baselines=("calibrated-stacking", "clip-adapter", "tip-adapter", "tip-adapter-f", "linear-probe"),
     knobs=(
         Knob(
             name="adapter",

@@ -14,6 +14,7 @@ from study.run import main
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = "--configs 4 --pack 2 --epochs 2 --folds 2 --seeds 2 --top 1 --seed 3 --cpus-per-pack 2".split()
+SMALL += ["--baselines", "none"]
 COLUMNS = (
     "rank method config_id select benchmark clip val_h_mean val_h_std test_known_micro test_unknown_micro "
     "test_all_micro test_seen_mean test_unseen_mean test_h_mean test_h_std h_gain h_gain_lo h_gain_hi n_seeds "
@@ -110,6 +111,23 @@ def test_two_objectives_mark_their_pareto_front(small_study: Path, embedded_cach
     table = pd.read_parquet(small_study.parent / "pareto" / "leaderboard.parquet")
     ours = table[table.method == "SRE-CLIP"]
     assert len(ours) == 4 and ours.pareto.any() and not table[table.method != "SRE-CLIP"].pareto.any()
+
+
+def test_baselines_stand_beside_the_method_with_the_same_budget(small_study: Path, embedded_cache: Path) -> None:
+    arguments = "--space pva --name beside --configs 2 --epochs 1 --baselines calibrated-stacking,coop".split()
+    assert run(small_study.parent, embedded_cache, *arguments) == 0
+    folder = small_study.parent / "beside"
+    table = pd.read_parquet(folder / "leaderboard.parquet").set_index("method")
+    assert {"PVA", "CoOp", "Calibrated stacking"} < set(table.index)
+    assert table.drop("PVA").h_behind.notna().all() and table.h_behind.isna()["PVA"]
+    assert table.loc["CoOp", "h_behind"] == pytest.approx(
+        table.loc["PVA", "test_h_mean"] - table.loc["CoOp", "test_h_mean"], abs=1e-5
+    )
+    for ledger in (folder, folder / "baselines" / "coop"):
+        journal = optuna.storages.journal.JournalFileBackend(str(ledger / "study.journal"))
+        study = optuna.load_study(study_name=None, storage=optuna.storages.JournalStorage(journal))
+        assert len(study.trials) == 2
+    assert "constant" in json.loads(table.loc["Calibrated stacking", "params"])
 
 
 def test_an_ablation_refits_the_winner_and_each_variant(small_study: Path, embedded_cache: Path) -> None:
