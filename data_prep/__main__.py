@@ -7,11 +7,13 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 
 from data_prep import UserError, feature_store
 from data_prep.benchmarks import BENCHMARKS, FOLDER_PREFIX
-from data_prep.prepare import prepare
+from data_prep.prepare import MAX_REJECTED, prepare
+from data_prep.recompute import recompute
+from data_prep.storage import locate
 from data_prep.wordnet import NOUNS, wordnet
 
 console = Console()
@@ -21,10 +23,12 @@ def features(
     benchmark: str = "icons2emoji",
     clip: str | None = None,
     data_root: Path | None = None,
-    cache_dir: Path = Path(".cache"),
+    cache_dir: str = ".cache",
     rebuild: bool = False,
     allow_partial: bool = False,
     templates: tuple[str, ...] = (),
+    tokens: bool = False,
+    max_rejected: float = MAX_REJECTED,
 ) -> None:
     """Encode a benchmark's images and texts with CLIP, unless the cache is already there.
 
@@ -37,11 +41,14 @@ def features(
             PATH/classes.csv. CoOp's sets take options: dtd:shots=16,seed=2.
         clip: Checkpoint folder or Hugging Face id; the benchmark's own if left out.
         data_root: Where the data sets were unpacked, and where a relative folder:PATH starts.
-        cache_dir: Where caches are kept, one folder each, named by benchmark and fingerprint.
+        cache_dir: Folder or URI (s3://bucket/prefix) where caches are kept, one folder each, named by benchmark and
+            fingerprint.
         rebuild: Build it even if it is there.
         allow_partial: Go on with what is there of an incomplete data set. The cache says that it is partial.
         templates: A template set (single, imagenet7, imagenet80, ...) or prompts with {}; the benchmark's own if left
             out.
+        tokens: Keep the features of image patches, too: 50 KB an image for a ViT-B/32.
+        max_rejected: Share of images that may be unreadable. They are left out and listed in rejected.parquet.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
@@ -54,9 +61,15 @@ def features(
             rebuild=rebuild,
             allow_partial=allow_partial,
             templates=templates or None,
+            tokens=tokens,
+            max_rejected=max_rejected,
             progress=lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total),
         )
-    console.print(cache, soft_wrap=True)
+    facts = feature_store.read_manifest(cache)["inputs"]
+    rejected = facts.get("rejected", {}).get("count", 0)
+    console.print(f"{cache}: {facts['images']['count'] - rejected} images", highlight=False, soft_wrap=True)
+    if rejected:
+        console.print(f"{rejected} images cannot be read: see rejected.parquet there", highlight=False, soft_wrap=True)
 
 
 def build_wordnet(dictionary: Path | None = None, out: Path = NOUNS) -> None:
@@ -85,33 +98,49 @@ def lookup(names: Annotated[tuple[str, ...], tyro.conf.Positional]) -> None:
             console.print(f"  {synset.wnid}  {words}: {synset.gloss}", markup=False, highlight=False, soft_wrap=True)
 
 
-def list_(cache_dir: Path = Path(".cache")) -> None:
+def list_(cache_dir: str = ".cache") -> None:
     """List benchmarks and the caches there are.
 
     Args:
-        cache_dir: Where caches are kept.
+        cache_dir: Folder or URI where caches are kept.
     """
     console.print("benchmarks:", *BENCHMARKS, f"{FOLDER_PREFIX}<path>", highlight=False)
-    for manifest in sorted(cache_dir.glob(f"*/{feature_store.MANIFEST}")):
+    caches = locate(cache_dir, option="--cache-dir")
+    for name in caches.names(recursive=True):
+        if not name.endswith(f"/{feature_store.MANIFEST}"):
+            continue
+        cache = (caches / name.rpartition("/")[0]).shown
         try:
-            facts = feature_store.read_manifest(manifest.parent)
+            facts = feature_store.read_manifest(cache)
             text = f"{facts['benchmark']}, {facts['clip']}, {facts['inputs']['images']['count']} images"
             partial = facts["inputs"].get("partial")
             text += f", partial: {partial}" if partial else ""
         except UserError as error:
             text = str(error)
-        console.print(f"{manifest.parent}: {text}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{cache}: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
-def verify(caches: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> None:
-    """Check every file of feature caches against their manifests.
+def verify(
+    caches: Annotated[tuple[str, ...], tyro.conf.Positional],
+    samples: int = 32,
+    clip: str | None = None,
+    data_root: Path | None = None,
+) -> None:
+    """Check every file of feature caches against their manifests, and a sample of features against the checkpoint.
 
     Args:
-        caches: Cache folders.
+        caches: Cache folders or URIs.
+        samples: Texts, and images of each domain, that are encoded again; 0 checks the files only.
+        clip: Their checkpoint, where it is neither a hub id nor the benchmark's own.
+        data_root: Where the data sets were unpacked.
     """
-    for cache in caches:
+    for cache in track(caches, description="verify", console=console, transient=True):
         files = feature_store.verify(cache)
-        console.print(f"{cache}: {len(files)} files as written", highlight=False, soft_wrap=True)
+        text = f"{cache}: {len(files)} files as written"
+        if samples:
+            lowest = recompute(cache, clip=clip, data_root=data_root, samples=samples)
+            text += f", {samples} texts and {2 * samples} images as the checkpoint gives them (cosine {lowest:.5f})"
+        console.print(text, highlight=False, soft_wrap=True)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

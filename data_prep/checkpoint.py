@@ -59,9 +59,9 @@ def find_checkpoint(clip: str | Path) -> Checkpoint:
         if not any((folder / file).is_file() for file in names):
             raise UserError(f"--clip must come with its {kind}; {clip} has no {names[0]}")
     _check_towers(folder, clip)
-    return Checkpoint(
-        name=name, folder=folder, identity=identity | {"processor": [_read_json(path, clip) for path in processors]}
-    )
+    settings = [_read_json(path, clip) for path in processors]
+    _check_size(config, settings, clip)
+    return Checkpoint(name=name, folder=folder, identity=identity | {"processor": settings})
 
 
 def load_model(checkpoint: Checkpoint) -> "CLIPModel":
@@ -89,6 +89,21 @@ def load_model(checkpoint: Checkpoint) -> "CLIPModel":
             f"{checkpoint.name} lacks {len(missing)} weights such as {missing[0]}"
         )
     return model.eval()
+
+
+def _check_size(config: dict[str, Any], processors: list[dict[str, Any]], clip: str | Path) -> None:
+    """Raise UserError where the processor makes images of another size than the model takes."""
+    expected = (config.get("vision_config") or {}).get("image_size", 224)  # CLIP's own default, left out of many files
+    for settings in processors:
+        settings = settings.get("image_processor", settings)
+        crops = settings.get("do_center_crop", True) and "crop_size" in settings
+        size = settings.get("crop_size" if crops else "size", expected)
+        sides = set(size.values()) if isinstance(size, dict) else {size}
+        if sides != {expected}:
+            raise UserError(
+                f"--clip {clip}: its image processor makes images of {', '.join(map(str, sorted(sides)))} pixels, "
+                f"its model takes {expected}"
+            )
 
 
 def _check_towers(folder: Path, clip: str | Path) -> None:

@@ -39,6 +39,7 @@ WORK_PER_ACTOR = 450e6  # bytes of weights x shards: a further actor costs 6 s o
 PROBED_IMAGES = 20_000  # with fewer images the batch is the shard: trying others would take longer than it can save
 BATCHES = (16, 32, 64, 128, 256)
 LARGE_PARAMETERS = 50_000_000
+MOST_OBLONG = 100  # the shorter side is resized to the model's, and the longer with it: a strip would fill the memory
 PLAN = "plan.json"
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total): images hashed, then shards."""
@@ -172,9 +173,11 @@ class Preprocess:
             from transformers import CLIPTokenizer
 
             self._tokenizer = CLIPTokenizer.from_pretrained(self.checkpoint.folder)
+            config = json.loads((self.checkpoint.folder / "config.json").read_text()).get("text_config") or {}
+            self._longest = config.get("max_position_embeddings", 77)
         # Padded to the longest only, and without a mask: the text tower is causal and pools at the first end token, so
         # what comes after that token cannot change the feature.
-        encoding = self._tokenizer(texts, padding=True, truncation=True, return_tensors="np")
+        encoding = self._tokenizer(texts, padding=True, truncation=True, max_length=self._longest, return_tensors="np")
         return encoding["input_ids"]
 
 
@@ -345,6 +348,8 @@ def _decode(path: str | None, data: bytes | None) -> Any:
         if not content:
             return "empty file"
         with Image.open(io.BytesIO(content)) as image:
+            if max(image.size) > MOST_OBLONG * min(image.size):
+                return f"{image.width} x {image.height} pixels: too oblong to be resized"
             return image.convert("RGB")
     except UnidentifiedImageError:  # its own text names a memory address
         return "no image format that is known"

@@ -35,6 +35,8 @@ class StudyOptions:
     """Folder of downloaded data sets, for benchmarks that are not embedded."""
     allow_partial: bool = False
     """Go on with what is there of an incomplete data set; every row of the leaderboard says so."""
+    max_rejected: float = 0.001
+    """Share of images that may be unreadable; they are left out and listed in the feature cache."""
     templates: tuple[str, ...] = ()
     """Prompts: a template set (single, imagenet7, imagenet80, ...) or prompts with {}; the benchmark's own by
     default."""
@@ -141,8 +143,8 @@ class OutputOptions:
     """Prepare the feature cache and stop."""
     dry_run: bool = False
     """Print the plan (packs, lanes, resources, estimated time) and stop."""
-    cache: Path = Path(".cache")
-    """Folder of feature caches."""
+    cache: str = ".cache"
+    """Folder or URI (s3://...) of feature caches."""
 
 
 @dataclass(frozen=True, kw_only=True)

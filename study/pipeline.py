@@ -336,6 +336,7 @@ class Study:
                 cache_dir=self.options.output.cache,
                 allow_partial=study.allow_partial,
                 templates=study.templates or None,
+                max_rejected=study.max_rejected,
                 progress=progress,
             )
 
@@ -343,7 +344,8 @@ class Study:
         """Optuna's journal needs a local file: beside the outputs, or, for a URI, in the cache, and copied there."""
         if storage.is_local:
             return Path(storage.root)
-        folder = self.options.output.cache / "ledgers" / storage.root
+        cache = self.options.output.cache
+        folder = Path(".cache" if "://" in cache else cache) / "ledgers" / storage.root
         pull(storage, folder / JOURNAL)
         return folder
 
@@ -387,7 +389,8 @@ class Study:
             f"with {self.features.clip}\n"
             f"  images     {len(data.source_labels_I)} labelled source images of {int(data.seen_C.sum())} seen "
             f"classes, {len(data.target_features_TD)} unlabelled target images, "
-            f"{int((~data.seen_C).sum())} unseen classes\n"
+            f"{int((~data.seen_C).sum())} unseen classes"
+            f"{f', {self.features.rejected} unreadable images left out' if self.features.rejected else ''}\n"
             f"  search     {work}\n"
             f"  refit      {refits} x {selection.seeds} seeds on all seen classes, then the test split once\n"
             f"  rotations  {rotations}\n"

@@ -25,7 +25,6 @@ from data_prep.feature_store import ClassTable
 from data_prep.wordnet import resolve_wnids
 
 CLASSES = "classes.csv"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "an image of a {}.", "a drawing of a {}.", "{}")
 DEFAULT_CLIP = "openai/clip-vit-base-patch32"
 HELD_OUT = 0.15  # the share of val, and that of test
@@ -83,7 +82,7 @@ def _read_classes(path: Path) -> tuple[list[str], list[str], list[bool]]:
 
 
 def _domain_folders(root: Path) -> list[Path]:
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = [path for path in _visible(root) if path.is_dir()]
     if len(folders) != 2:
         found = ", ".join(folder.name for folder in folders) or "none"
         raise UserError(f"{root} must hold two domain folders, such as source and target; found {found}")
@@ -93,15 +92,21 @@ def _domain_folders(root: Path) -> list[Path]:
 
 def _read_domain(root: Path, folder: Path, domain: str, names: list[str]) -> list[tuple]:
     rows = []
-    for class_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for class_folder in _visible(folder):
+        if not class_folder.is_dir():
+            raise UserError(f"{class_folder} must be in the folder of its class, {folder}/<class>/")
         if _spoken(class_folder.name) not in names:
             raise UserError(f"{class_folder} has no row in {root / CLASSES}: its name must be that of a class")
         label = names.index(_spoken(class_folder.name))
-        paths = sorted(path for path in class_folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        paths = _visible(class_folder)  # whatever its suffix: what is no image shows when it is opened
         keys = [path.relative_to(root).as_posix() for path in paths]
         for key, path, split in zip(keys, paths, _splits(keys), strict=True):
             rows.append((key, label, domain, split, str(path)))
     return rows
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _splits(keys: list[str]) -> np.ndarray:

@@ -80,8 +80,8 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 def prepare_small(small_folder: Path) -> Callable[..., Path]:
     """`prepare` of the small folder with the embedded checkpoint."""
 
-    def call(cache_dir: Path, **options: Any) -> Path:
-        return prepare(benchmark=f"folder:{small_folder}", clip=CLIP, data_root=None, cache_dir=cache_dir, **options)
+    def call(cache_dir: Path | str, **options: Any) -> Any:
+        return prepare(**{"benchmark": f"folder:{small_folder}", "clip": CLIP, "cache_dir": cache_dir} | options)
 
     return call
 

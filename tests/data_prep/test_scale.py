@@ -1,0 +1,197 @@
+"""The job at scale: killed at any moment, on S3, with unreadable images, without hashing twice, arrays mapped once."""
+
+import hashlib
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from data_prep import UserError, clip_features, feature_store
+from data_prep.__main__ import list_
+from data_prep.feature_store import load, load_target_labels, mapped, read_manifest, verify
+from data_prep.parquet import feature_column, matrix, write_table
+from data_prep.prepare import image_contents
+from data_prep.recompute import recompute
+from data_prep.storage import locate
+
+Prepare = Callable[..., Path]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def test_killed_ten_times_the_cache_is_that_of_an_undisturbed_run(
+    prepare_small: Prepare, tmp_path: Path, without_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clip_features, "IMAGES_PER_SHARD", 2)
+    monkeypatch.setattr("data_prep.cache_tables.IMAGES_PER_SHARD", 2)
+    monkeypatch.setattr(clip_features, "TEXTS_PER_SHARD", 8)
+    undisturbed = prepare_small(tmp_path / "undisturbed")
+    started = time.monotonic()
+    prepare_small(tmp_path / "undisturbed", rebuild=True)  # again, now that all is imported and loaded
+    seconds, generator, killed = time.monotonic() - started, random.Random(0), 0
+    for _ in range(10):
+        child = os.fork()
+        if child == 0:  # never returns to pytest
+            try:
+                prepare_small(tmp_path / "killed")
+            finally:
+                os._exit(0)
+        time.sleep(generator.random() * seconds / 3)
+        os.kill(child, signal.SIGKILL)
+        killed += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    cache = prepare_small(tmp_path / "killed")
+    assert killed > 0
+    assert cache.name == undisturbed.name and contents(cache) == contents(undisturbed)
+    assert not list((tmp_path / "killed").glob("*.building"))
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An S3 API on this machine, with a bucket."""
+    server_module = pytest.importorskip("moto.server")
+    for name, value in {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "EC2_METADATA_DISABLED": "true"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    server = server_module.ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    query = f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1&allow_bucket_creation=true"
+    locate(f"s3://features{query}").filesystem.create_dir("features")
+    yield f"s3://features/caches{query}"
+    server.stop()
+
+
+def test_a_cache_in_s3_is_that_on_disk(
+    s3: str,
+    prepare_small: Prepare,
+    small_cache: Path,
+    without_ray: None,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    class Stop(Exception):
+        pass
+
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if done == 1:
+            raise Stop
+
+    with pytest.raises(Stop):
+        prepare_small(s3, progress=interrupt)
+    calls: list[tuple[str, int, int]] = []
+    cache = prepare_small(s3, progress=lambda *call: calls.append(call))
+    assert calls == [("features", 1, 2), ("features", 2, 2)]
+    assert read_manifest(cache) == read_manifest(small_cache)  # the files' hashes, too
+    assert verify(cache) == verify(small_cache)
+    torch.testing.assert_close(load(cache).target.features_ID, load(small_cache).target.features_ID, rtol=0, atol=0)
+    assert torch.equal(load_target_labels(cache), load_target_labels(small_cache))
+    assert np.array_equal(mapped(cache, "source", tmp_path), mapped(small_cache, "source", tmp_path / "other"))
+    list_(s3)
+    assert f"{cache}: folder:" in capsys.readouterr().out
+    calls.clear()
+    assert prepare_small(s3, progress=lambda *call: calls.append(call)) == cache and calls == []
+    assert locate(s3).names(recursive=True)[0].startswith("folder-")  # no shard is left
+    with pytest.raises(UserError, match="is no feature cache: it has no manifest.json"):
+        load(s3)
+
+
+def test_unreadable_images_are_listed_and_left_out(
+    prepare_small: Prepare, small_folder: Path, tmp_path: Path, without_ray: None
+) -> None:
+    folder = Path(shutil.copytree(small_folder, tmp_path / "pets"))
+    (folder / "source" / "bear" / "1.png").write_bytes(b"no image")
+    (folder / "target" / "bed" / "0.png").write_bytes(b"")
+
+    def build(**options: Any) -> Path:
+        return prepare_small(tmp_path / "cache", benchmark=f"folder:{folder}", **options)
+
+    with pytest.raises(UserError, match=r"^2 of 32 images cannot be read \(--max-rejected allows 0.10%\): source/bear"):
+        build()
+    calls: list[tuple[str, int, int]] = []
+    cache = build(max_rejected=0.1, progress=lambda *call: calls.append(call))
+    assert calls == [("features", 2, 2)]  # the shards were kept
+    features = load(cache)
+    assert features.rejected == 2
+    assert "source/bear/1.png" not in features.source.keys and "target/bed/0.png" not in features.target.keys
+    assert features.source_labels_I.tolist() == [c for c in range(4) for _ in range(4 - (c == 2))]
+    assert load_target_labels(cache).tolist() == [c for c in range(4) for _ in range(4 - (c == 3))]
+    assert features.source.features_ID.shape == (15, 192)
+    rows = pq.read_table(cache / "rejected.parquet").to_pylist()
+    assert [(row["key"], row["domain"], row["reason"]) for row in rows] == [
+        ("source/bear/1.png", "source", "no image format that is known"),
+        ("target/bed/0.png", "target", "empty file"),
+    ]
+    assert read_manifest(cache)["inputs"]["rejected"]["count"] == 2
+    with pytest.raises(UserError, match="2 of 32 images cannot be read"):  # what is there already is judged as well
+        build()
+    with pytest.raises(UserError, match="--max-rejected must be a share of the images, 0 to 1; got 2"):
+        build(max_rejected=2)
+
+
+def test_no_image_is_hashed_twice(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from data_prep.benchmarks import get_benchmark
+
+    hashed: list[Path] = []
+    prepare_module = image_contents.__globals__
+    sha256 = prepare_module["file_sha256"]
+    monkeypatch.setitem(prepare_module, "file_sha256", lambda path: hashed.append(path) or sha256(path))
+    monkeypatch.setitem(prepare_module, "HASHES_PER_REPORT", 1)
+    images = get_benchmark(f"folder:{folder}").images
+
+    def read() -> Any:
+        hashed.clear()
+        return image_contents(images, locate(tmp_path), "hashes.parquet")
+
+    read()
+    first = read()
+    assert len(hashed) == 32  # written just now: they might change again unnoticed
+    for path in images["path"].to_pylist():
+        os.utime(path, (1e9, 1e9))
+    read()
+    assert read().equals(first) and hashed == []
+    changed = Path(images["path"][5].as_py())
+    changed.write_bytes(changed.read_bytes() + b"\0")
+    assert not read().equals(first) and hashed == [changed]
+    (tmp_path / "hashes.parquet").write_bytes(b"damaged")
+    read()
+    assert len(hashed) == 32
+
+
+def test_features_are_mapped_from_one_file_per_node(small_cache: Path, tmp_path: Path) -> None:
+    features_ID = mapped(small_cache, "source", tmp_path)
+    assert isinstance(features_ID, np.memmap) and not features_ID.flags.writeable
+    assert features_ID.dtype == np.float16
+    assert np.array_equal(features_ID, matrix(pq.read_table(small_cache / "source.parquet")["feature"]))
+    (file,) = tmp_path.glob("*.npy")
+    written = file.stat().st_mtime_ns
+    mapped(small_cache, "source", tmp_path)
+    assert file.stat().st_mtime_ns == written
+    with pytest.raises(UserError, match="has no source_tokens; --tokens makes those of patches"):
+        mapped(small_cache, "source_tokens", tmp_path)
+
+
+def test_features_are_compared_with_the_checkpoint(small_cache: Path, tmp_path: Path) -> None:
+    clip = str(Path(feature_store.__file__).parent / "assets" / "icons2emoji" / "clip")
+    assert recompute(small_cache, clip=clip, samples=5) > 0.999
+    cache = Path(shutil.copytree(small_cache, tmp_path / "cache"))
+    table = pq.read_table(cache / "target.parquet")
+    wrong = feature_column(matrix(table["feature"])[::-1])
+    write_table(table.set_column(table.num_columns - 1, "feature", wrong), cache / "target.parquet")
+    manifest = read_manifest(cache)
+    extra = {name: manifest[name] for name in ("benchmark", "clip", "logit_scale", "precision", "batch")}
+    feature_store.write_manifest(locate(cache), manifest["inputs"], extra)
+    verify(cache)  # sealed, and yet wrong
+    with pytest.raises(UserError, match="the feature of 'target/.*' is not what its checkpoint gives"):
+        recompute(cache, clip=clip, samples=5)
+    with pytest.raises(UserError, match="--clip must be a folder or a Hugging Face id"):
+        recompute(cache, clip="no/clip", samples=5)
