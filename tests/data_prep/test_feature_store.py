@@ -11,6 +11,18 @@ import torch
 from data_prep import UserError, feature_store
 from data_prep.feature_store import load, load_target_labels, read_manifest, verify
 
+EMBEDDED = [
+    [
+        [0.0472, 0.0574, 0.0101, -0.0369, 0.1071, -0.1276],
+        [0.017, -0.1224, 0.0992, 0.0943, 0.1668, 0.1121],
+        [0.0497, -0.0534, -0.0347, -0.1143, 0.0709, -0.0897],
+    ],
+    [
+        [0.0161, 0.1266, -0.0624, -0.0392, 0.0565, -0.034],
+        [0.0685, -0.0983, -0.1383, -0.0799, 0.0271, -0.089],
+        [0.0955, 0.1844, 0.0341, -0.0292, -0.0489, -0.0078],
+    ],
+]  # source and target, images 0, 500 and the last
 Prepare = Callable[..., Path]
 
 
@@ -111,6 +123,11 @@ def test_zero_shot_accuracy_of_the_embedded_benchmark(embedded_cache: Path) -> N
     assert features.node_features_ND.shape == (568, 192)
     assert features.graph.edges_E2.shape == (598, 2)
     assert read_manifest(embedded_cache)["precision"] == "float32"
+    # Published results stand on these inputs and features: whoever changes them must publish anew.
+    assert features.fingerprint == "9ee00dd1a9017bbd11982061505ef7d1a0dbc2132a0ccbbf22e0830f5a4bbe29"
+    expected = torch.tensor(EMBEDDED)
+    found = torch.stack([f[[0, 500, -1], :6] for f in (features.source.features_ID, features.target.features_ID)])
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("name", ["source.parquet", "node_texts.parquet", "similarity.parquet"])
