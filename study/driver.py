@@ -52,6 +52,8 @@ class SearchOutcome:
     """Wall time."""
     concurrent: int
     """Packs that could run at the same time."""
+    trained: int
+    """Configurations finished in this run."""
 
 
 def concurrent_packs(cpus_per_pack: float, gpus_per_pack: float) -> int:
@@ -93,7 +95,7 @@ def run_search(
     Ctrl-C lets go of the running packs, to be trained on resume, and returns.
     """
     started = time.monotonic()
-    concurrent = concurrent_packs(cpus_per_pack, gpus_per_pack)
+    concurrent, already = concurrent_packs(cpus_per_pack, gpus_per_pack), searcher.counts.finished
     board = board or RungBoard()
     for configuration in searcher.ledger.finished():
         for epoch, score in configuration.curve:
@@ -145,7 +147,11 @@ def run_search(
     interrupted = searcher.left > 0 or searcher.running > 0
     searcher.interrupt("the study was interrupted")
     return SearchOutcome(
-        interrupted=interrupted, counts=searcher.counts, seconds=time.monotonic() - started, concurrent=concurrent
+        interrupted=interrupted,
+        counts=searcher.counts,
+        seconds=time.monotonic() - started,
+        concurrent=concurrent,
+        trained=searcher.counts.finished - already,
     )
 
 

@@ -153,7 +153,7 @@ class Ledger:
             self.study.enqueue_trial(dict(given), user_attrs=attrs)
         self.study.sampler = sampler
         trial = self.study.ask()
-        params = _suggest(trial, space)
+        params = suggest_params(trial, space)
         if given is None:  # last of all: a trial with an index has all its parameters
             trial.set_user_attr(SEED, seed)
             trial.set_user_attr(INDEX, index)
@@ -287,7 +287,7 @@ def read_ledger(folder: Path) -> Ledger:
     return ledger
 
 
-def _suggest(trial: optuna.Trial, space: Space) -> dict[str, Value]:
+def suggest_params(trial: optuna.Trial, space: Space) -> dict[str, Value]:
     """Values of all active knobs; a conditional knob is asked for only where its condition holds."""
     params: dict[str, Value] = {}
     for knob in space.knobs:

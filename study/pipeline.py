@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import math
 import os
 import platform
 import re
@@ -47,7 +48,8 @@ from study.published import published_rows
 from study.refit import Refit, refit, score_on_folds
 from study.search import PackSearcher
 from study.storage import Storage, open_storage, pull
-from study.trainer import Pack, seen_classes, train_lanes, trainable_images
+from study.trainable import precision_on_worker
+from study.trainer import Pack, Precision, pack_on_folds, seen_classes, train_lanes, trainable_images
 
 PACKAGES = ("ray", "torch", "transformers", "optuna", "numpy", "pyarrow", "networkx")
 
@@ -90,6 +92,7 @@ class Study:
         self.name = options.output.name or f"{chosen_space.name}-{slug}-{datetime.now():%Y%m%d-%H%M%S}"
         self.storage = open_storage(options.output.storage, self.name)
         self.seconds: dict[str, float] = {}
+        self.per_minute: dict[str, float] = {}
 
     def run(self) -> str:
         """All of it; returns the folder or URI of the leaderboard."""
@@ -108,7 +111,7 @@ class Study:
             for r in rotations
         }
         self._check_methods(datas[rotations[0]])
-        self.pack = self._pack_size()
+        self.pack = self._pack_size(datas[rotations[0]])
         self._print_plan(datas[rotations[0]], len(rotations))
         if options.output.dry_run:
             return self.storage.shown
@@ -238,11 +241,14 @@ class Study:
                 cpus_per_pack=resources.cpus_per_pack,
                 gpus_per_pack=resources.gpus_per_pack,
                 refill=search.refill,
-                train=functools.partial(train_lanes, criterion=self.criterion),
+                train=functools.partial(
+                    train_lanes, criterion=self.criterion, precision=self._precision(space, arrays)
+                ),
                 console=self.console,
                 mirror=None if storage.is_local else storage,
             )
             best = ledger.best(top)
+        self.per_minute[space.name] = round(60 * outcome.trained / max(outcome.seconds, 1e-9), 1)
         return [
             {
                 "config": space.config(**c.params, **_swept(space, c.metrics)),
@@ -290,6 +296,22 @@ class Study:
             for method, config, id_, result in zip(methods, configs, ids, results, strict=True)
             if result.state == "complete"
         ]
+
+    def _precision(self, space: Space, arrays: Any) -> Precision:
+        """`--precision`; auto decides once per search and not per pack, so that the seed decides with it."""
+        resources = self.options.resources
+        if resources.precision != "auto":
+            return resources.precision
+        # on CPUs float32: with AVX512-bf16 a step of SRE-CLIP took 8.7 ms per lane either way (casts eat the gain),
+        # one of PVA 10.3 instead of 15.0, and then a lane depends on its pack
+        if not resources.gpus_per_pack:
+            return "float32"
+        lr = float(space.config().lr)
+        configs = [space.config(**space.defaults() | {"lr": lr * 2 ** (i / 2 - 2)}) for i in range(8)]
+        task = ray.remote(precision_on_worker).options(
+            num_cpus=resources.cpus_per_pack, num_gpus=resources.gpus_per_pack
+        )
+        return ray.get(task.remote(arrays, configs, resources.cpus_per_pack, resources.gpus_per_pack, self.criterion))
 
     def _refit(self, configs: list[Any], seeds: list[int], arrays: Any) -> list[Refit]:
         resources = self.options.resources
@@ -354,12 +376,22 @@ class Study:
         """Whether lanes are pruned: successive halving needs one objective."""
         return self.options.search.pruning and self.options.search.objective == "h"
 
-    def _pack_size(self) -> int:
-        resources = self.options.resources
+    def _pack_size(self, data: TrialData) -> int:
+        """`--pack`; auto: `PACKS_PER_ACTOR`, at most `LARGEST_AUTO_PACK`, and no more than memory holds.
+
+        Not by a timing: the sampler learns between packs, so a noisy choice would make two runs with a seed differ.
+        What the default configuration's estimate misses on other static knobs, actors mend by halving.
+        """
+        search, resources = self.options.search, self.options.resources
+        at_once = concurrent_packs(resources.cpus_per_pack, resources.gpus_per_pack)
+        one = pack_on_folds([self.space.config(**self.space.defaults())], seeds=[0], data=data, epochs=1)
+        self.bytes_per_lane = one.bytes()
         if resources.pack != "auto":
             return resources.pack
-        packs = PACKS_PER_ACTOR * concurrent_packs(resources.cpus_per_pack, resources.gpus_per_pack)
-        return min(LARGEST_AUTO_PACK, max(1, -(-self.options.search.configs // packs)))
+        fitting = LARGEST_AUTO_PACK
+        if not resources.gpus_per_pack:  # a GPU's memory is not known here
+            fitting = int(ray.cluster_resources().get("memory", math.inf) / at_once // self.bytes_per_lane)
+        return max(1, min(LARGEST_AUTO_PACK, fitting, -(-search.configs // (PACKS_PER_ACTOR * at_once))))
 
     def _print_plan(self, data: TrialData, rotations: int) -> None:
         """What will be done, and how long it should take: a step of the default configuration is timed for it."""
@@ -394,6 +426,7 @@ class Study:
             f"  search     {work}\n"
             f"  refit      {refits} x {selection.seeds} seeds on all seen classes, then the test split once\n"
             f"  rotations  {rotations}\n"
+            f"  memory     about {self.pack * self.bytes_per_lane / 1e6:.0f} MB of tensors per pack\n"
             f"  time       about {total:.0f} s of training",
             soft_wrap=True,
             highlight=False,
@@ -430,6 +463,8 @@ class Study:
                 "cluster": {k: v for k, v in ray.cluster_resources().items() if ":" not in k},
             },
             "pack": self.pack,
+            "megabytes_per_configuration": round(self.bytes_per_lane / 1e6, 1),
+            "configurations_per_minute": self.per_minute,
             "seconds": {stage: round(s, 2) for stage, s in self.seconds.items()},
         }
 

@@ -11,7 +11,15 @@ import ray
 from ray import tune
 
 from study.protocol import RungBoard
-from study.trainer import LaneResult, Training, on_worker, train_lanes
+from study.trainer import (
+    Criterion,
+    LaneResult,
+    Precision,
+    Training,
+    bfloat16_keeps_ranking,
+    on_worker,
+    train_lanes,
+)
 
 REPORT_EVERY_S = 0.2
 """Seconds between a pack's reports of its progress: an epoch of a small benchmark takes milliseconds."""
@@ -171,3 +179,12 @@ class PackTrainable(tune.Trainable):
         """What the dashboard shows."""
         numbers = [lane["number"] for lane in self.config.get("lanes", [])]
         return f"pack(space={self.job.space}, lanes={len(numbers)}, first={min(numbers, default='-')})"
+
+
+def precision_on_worker(
+    arrays: Mapping[str, Any], configs: list[Any], cpus: float, gpus: float, criterion: Criterion
+) -> Precision:
+    """bfloat16 if it ranks these configurations as float32 does."""
+    data = on_worker(arrays, cpus=cpus, gpus=gpus)
+    alike = bfloat16_keeps_ranking(configs, seeds=range(len(configs)), data=data, criterion=criterion)
+    return "bfloat16" if alike else "float32"

@@ -24,6 +24,7 @@ PREDICT_CHUNK = 4096
 """Images per forward pass outside training, divided by the lanes: bounds memory on large benchmarks."""
 
 Criterion = Literal["h+mi", "h", "mi"]
+Precision = Literal["float32", "bfloat16"]
 Judge = Callable[[int, list[tuple[int, float]]], list[bool]]
 """(epoch, [(configuration's index in the pack, score)]) -> whether each goes on."""
 
@@ -141,8 +142,9 @@ class Pack:
         trainable_KI: Tensor,
         data: TrialData,
         epochs: int,
+        precision: Precision = "float32",
     ) -> None:
-        self.data, self.epochs = data, epochs
+        self.data, self.epochs, self.precision = data, epochs, precision
         self.epoch = [0] * len(configs)  # of each lane: lanes that joined later are behind
         device = data.source_features_ID.device
         self.batch = configs[0].batch_size
@@ -164,15 +166,39 @@ class Pack:
 
     def train_epoch(self) -> None:
         """One epoch of all lanes; no value leaves the device in it."""
-        params, data = list(self.module.parameters()), self.data
+        params = list(self.module.parameters())
         for step, (source_KB, target_KB) in enumerate(self._draw_epoch() if params else ()):
-            target = (data.target_features_TD[target_KB],) if self.method.uses_target else ()
-            losses = self.module.losses(data.source_features_ID[source_KB], data.source_labels_I[source_KB], *target)
-            total_K = self.module.total(losses)
+            total_K = self._loss(source_KB, target_KB)
             self.diverged_K |= ~total_K.detach().isfinite()
             grads = torch.autograd.grad(total_K.sum(), params)
             self.optimiser.step(params, grads, [self._schedule(e * self.steps_per_epoch + step) for e in self.epoch])
         self.epoch = [e + 1 for e in self.epoch]
+
+    def _loss(self, source_KB: Tensor, target_KB: Tensor) -> Tensor:
+        """The loss (K,) that each lane minimises on its images."""
+        data = self.data
+        with torch.autocast(self.seen_KC.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            target = (data.target_features_TD[target_KB],) if self.method.uses_target else ()
+            losses = self.module.losses(data.source_features_ID[source_KB], data.source_labels_I[source_KB], *target)
+            return self.module.total(losses)
+
+    def bytes(self) -> int:
+        """Memory that training takes, about: weights, their gradients and moments, and twice what backward keeps.
+
+        Computes a loss for it, which draws noise: for a pack that will not train.
+        """
+        kept: dict[int, torch.UntypedStorage] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage
+            return tensor
+
+        source_KB = torch.stack([indices[: self.batch] for indices in self.source_indices]).to(self.seen_KC.device)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            self._loss(source_KB, torch.zeros_like(source_KB))
+        weights = sum(p.numel() * p.element_size() for p in self.module.parameters())
+        return 4 * weights + 2 * sum(storage.nbytes() for storage in kept.values())
 
     def calibrate(self, features_ID: Tensor, labels_I: Tensor, allowed_KI: Tensor) -> list[dict[str, float]]:
         """Sweep each lane's inference-time knobs on the images it may choose them by; their values, by lane."""
@@ -340,19 +366,13 @@ def _train_together(
     rungs: Sequence[int] = (),
     judge: Judge | None = None,
     on_epoch: Callable[[int, int], None] | None = None,
+    precision: Precision = "float32",
 ) -> Training:
     """`train_lanes` as one pack, whatever memory it takes."""
-    folds = [None] if data.oracle_labels_T is not None else list(range(data.folds))
+    folds = _folds(data)
 
     def pack_of(configs: Sequence[Any], seeds: Sequence[int]) -> Pack:
-        return Pack(
-            [config for config in configs for _ in folds],
-            seeds=[seed for seed in seeds for _ in folds],
-            seen_KC=torch.stack([seen_classes(data, fold) for fold in folds]).repeat(len(configs), 1),
-            trainable_KI=torch.stack([trainable_images(data, fold) for fold in folds]).repeat(len(configs), 1),
-            data=data,
-            epochs=epochs,
-        )
+        return pack_on_folds(configs, seeds=seeds, data=data, epochs=epochs, precision=precision)
 
     pack, count = pack_of(configs, seeds), len(configs)
     alive = {i: LaneResult() for i in range(count)}
@@ -388,6 +408,33 @@ def _train_together(
                 pack = joining
             alive |= {count + i: LaneResult() for i in range(len(new))}
             count += len(new)
+
+
+def pack_on_folds(configs: Sequence[Any], *, seeds: Sequence[int], data: TrialData, **options: Any) -> Pack:
+    """A pack of a lane per configuration and fold, a configuration's folds side by side; `options` of `Pack`."""
+    folds = _folds(data)
+    return Pack(
+        [config for config in configs for _ in folds],
+        seeds=[seed for seed in seeds for _ in folds],
+        seen_KC=torch.stack([seen_classes(data, fold) for fold in folds]).repeat(len(configs), 1),
+        trainable_KI=torch.stack([trainable_images(data, fold) for fold in folds]).repeat(len(configs), 1),
+        data=data,
+        **options,
+    )
+
+
+def _folds(data: TrialData) -> Sequence[int | None]:
+    """Folds that play the unseen classes in turn; an oracle trains on everything, once."""
+    return [None] if data.oracle_labels_T is not None else list(range(data.folds))
+
+
+def bfloat16_keeps_ranking(configs: Sequence[Any], *, seeds: Sequence[int], data: TrialData, **options: Any) -> bool:
+    """Whether configurations rank alike in both precisions after one epoch; `options` of `train_lanes`."""
+    rankings = []
+    for precision in ("float32", "bfloat16"):
+        results = train_pack(configs, seeds=seeds, data=data, epochs=1, precision=precision, **options)
+        rankings.append(sorted(range(len(configs)), key=lambda i: results[i].score or 0.0))  # noqa: B023
+    return rankings[0] == rankings[1]
 
 
 def _prune(judged: Mapping[int, LaneResult], epochs: int, judge: Judge) -> None:

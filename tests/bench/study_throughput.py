@@ -22,7 +22,6 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
 
 import common  # noqa: E402
-import psutil  # noqa: E402
 import ray  # noqa: E402
 import torch  # noqa: E402
 from plain_sre import train_plain  # noqa: E402
@@ -88,17 +87,11 @@ def packs(configs: int, epochs: int, pack: int, arrays: dict[str, Any]) -> list[
             return ledger.finished()
 
 
-def cpu_seconds() -> float:
-    """CPU time of this process and all of its Ray's, those that have ended included."""
-    me = psutil.Process()
-    return sum(sum(p.cpu_times()[:4]) for p in [me, *me.children(recursive=True)])
-
-
 def measured(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     """What `work` returns, and the wall and CPU seconds it took."""
-    started, cpu = time.perf_counter(), cpu_seconds()
+    started, cpu = time.perf_counter(), common.cpu_seconds()
     result = work()
-    return result, {"wall": round(time.perf_counter() - started, 1), "cpu": round(cpu_seconds() - cpu, 1)}
+    return result, {"wall": round(time.perf_counter() - started, 1), "cpu": round(common.cpu_seconds() - cpu, 1)}
 
 
 def main() -> None:

@@ -9,7 +9,16 @@ from models.sre_clip import SREConfig
 from study import trainer
 from study.protocol import TrialData, oracle_data, trial_data
 from study.refit import refit_pack
-from study.trainer import Pack, StackedAdamW, mutual_information, train_lanes, train_pack, trainable_images
+from study.trainer import (
+    Pack,
+    StackedAdamW,
+    bfloat16_keeps_ranking,
+    mutual_information,
+    pack_on_folds,
+    train_lanes,
+    train_pack,
+    trainable_images,
+)
 
 SMALL = SREConfig(heads=2, slots=4, attention_width=8, gcn_width=8, batch_size=16, lr=3e-3)
 KNOBS = [
@@ -142,6 +151,24 @@ def test_out_of_memory_halves_the_pack_and_goes_on(
     with pytest.raises(RuntimeError, match="another"):
         monkeypatch.setattr(Small, "train_epoch", lambda self: (_ for _ in ()).throw(RuntimeError("another")))
         train_pack(configs, seeds=range(5), data=data, epochs=2)
+
+
+def test_memory_of_a_pack_grows_with_its_lanes(data: TrialData) -> None:
+    one, four = (pack_on_folds([SMALL] * n, seeds=range(n), data=data, epochs=1) for n in (1, 4))
+    weights = 4 * 4 * sum(p.numel() for p in one.module.parameters())
+    assert weights < one.bytes() < 100 * weights
+    assert four.bytes() == pytest.approx(4 * one.bytes(), rel=0.1)
+
+
+def test_bfloat16_trains_to_nearly_the_same_scores(data: TrialData) -> None:
+    configs = [replace(SMALL, lr=lr) for lr in (1e-3, 3e-3, 1e-2)]
+    exact, coarse = (
+        train_pack(configs, seeds=[0, 1, 2], data=data, epochs=4, precision=p) for p in ("float32", "bfloat16")
+    )
+    for a, b in zip(exact, coarse, strict=True):
+        assert a.score != b.score and a.score == pytest.approx(b.score, abs=0.05)
+    far_apart = [replace(SMALL, lr=1e-5), replace(SMALL, lr=1e-2)]
+    assert bfloat16_keeps_ranking(far_apart, seeds=[0, 0], data=data)
 
 
 def test_a_diverging_lane_fails_and_poisons_nothing(data: TrialData) -> None:

@@ -1,0 +1,119 @@
+"""Time until the selection H first reaches the best value that Tune with OptunaSearch and ASHA reaches.
+
+The baseline: function trials (`plain_sre.py`), OptunaSearch over the same space, ASHAScheduler, 128 configurations on
+two CPUs. Ours: the study's search with as many. Beside wall time stand CPU seconds of all processes.
+`python tests/bench/time_to_best.py` prints one ratio per line and writes time_to_best.json; the baseline takes long.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
+os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
+
+import common  # noqa: E402
+import optuna  # noqa: E402
+import ray  # noqa: E402
+import torch  # noqa: E402
+from plain_sre import train_plain  # noqa: E402
+from ray import tune  # noqa: E402
+from ray.tune.schedulers import ASHAScheduler  # noqa: E402
+from ray.tune.search.optuna import OptunaSearch  # noqa: E402
+
+from data_prep import prepare  # noqa: E402
+from data_prep.feature_store import load  # noqa: E402
+from search_spaces.sre import SPACE  # noqa: E402
+from study.driver import TUNE_ENVIRONMENT, run_search  # noqa: E402
+from study.ledger import open_ledger, suggest_params  # noqa: E402
+from study.protocol import TrialData, rung_epochs, trial_data  # noqa: E402
+from study.search import PackSearcher  # noqa: E402
+
+
+def trial(config: dict[str, Any], data: dict[str, Any], epochs: int) -> None:
+    """A Tune function trial."""
+    torch.set_num_threads(1)
+    params = {k: v for k, v in config.items() if k in {knob.name for knob in SPACE.knobs}}
+    for metrics in train_plain(SPACE.config(**params), seed=0, data=TrialData.from_arrays(data), epochs=epochs):
+        tune.report(metrics)
+
+
+def space(trial: optuna.Trial) -> None:
+    """The search space, defined by run."""
+    suggest_params(trial, SPACE)
+
+
+class Best(tune.Callback):
+    """When the best value so far was reported: [(CPU seconds, wall seconds, H)]."""
+
+    def __init__(self) -> None:
+        self.started, self.cpu, self.steps = time.perf_counter(), common.cpu_seconds(), list[tuple[float, ...]]()
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
+        if not self.steps or result["val_h_mean"] > self.steps[-1][2]:
+            now = (common.cpu_seconds() - self.cpu, time.perf_counter() - self.started, result["val_h_mean"])
+            self.steps.append(now)
+
+
+class Watched(PackSearcher):
+    """The study's searcher, noting when configurations are told."""
+
+    def watch(self) -> None:
+        self.started, self.cpu, self.steps = time.perf_counter(), common.cpu_seconds(), list[tuple[float, ...]]()
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        super().on_trial_complete(trial_id, result, error)
+        best = max((lane["metrics"].get("val_h_mean", 0.0) for lane in (result or {}).get("lanes", [])), default=0.0)
+        self.steps.append((common.cpu_seconds() - self.cpu, time.perf_counter() - self.started, best))
+
+
+def main() -> None:
+    options = common.parser(__doc__)
+    options.add_argument("--configs", type=int, default=128)
+    options.add_argument("--epochs", type=int, default=20)
+    options.add_argument("--pack", type=int, default=16)
+    options.add_argument("--refill", action="store_true", help="refill freed room of our packs")
+    options.add_argument("--cache", type=Path, default=Path(".cache"))
+    args = options.parse_args()
+    os.environ.update(TUNE_ENVIRONMENT)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    features = load(prepare(benchmark="icons2emoji", cache_dir=args.cache))
+    arrays = trial_data(features, rotation=0, folds=3, seed=0).to_arrays()
+    rungs = tuple(rung_epochs(args.epochs))
+
+    with tempfile.TemporaryDirectory() as folder:
+        with open_ledger(Path(folder) / "study", space=SPACE, identity={}) as ledger:
+            ours = Watched(ledger, SPACE, configs=args.configs, pack=args.pack)
+            ours.watch()
+            run_search(ours, arrays, epochs=args.epochs, rungs=rungs, refill=args.refill)
+        baseline = Best()
+        tune.Tuner(
+            tune.with_resources(tune.with_parameters(trial, data=arrays, epochs=args.epochs), {"cpu": 1}),
+            tune_config=tune.TuneConfig(
+                metric="val_h_mean",
+                mode="max",
+                num_samples=args.configs,
+                max_concurrent_trials=2,
+                search_alg=OptunaSearch(space, metric="val_h_mean", mode="max", seed=0),
+                scheduler=ASHAScheduler(max_t=args.epochs, grace_period=rungs[0], reduction_factor=2),
+            ),
+            run_config=tune.RunConfig(storage_path=folder, verbose=0, callbacks=[baseline]),
+        ).fit()
+    target = baseline.steps[-1]
+    reached = next((step for step in ours.steps if step[2] >= target[2]), None)
+    if reached is None:
+        print(f"time_to_best: not reached; H {target[2]:.4f} against {max(s[2] for s in ours.steps):.4f}")
+        results: dict[str, Any] = {"reached": False}
+    else:
+        cpu, wall = target[0] / reached[0], target[1] / reached[1]
+        print(f"time_to_best H {target[2]:.4f}: ratio {cpu:.1f} by CPU, {wall:.1f} by wall time")
+        results = {"reached": True, "ratio_cpu": round(cpu, 1), "ratio_wall": round(wall, 1)}
+    common.write(args.out, results, baseline=baseline.steps, ours=ours.steps, configs=args.configs, refill=args.refill)
+
+
+if __name__ == "__main__":
+    main()
