@@ -131,6 +131,8 @@ class Pack:
 
     `trainable_KI`: bool, the source images each lane may train on; `seen_KC`: the classes it may know of.
     A lane's weights, noise and batches depend on its own seed alone, never on K or on its neighbours.
+    Steps run eagerly: on a CPU half of a step is matrix products, and `torch.compile` spent 16 s of one core (and more
+    in compiler processes) on the first epoch, per static bucket and actor; a whole pack trains in less than a minute.
     """
 
     def __init__(
