@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # the project, not study/: its packages import by name
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the project, not study/: its packages import by name
 
 import tyro  # noqa: E402
 from rich.console import Console  # noqa: E402
