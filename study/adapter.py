@@ -73,9 +73,12 @@ class Adapter:
     def method(self) -> Method:
         return METHODS[type(self.config)]
 
-    def module(self) -> Any:
-        """The module, a pack of one lane; classes added since the training have their untrained values."""
-        data = self.data
+    def module(self, clip_path: str = "") -> Any:
+        """The module, a pack of one lane; classes added since the training have their untrained values.
+
+        `clip_path`: the checkpoint; methods with learned prompts need its text encoder.
+        """
+        data = replace(self.data, class_names=self.names, clip_path=clip_path)
         if "keys_KND" in self.weights:  # Tip-Adapter draws its cache from images: from exactly those, all of them
             keys, labels = self.weights["keys_KND"][0], self.weights["cache_labels_KN"][0]
             data = replace(data, source_features_ID=keys, source_labels_I=labels)

@@ -55,13 +55,14 @@ def predict(options: PredictOptions) -> Iterator[tuple[Path, list[tuple[str, flo
     from study.adapter import read_adapter
 
     adapter = read_adapter(locate(options.adapter, option="--adapter"))
-    clip = Clip(_checkpoint(adapter, options.clip))
+    checkpoint = _checkpoint(adapter, options.clip)
+    clip = Clip(checkpoint)
     if options.classes:
         added = [
             (name.strip(), wnid.strip()) for name, _, wnid in (c.partition("=") for c in options.classes.split(","))
         ]
         adapter = adapter.with_classes(added, clip.texts)
-    module = adapter.module()
+    module = adapter.module(str(checkpoint.folder))
     for start in range(0, len(options.images), IMAGES_PER_SHARD):
         images = options.images[start : start + IMAGES_PER_SHARD]
         probabilities_BC = module.logits(clip.images(images))[0].detach().softmax(-1)

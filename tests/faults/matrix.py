@@ -15,6 +15,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 PATHS = [str(ROOT), str(ROOT / "tests" / "study")]
 sys.path[:0] = PATHS
+# where a cluster says that it is there: otherwise every other `ray.init()` on this machine would join it
+if "RAY_TMPDIR" not in os.environ:
+    os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="zs")
 os.environ["PYTHONPATH"] = os.pathsep.join([*PATHS, os.environ.get("PYTHONPATH", "")])  # Ray's workers inherit it
 
 import psutil  # noqa: E402
@@ -149,7 +153,7 @@ class Machines:
         while not packs:
             time.sleep(0.1)
             packs = [
-                p for p in psutil.Process().children(recursive=True) if _title(p).startswith("ray::pack(space=toy")
+                p for p in psutil.Process().children(recursive=True) if _title(p).startswith("ray::ResourceTrainable.")
             ]
         random.choice(packs).kill()
 
@@ -160,6 +164,7 @@ class Machines:
     def close(self) -> None:
         ray.shutdown()
         self.cluster.shutdown()
+        shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
 
 
 def _title(process: psutil.Process) -> str:
@@ -307,6 +312,7 @@ def main() -> int:
         return 0
     print("| fault | times | in time | asked | finished | duplicated | lost | as undisturbed |\n" + "|---" * 8 + "|")
     machines, good = Machines(), True
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of `finally`: no node may stay
     try:
         for fault, times in FAULTS.items():
             if options.only not in fault.__name__:

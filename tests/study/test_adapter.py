@@ -15,7 +15,13 @@ from data_prep.benchmarks import get_benchmark
 from data_prep.errors import UserError
 from data_prep.feature_store import FeatureSet, load, load_target_labels
 from data_prep.storage import Storage, locate
-from models.baselines import CalibratedStackingConfig, CLIPAdapterConfig, LinearProbeConfig, TipAdapterConfig
+from models.baselines import (
+    CalibratedStackingConfig,
+    CLIPAdapterConfig,
+    CoOpConfig,
+    LinearProbeConfig,
+    TipAdapterConfig,
+)
 from models.pva import PVAConfig
 from models.sre_clip import SREConfig
 from study.adapter import Adapter, make_adapter, read_adapter, write_adapter
@@ -27,15 +33,17 @@ from study.refit import refit_pack
 
 CONFIGS = (
     SREConfig(gcn_layers=2, gcn_width=8, batch_size=16),
-    SREConfig(adapter="tokens", token_dim=8, adjacency="symmetric", class_text="both", batch_size=16),
+    SREConfig(adapter="tokens", adjacency="symmetric", class_text="both", batch_size=16),
     PVAConfig(latent_dim=8, hidden=8, tau=0.25, residual_lambda=2.0, batch_size=16),
     CLIPAdapterConfig(width=4, batch_size=16),
     TipAdapterConfig(variant="free", shots=3, alpha=2.0, beta=3.0),
     TipAdapterConfig(variant="F", shots=3, batch_size=16),
     LinearProbeConfig(batch_size=16),
+    CoOpConfig(batch_size=64),
+    CoOpConfig(batch_size=64, prompts="per_class"),
     CalibratedStackingConfig(constant=1.5),
 )
-NAMES = tuple(f"thing, {c}" for c in range(12))  # a comma must survive classes.csv
+CLIP = str(Path(__file__).parents[2] / "data_prep/assets/icons2emoji/clip")
 PROVENANCE = {
     "seeds": [5, 6],
     "rotation": 0,
@@ -49,8 +57,8 @@ ROW = Row(method="M", config_id="m-0000", select="pseudo-unseen", benchmark="toy
 def exported(config: Any, data: TrialData, features: Any, storage: Storage) -> tuple[Adapter, torch.Tensor]:
     """A refit's adapter, written and read again, and what the refit predicted."""
     texts = {
-        "classes": SimpleNamespace(names=NAMES, wnids=(None,) * 12),
-        "graph": SimpleNamespace(node_wnids=tuple(f"class:{name}" for name in NAMES) + tuple("abcdef")),
+        "classes": SimpleNamespace(names=data.class_names, wnids=(None,) * 12),
+        "graph": SimpleNamespace(node_wnids=tuple(f"class:{name}" for name in data.class_names) + tuple("abcdef")),
     }
     of_study: Any = SimpleNamespace(**{**vars(features), **texts}, templates=("a {}", "{}"), clip="toy")
     (done,) = refit_pack([config], seeds=[5, 6], data=data, epochs=2)
@@ -65,24 +73,24 @@ def test_an_adapter_predicts_what_the_refit_predicted(
     config: Any, data: TrialData, features: SimpleNamespace, tmp_path: Path
 ) -> None:
     adapter, expected_T = exported(config, data, features, locate(str(tmp_path)))
-    logits_KTC = adapter.module().logits(data.target_features_TD)
+    logits_KTC = adapter.module(CLIP).logits(data.target_features_TD)
     assert logits_KTC.shape == (1, 120, 12)
     assert torch.equal(logits_KTC[0].argmax(-1), expected_T)
-    assert adapter.names == NAMES and adapter.wnids == (None,) * 12 and adapter.config == config
+    assert adapter.names == data.class_names and adapter.wnids == (None,) * 12 and adapter.config == config
     more = adapter.with_classes([("n-e-w", ""), ("new too", "")] if not isinstance(config, SREConfig) else NEW, encode)
-    grown_KTC = more.module().logits(data.target_features_TD)
+    grown_KTC = more.module(CLIP).logits(data.target_features_TD)
     assert grown_KTC.shape == (1, 120, 12 + (2 if more.names[-1] == "new too" else len(NEW)))
     if not isinstance(config, SREConfig | PVAConfig):  # there the graph, or the choice between old and new, may change
-        assert torch.allclose(grown_KTC[:, :, :12], logits_KTC)
+        assert torch.allclose(grown_KTC[:, :, :12], logits_KTC, atol=1e-4)
     assert not more.data.seen_C[12:].any()
 
 
-NEW = [("zebra", ""), ("gizmo of mine", "-"), ("crane", "n02012849")]
+NEW = [("zebra", ""), ("gizmo, or two", "-"), ("crane", "n02012849")]
 
 
 def encode(texts: Any) -> torch.Tensor:
     """Unit vectors that only depend on the text."""
-    rows = [torch.randn(16, generator=torch.Generator().manual_seed(sum(map(ord, text)))) for text in texts]
+    rows = [torch.randn(192, generator=torch.Generator().manual_seed(sum(map(ord, text)))) for text in texts]
     return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
 
 
@@ -103,10 +111,15 @@ def test_new_classes_take_their_places_in_wordnet(data: TrialData, features: Sim
     assert torch.equal(more.data.edges_E2[: len(data.edges_E2)], data.edges_E2)
     again = more.with_classes([("equine", "n02374149")], encode)  # a node that is there already
     assert again.node_wnids == more.node_wnids and again.data.class_node_C[-1] == more.node_wnids.index("n02374149")
+    storage = locate(str(tmp_path / "grown"))
+    metrics = dict.fromkeys(("test_seen_mean", "test_unseen_mean", "test_h"), 0.5)
+    write_adapter(storage, "1", more, row=ROW, metrics=metrics, provenance=PROVENANCE)
+    back = read_adapter(replace(storage, root=f"{storage.root}/1"))  # the comma survives
+    assert (back.names, back.wnids, back.node_wnids) == (more.names, more.wnids, more.node_wnids)
     for added, message in (
         ([("crane", "")], "'crane' is ambiguous"),
         ([("zebra", "n99999999")], "must be a noun of WordNet"),
-        ([(NAMES[0], "-")], "names that are not there yet"),
+        ([("cat", "-")], "names that are not there yet"),
         ([("", "-")], "names that are not there yet"),
     ):
         with pytest.raises(UserError, match=message):
