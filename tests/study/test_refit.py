@@ -49,7 +49,7 @@ def test_a_restored_pack_goes_on_as_if_it_had_not_stopped(config: Any, data: Tri
         stopped.train_epoch()
     stopped.diverged_K[1] = True
     restored.restore(stopped.state())
-    assert restored.epoch == 2
+    assert restored.epoch == [2, 2]
     for _ in range(2):
         restored.train_epoch()
     logits_KTC = torch.cat(list(undisturbed.predict(data.target_features_TD)), dim=1)

@@ -105,7 +105,7 @@ def test_packs_whose_actor_dies_or_that_raise_are_trained_again(tmp_path: Path) 
     assert done.counts.deaths == 2 and not die.exists() and not fail.exists()
     assert each_once(tmp_path / "study", 12)
     void = [t for t in read_ledger(tmp_path / "study").trials() if "requeued" in t.user_attrs]
-    assert len(void) == 6  # four lanes, then two: a pack that is trained again is smaller
+    assert len(void) == 8
     assert {t.user_attrs["reason"] for t in void} == {
         "its pack died: its actor or node died",
         "its pack died: RuntimeError: out of luck",
