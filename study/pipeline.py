@@ -52,6 +52,9 @@ from study.trainer import Pack, seen_classes, train_lanes, trainable_images
 
 PACKAGES = ("ray", "torch", "transformers", "optuna", "numpy", "pyarrow", "networkx")
 
+IDENTITY = "study.json"
+"""File in a study's folder that says which study it is; written before anything else."""
+
 LARGEST_AUTO_PACK = 16
 """`--pack auto` goes no further: the sampler learns between packs, not within one."""
 
@@ -91,6 +94,7 @@ class Study:
         slug = re.sub(r"[^\w.-]", "-", chosen.slug)
         self.name = options.output.name or f"{chosen_space.name}-{slug}-{datetime.now():%Y%m%d-%H%M%S}"
         self.storage = open_storage(options.output.storage, self.name)
+        self._check_folder(chosen_space.name)
         self.seconds: dict[str, float] = {}
 
     def run(self) -> str:
@@ -114,6 +118,7 @@ class Study:
         self._print_plan(datas[rotations[0]], len(rotations))
         if options.output.dry_run:
             return self.storage.shown
+        self.storage.write(IDENTITY, (json.dumps(self.identity, indent=2) + "\n").encode())
         done: list[tuple[Evaluation, list[Scored]]] = []
         interrupted = False
         for rotation, data in datas.items():
@@ -332,6 +337,30 @@ class Study:
                 row=of_row.row,
                 metrics=evaluate(of_row.predictions_ST[:1], evaluation.labels_T, evaluation.data.seen_C)[0],
                 provenance={**provenance, **self._provenance()},
+            )
+
+    def _check_folder(self, space: str) -> None:
+        """Refuse a folder that holds a study, or, with `--resume`, another one. Raises `UserError`."""
+        study, search, selection = self.options.study, self.options.search, self.options.selection
+        identity = {
+            "space": space,
+            "benchmark": self.benchmark,
+            **{name: getattr(study, name) for name in ("clip", "rotation", "templates")},
+            **{name: getattr(search, name) for name in ("epochs", "seed", "objective")},
+            **{name: getattr(selection, name) for name in ("select", "folds")},
+        }
+        self.identity = json.loads(json.dumps(identity))  # as it is read again
+        content = self.storage.read(IDENTITY)
+        if content is None:
+            return
+        theirs = json.loads(content)
+        if not self.options.output.resume:
+            raise UserError(f"--name must be new or --resume given: {self.storage.shown} already holds a study")
+        differing = [name for name in self.identity if theirs.get(name) != self.identity[name]]
+        if differing:
+            shown = "; ".join(f"{n} was {theirs.get(n)!r}, now {self.identity[n]!r}" for n in differing)
+            raise UserError(
+                f"--resume must repeat the study's options, {self.storage.shown} holds another study: {shown}"
             )
 
     # --- around them ------------------------------------------------------------------------------------------------

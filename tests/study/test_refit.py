@@ -73,7 +73,7 @@ def test_an_interrupted_refit_goes_on_from_its_checkpoint(data: TrialData) -> No
                 pack.restore(self.state)
 
         def save(self, pack: Pack) -> None:
-            self.epochs.append(pack.epoch)
+            self.epochs.append(pack.epoch[0])
             self.state = pack.state()
             if len(self.epochs) == 3:
                 raise Stop
