@@ -5,7 +5,8 @@ from pathlib import Path
 from study.run import main
 
 SMALL = (
-    "--configs 4 --pack 2 --epochs 2 --folds 2 --seeds 2 --top 1 --seed 3 --cpus-per-pack 2 --refit-workers 0".split()
+    "--configs 4 --pack 2 --epochs 2 --folds 2 --seeds 2 --top 1 --seed 3 --cpus-per-pack 2 --refit-workers 0 "
+    "--baselines none".split()
 )
 
 
