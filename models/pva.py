@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.data_parallel import workers
 from models.gaussian import kl_to_prior, pairwise_kl, symmetric_kl, wasserstein
 from models.prompts import ClassTexts, PromptLearner, base_cross_entropy
 from models.stacked import StackedModule, check_static, lane_field, lane_normal, normalise
@@ -217,7 +218,7 @@ class PVA(StackedModule):
         place_KB, base_KN = self.place_C[labels_KB], self.base_KC[:, self.trained_N]
         image_mean, image_log_var = self.image_encoder(images_KBD)
         text_mean, text_log_var = self.text_encoder(self.text_features(trained_only=True))
-        image_KBL = self._sample(image_mean, image_log_var)
+        image_KBL = self._sample(image_mean, image_log_var, shared=True)
         text_KNL = self._sample(text_mean, text_log_var, self.trained_N)
         logits_KBN = self.logit_scale * normalise(image_KBL) @ normalise(text_KNL).mT
         own = place_KB[:, :, None].expand(-1, -1, text_mean.shape[2])
@@ -360,12 +361,16 @@ class PVA(StackedModule):
         super().join(other)
         self.noise_generators += other.noise_generators
 
-    def _sample(self, mean: Tensor, log_var: Tensor, classes: Tensor | None = None) -> Tensor:
-        """z = mu + sigma eps, each lane's eps from its own stream; of `classes`, as if all had been drawn."""
+    def _sample(self, mean: Tensor, log_var: Tensor, classes: Tensor | None = None, *, shared: bool = False) -> Tensor:
+        """z = mu + sigma eps, each lane's eps from its own stream; of `classes`, as if all had been drawn.
+
+        `shared`: rows are this worker's share of a batch, and so is their noise of the batch's.
+        """
         if not self.config.variational:
             return mean
-        rows = mean.shape[1] if classes is None else self.base_KC.shape[1]
-        eps = lane_normal(self.noise_generators, rows, mean.shape[2], std=1.0).to(mean.device)
+        rank, count = workers() if shared else (0, 1)
+        rows = count * mean.shape[1] if classes is None else self.base_KC.shape[1]
+        eps = lane_normal(self.noise_generators, rows, mean.shape[2], std=1.0)[:, rank::count].to(mean.device)
         eps = eps if classes is None else eps[:, classes]
         return mean + self.noise[:, None, None] * (log_var / 2).exp() * eps
 

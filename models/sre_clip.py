@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.data_parallel import over_workers, workers
 from models.graph_conv import GraphConv
 from models.stacked import StackedModule, check_static, lane_field, lane_normal, normalise
 
@@ -255,7 +256,7 @@ class SREClip(StackedModule):
         scale_K11 = self.logit_scale * self.relation_temperature[:, None, None]  # ... times this are CLIP's logits
         log_target_KBC = F.log_softmax(scale_K11 / self.target_temperature[:, None, None] * target_KBC, dim=-1)
         p_target_KBC = log_target_KBC.exp()
-        mean_KC = p_target_KBC.mean(1)
+        mean_KC = over_workers(p_target_KBC.mean(1))
         log_confidence_KB, pseudo_KB = log_target_KBC.detach().max(-1)
         trusted_KB = (log_confidence_KB.exp() >= self.pseudo_label_threshold[:, None]).float()
         relations = self._relations(prototypes_KCD.detach(), sharp_KCD.detach())
@@ -265,7 +266,8 @@ class SREClip(StackedModule):
         return {
             "cls": _cross_entropy(seen_logits, source_labels_KB).mean(1),
             "srs": _relation_loss(source_KBC, source_labels_KB, *relations).mean(1)
-            + (_relation_loss(target_KBC, pseudo_KB, *relations) * trusted_KB).sum(1) / trusted_KB.sum(1).clamp_min(1),
+            + (_relation_loss(target_KBC, pseudo_KB, *relations) * trusted_KB).sum(1)
+            / over_workers(trusted_KB.sum(1)).clamp_min(1 / workers()[1]),
             "align": _cross_entropy(scale_K11 * text_KCC, classes).mean(1),
             "ent": -(p_target_KBC * log_target_KBC).sum((1, 2)) / p_target_KBC.shape[1],
             "div": math.log(mean_KC.shape[1]) + (mean_KC * mean_KC.clamp_min(1e-12).log()).sum(-1),

@@ -64,7 +64,7 @@ class StackedModule(nn.Module):
 
     def register_lane(self, name: str, value_K: Tensor) -> None:
         """Register a buffer whose first axis is the lane axis."""
-        self.register_buffer(name, value_K)
+        self.register_buffer(name, value_K.clone())  # its own memory: callers expand one row to all lanes
         self._lane_buffers.append(name)
 
     def keep(self, lanes: Tensor) -> None:
@@ -86,6 +86,22 @@ class StackedModule(nn.Module):
             if isinstance(module, StackedModule):
                 for name in module._lane_buffers:
                     module._buffers[name] = append_lanes(getattr(module, name), getattr(more, name))
+
+    def lanes(self) -> dict[str, Tensor]:
+        """All tensors with a lane axis, parameters and lane buffers, by their names."""
+        buffers = {
+            f"{prefix}.{name}".lstrip("."): getattr(module, name)
+            for prefix, module in self.named_modules()
+            if isinstance(module, StackedModule)
+            for name in module._lane_buffers
+        }
+        return {**dict(self.named_parameters()), **buffers}
+
+    @torch.no_grad()
+    def set_lanes(self, values: dict[str, Tensor]) -> None:
+        """Take over the tensors of `lanes`; what this module has beyond them (more classes) stays as it is."""
+        for name, mine in self.lanes().items():
+            mine[tuple(slice(0, size) for size in values[name].shape)] = values[name]
 
 
 def append_lanes(a: Tensor, b: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from data_prep.errors import UserError
 from study.ledger import JOURNAL
+from study.metrics import StudyMetrics
 from study.protocol import RungBoard
 from study.search import Counts, PackSearcher
 from study.storage import Storage, push
@@ -32,9 +33,11 @@ TUNE_ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths keep their meaning in actors
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints tables even at verbosity 0
 }
+WATCH_EVERY_S = 0.5
+"""Seconds between looks at how the search stands."""
+
 PLAIN_LINE_EVERY_S = 15.0
 """Seconds between progress lines where standard output is no terminal."""
-
 
 MIRROR_EVERY_S = 10.0
 """Seconds between copies of the ledger."""
@@ -57,8 +60,11 @@ class SearchOutcome:
 
 
 def concurrent_packs(cpus_per_pack: float, gpus_per_pack: float) -> int:
-    """Packs that the cluster's resources hold at once; `ValueError` if not even one fits."""
-    have = ray.cluster_resources()
+    """Packs that the cluster holds at once, with all workers its autoscaler may start; `ValueError` if none fits."""
+    # no public name for the autoscaler's maximum; Ray's own Data and Train ask this way
+    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    now = ray.cluster_resources()
+    have = {name: max(most.get(name, 0), now.get(name, 0)) for name in most.keys() | now.keys()}
     fits = [
         int(have.get(name, 0) / need + 1e-9)
         for name, need in (("CPU", cpus_per_pack), ("GPU", gpus_per_pack))
@@ -104,7 +110,9 @@ def run_search(
     # on the driver's node: it would be lost with any other, and the study with it
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     judge = Board.options(scheduling_strategy=here).remote(board)  # type: ignore[attr-defined]
+    study = "/".join(searcher.ledger.folder.resolve().parts[-2:])  # its name, or its name and the rotation
     job = PackJob(
+        study=study,
         space=searcher.space.name,
         config=searcher.space.config,
         arrays=arrays if isinstance(arrays, ray.ObjectRef) else ray.put(dict(arrays)),
@@ -120,7 +128,8 @@ def run_search(
         searcher.give = functools.partial(_give, judge)
     os.environ.update(TUNE_ENVIRONMENT)
     try:
-        with _quiet_tune(), _progress(searcher, judge, epochs, console or Console(), mirror):
+        metrics = StudyMetrics(study, searcher.space.name)
+        with _quiet_tune(), _progress(searcher, judge, epochs, console or Console(), mirror, metrics):
             Tuner(
                 tune.with_resources(
                     tune.with_parameters(PackTrainable, job=job), {"cpu": cpus_per_pack, "gpu": gpus_per_pack}
@@ -209,9 +218,17 @@ def progress_line(
 
 @contextmanager
 def _progress(
-    searcher: PackSearcher, board: Any, epochs: int, console: Console, mirror: Storage | None
+    searcher: PackSearcher,
+    board: Any,
+    epochs: int,
+    console: Console,
+    mirror: Storage | None,
+    metrics: StudyMetrics,
 ) -> Iterator[None]:
-    """Show how the search stands: a live line on a terminal, a line now and then elsewhere. Mirrors the ledger, too."""
+    """Show how the search stands: a live line on a terminal, a line now and then elsewhere, and metrics for Prometheus.
+
+    Mirrors the ledger, too.
+    """
     started, already, stop = time.monotonic(), searcher.counts.finished, threading.Event()
     mirrored, mirrored_at = already, started
 
@@ -234,12 +251,17 @@ def _progress(
             except UserError as error:  # the search goes on; storage may come back
                 console.print(f"the ledger could not be copied: {error}", soft_wrap=True)
 
-    def watch(show: Callable[[str], None], every: float) -> None:
-        while not stop.wait(every):
+    def watch(show: Callable[[str], None], show_every: float) -> None:
+        shown_at = started
+        while not stop.wait(WATCH_EVERY_S):
             if time.monotonic() - mirrored_at >= MIRROR_EVERY_S:
                 copy_ledger()
             try:
-                show(line(ray.get(board.packs.remote(), timeout=5)))
+                packs = ray.get(board.packs.remote(), timeout=5)
+                metrics.update(searcher.counts, packs.values())
+                if time.monotonic() - shown_at >= show_every:
+                    shown_at = time.monotonic()
+                    show(line(packs))
             except ray.exceptions.RayError:
                 pass  # a busy cluster answers late; the next line comes soon
 
@@ -247,7 +269,7 @@ def _progress(
     show: Callable[[str], None] = (
         (lambda s: live.update(Text(s))) if live else (lambda s: console.print(s, soft_wrap=True))
     )
-    thread = threading.Thread(target=watch, args=(show, 0.5 if live else PLAIN_LINE_EVERY_S), daemon=True)
+    thread = threading.Thread(target=watch, args=(show, 0.0 if live else PLAIN_LINE_EVERY_S), daemon=True)
     if live:
         live.start()
     thread.start()
@@ -256,6 +278,7 @@ def _progress(
     finally:
         stop.set()
         thread.join()
+        metrics.update(searcher.counts, ())
         copy_ledger()
         if live:
             live.stop()

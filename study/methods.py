@@ -39,6 +39,8 @@ class Method:
     """Makes the module of a pack."""
     uses_target: bool = False
     """Whether it trains on, and selection may look at, unlabelled target images; others never receive them."""
+    uses_graph: bool = False
+    """Whether it needs the classes' places in WordNet."""
     swept: tuple[str, ...] = ()
     """Inference-time knobs that the module's `sweep` finds exactly on the selection split: never sampled."""
 
@@ -86,7 +88,7 @@ def _text_encoder(clip_path: str) -> FrozenTextEncoder:
 
 
 METHODS: dict[type, Method] = {
-    SREConfig: Method(build=_sre, uses_target=True),
+    SREConfig: Method(build=_sre, uses_target=True, uses_graph=True),
     PVAConfig: Method(build=_on_texts(PVA), swept=("tau", "residual_lambda")),
     CLIPAdapterConfig: Method(build=_on_texts(CLIPAdapter)),
     TipAdapterConfig: Method(build=_tip, swept=("alpha", "beta")),

@@ -125,11 +125,18 @@ class ResourceOptions:
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     """Of matrix products while configurations are searched (refits are float32). In bfloat16 a lane's metrics depend a
     little on its neighbours. auto: bfloat16 on GPUs, if eight configurations rank alike in both after an epoch."""
+    refit_workers: int = 1
+    """Workers of the refits' Ray Train run, which share every batch: a divisor of the batch size, with a whole GPU each
+    if they are several. 0: plain Ray tasks, some 20 s faster to start, but without checkpoints."""
+    checkpoint_every: int = 10
+    """Epochs between checkpoints of a refit, from which it goes on when a worker or the driver dies."""
 
     def __post_init__(self) -> None:
         _check(self.pack, "at least 1, or auto", option="--pack", holds=self.pack == "auto" or self.pack >= 1)
         _check(self.cpus_per_pack, "more than 0", option="--cpus-per-pack", holds=self.cpus_per_pack > 0)
         _check(self.gpus_per_pack, "0 or more", option="--gpus-per-pack", holds=self.gpus_per_pack >= 0)
+        _check(self.refit_workers, "0 or more", option="--refit-workers", holds=self.refit_workers >= 0)
+        _check(self.checkpoint_every, "at least 1", option="--checkpoint-every", holds=self.checkpoint_every >= 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,9 +27,10 @@ from data_prep import UserError, prepare
 from data_prep.benchmarks import get_benchmark
 from data_prep.benchmarks.transfer import ARROW
 from data_prep.checkpoint import find_checkpoint
-from data_prep.feature_store import load
+from data_prep.feature_store import load, read_manifest
 from data_prep.templates import find_templates
 from search_spaces import Ablation, Space
+from study.adapter import make_adapter, write_adapter
 from study.driver import concurrent_packs, run_search
 from study.evaluation import Evaluation, Scored, average_rotations, select, with_test_labels
 from study.leaderboard import (
@@ -42,8 +43,8 @@ from study.leaderboard import (
 )
 from study.ledger import JOURNAL, open_ledger
 from study.methods import METHODS, Method
-from study.options import Options
-from study.protocol import TrialData, rung_epochs, trial_data
+from study.options import Options, ResourceOptions
+from study.protocol import TrialData, evaluate, rung_epochs, trial_data
 from study.published import published_rows
 from study.refit import Refit, refit, score_on_folds
 from study.search import PackSearcher
@@ -52,6 +53,9 @@ from study.trainable import precision_on_worker
 from study.trainer import Pack, Precision, pack_on_folds, seen_classes, train_lanes, trainable_images
 
 PACKAGES = ("ray", "torch", "transformers", "optuna", "numpy", "pyarrow", "networkx")
+
+IDENTITY = "study.json"
+"""File in a study's folder that says which study it is; written before anything else."""
 
 LARGEST_AUTO_PACK = 16
 """`--pack auto` goes no further: the sampler learns between packs, not within one."""
@@ -76,6 +80,7 @@ class Study:
             raise UserError(
                 f"--criterion must be h for {self.space.method}, which may not see target images; got {self.criterion}"
             )
+        _check_workers(options.resources, self.space)
         self.baselines = _baselines(options.search.baselines, self.space, bool(self.ablation))
         chosen = get_benchmark(self.benchmark, options.study.data_root, allow_partial=options.study.allow_partial)
         checkpoint = find_checkpoint(options.study.clip or chosen.default_clip)
@@ -91,6 +96,7 @@ class Study:
         slug = re.sub(r"[^\w.-]", "-", chosen.slug)
         self.name = options.output.name or f"{chosen_space.name}-{slug}-{datetime.now():%Y%m%d-%H%M%S}"
         self.storage = open_storage(options.output.storage, self.name)
+        self._check_folder(chosen_space.name)
         self.seconds: dict[str, float] = {}
         self.per_minute: dict[str, float] = {}
 
@@ -115,6 +121,7 @@ class Study:
         self._print_plan(datas[rotations[0]], len(rotations))
         if options.output.dry_run:
             return self.storage.shown
+        self.storage.write(IDENTITY, (json.dumps(self.identity, indent=2) + "\n").encode())
         done: list[tuple[Evaluation, list[Scored]]] = []
         interrupted = False
         for rotation, data in datas.items():
@@ -151,9 +158,11 @@ class Study:
         arrays = ray.put(data.to_arrays())
         candidates, interrupted = self._timed("search", lambda: self._all_candidates(rotation, arrays, storage))
         seeds = [self.options.search.seed * 1000 + i for i in range(selection.seeds)]
-        refits = self._timed("refit", lambda: self._refit([c["config"] for c in candidates], seeds, arrays))
+        refits = self._timed("refit", lambda: self._refit([c["config"] for c in candidates], seeds, arrays, storage))
         evaluation = Evaluation(self.cache, self.features, data, selection.select)
         scored = evaluation.zero_shot(self.criterion)
+        provenance = {"seeds": seeds, "rotation": rotation, "epochs": self.options.search.epochs}
+        trained: dict[str, tuple[Any, Refit]] = {}
         for candidate, done in zip(candidates, refits, strict=True):
             config, row = candidate["config"], candidate["row"]
             if done.diverged:
@@ -168,13 +177,14 @@ class Study:
                     **row,
                 )
             )
-            provenance = {"seeds": seeds, "rotation": rotation, "epochs": self.options.search.epochs}
+            trained[row["config_id"]] = config, done
             write_config(
                 storage,
                 row["config_id"],
                 {**asdict(scored[-1].row), "params": asdict(config), **provenance, **self._provenance()},
             )
         scored = select(scored, evaluation, self.reference)
+        self._timed("export", lambda: self._export(storage, scored, trained, evaluation, provenance))
         if storage is not self.storage:
             write_leaderboard(storage, [s.row for s in scored])
             self.console.print(to_terminal([s.row for s in scored]))
@@ -313,7 +323,7 @@ class Study:
         )
         return ray.get(task.remote(arrays, configs, resources.cpus_per_pack, resources.gpus_per_pack, self.criterion))
 
-    def _refit(self, configs: list[Any], seeds: list[int], arrays: Any) -> list[Refit]:
+    def _refit(self, configs: list[Any], seeds: list[int], arrays: Any, storage: Storage) -> list[Refit]:
         resources = self.options.resources
         return refit(
             configs,
@@ -322,7 +332,58 @@ class Study:
             epochs=self.options.search.epochs,
             cpus=resources.cpus_per_pack,
             gpus=resources.gpus_per_pack,
+            workers=resources.refit_workers,
+            checkpoint_every=resources.checkpoint_every,
+            storage=storage,
         )
+
+    def _export(
+        self,
+        storage: Storage,
+        scored: list[Scored],
+        trained: Mapping[str, tuple[Any, Refit]],
+        evaluation: Evaluation,
+        provenance: Mapping[str, Any],
+    ) -> None:
+        """Every refitted row's adapter, of its first seed, into adapters/<rank>."""
+        storage.clear("adapters")  # an earlier run of the study may have ranked otherwise
+        clip = read_manifest(self.cache)["inputs"]["checkpoint"]
+        for of_row in scored:
+            if of_row.row.config_id not in trained:
+                continue
+            config, done = trained[of_row.row.config_id]
+            write_adapter(
+                storage,
+                f"adapters/{of_row.row.rank}",
+                make_adapter(config, provenance["seeds"][0], done.weights, evaluation.data, self.features, clip),
+                row=of_row.row,
+                metrics=evaluate(of_row.predictions_ST[:1], evaluation.labels_T, evaluation.data.seen_C)[0],
+                provenance={**provenance, **self._provenance()},
+            )
+
+    def _check_folder(self, space: str) -> None:
+        """Refuse a folder that holds a study, or, with `--resume`, another one. Raises `UserError`."""
+        study, search, selection = self.options.study, self.options.search, self.options.selection
+        identity = {
+            "space": space,
+            "benchmark": self.benchmark,
+            **{name: getattr(study, name) for name in ("clip", "rotation", "templates")},
+            **{name: getattr(search, name) for name in ("epochs", "seed", "objective")},
+            **{name: getattr(selection, name) for name in ("select", "folds")},
+        }
+        self.identity = json.loads(json.dumps(identity))  # as it is read again
+        content = self.storage.read(IDENTITY)
+        if content is None:
+            return
+        theirs = json.loads(content)
+        if not self.options.output.resume:
+            raise UserError(f"--name must be new or --resume given: {self.storage.shown} already holds a study")
+        differing = [name for name in self.identity if theirs.get(name) != self.identity[name]]
+        if differing:
+            shown = "; ".join(f"{n} was {theirs.get(n)!r}, now {self.identity[n]!r}" for n in differing)
+            raise UserError(
+                f"--resume must repeat the study's options, {self.storage.shown} holds another study: {shown}"
+            )
 
     # --- around them ------------------------------------------------------------------------------------------------
 
@@ -504,6 +565,18 @@ def _baselines(chosen: str, space: Space, is_ablation: bool) -> list[Space]:
 
 def _variant_name(space: Space, variant: str) -> str:
     return f"{space.method}: {variant}"
+
+
+def _check_workers(resources: ResourceOptions, space: Space) -> None:
+    """Raise `UserError` where the workers of a refit could not share its batches, or their GPUs."""
+    workers, gpus = resources.refit_workers, resources.gpus_per_pack
+    choices = next((k.choices for k in space.knobs if k.name == "batch_size" and k.choices), None)
+    batches = [int(b) for b in choices or (space.config().batch_size,)]
+    odd = [b for b in batches if workers and b % workers]
+    if odd:
+        raise UserError(f"--refit-workers must divide every batch size of {space.name}, got {workers} for {odd[0]}")
+    if workers > 1 and gpus % 1:
+        raise UserError(f"--refit-workers needs whole GPUs, got {workers} workers with --gpus-per-pack {gpus:g}")
 
 
 def _method(space: Space) -> Method:

@@ -1,21 +1,41 @@
 """Winners are trained once more, on all seen classes and with several seeds, and classify the target.
 
+All of them are one Ray Train run: starting one costs seconds, so packs (configurations x seeds that share their static
+knobs) follow each other in it. Its workers share every batch (see `models.data_parallel`).
 The refit sees no target labels either; what it returns are predicted classes, which only the driver compares.
 
 Suffixes: K lanes, T target images.
 """
 
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from safetensors.torch import load, save
 from torch import Tensor
 
+from data_prep.storage import Storage
+from models.data_parallel import workers as data_parallel_workers
 from study.methods import static_fields
 from study.protocol import TrialData
 from study.trainer import Criterion, Division, LaneResult, Pack, on_worker, seen_classes, train_pack, trainable_images
+
+TRAIN_ENVIRONMENT = {
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train tab
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how often it looks whether workers are done; 2 by default
+}
+RETRIES = 3
+"""A refit goes on from its checkpoints so many times when workers die."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,18 +48,139 @@ class Refit:
     """The same images at any threshold between seen and unseen classes, a lane per seed."""
     train_seconds: float
     """Its share of the training time, all seeds."""
+    weights: dict[str, Tensor]
+    """The first seed's lane: all its tensors (1, ...) by name."""
     diverged: bool
     """Whether the loss of any seed was not finite."""
 
 
+@ray.remote(num_cpus=0)
+class Keeper:
+    """Checkpoints, kept where the driver runs: it may write to the study's storage, workers often may not."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def save(self, name: str, content: bytes) -> None:
+        """Write a checkpoint, whole or not at all."""
+        self._storage.write(name, content)
+
+    def load(self, name: str) -> bytes | None:
+        """The last checkpoint of that name."""
+        return self._storage.read(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """Where a pack's checkpoints go, as its workers see it."""
+
+    keeper: Any
+    """Handle of the `Keeper`."""
+    name: str
+    """The pack's file."""
+    every: int
+    """Epochs between two of them."""
+
+    def restore(self, pack: Pack) -> None:
+        """Let a new pack go on from the last one, if there is any."""
+        content = ray.get(self.keeper.load.remote(self.name))
+        if content:
+            pack.restore(load(content))
+
+    def save(self, pack: Pack) -> None:
+        """Write one if it is time to; all workers hold the same lanes, so the first does it."""
+        due = pack.epoch[0] % self.every == 0 or pack.epoch[0] == pack.epochs
+        if due and data_parallel_workers()[0] == 0:
+            ray.get(self.keeper.save.remote(self.name, save(pack.state())))
+
+
 def refit(
-    configs: Sequence[Any], *, seeds: Sequence[int], arrays: Any, epochs: int, cpus: float, gpus: float
+    configs: Sequence[Any],
+    *,
+    seeds: Sequence[int],
+    arrays: Any,
+    epochs: int,
+    cpus: float,
+    gpus: float,
+    workers: int,
+    checkpoint_every: int,
+    storage: Storage,
 ) -> list[Refit]:
     """Refit every configuration with every seed on the cluster.
 
-    `arrays`: object reference to `TrialData.to_arrays()`. `cpus`, `gpus`: of each of the tasks that share the work.
+    `arrays`: object reference to `TrialData.to_arrays()`. `cpus`, `gpus`: of each worker. `workers`: of the Ray Train
+    run; 0 for plain Ray tasks without checkpoints, a pack each. `storage`: the study's; a refit that was interrupted
+    goes on from the checkpoints it left there.
     """
-    return _on_cluster(refit_pack, configs, arrays, cpus, gpus, seeds=seeds, epochs=epochs)
+    if workers == 0 or not configs:
+        return _on_cluster(refit_pack, configs, arrays, cpus, gpus, seeds=seeds, epochs=epochs)
+    from ray.train import FailureConfig, RunConfig, ScalingConfig  # seconds to import
+    from ray.train.torch import TorchTrainer
+
+    packs = _packs(configs)
+    shared = ray.get(arrays)
+    identity = repr((configs, seeds, epochs, shared["fingerprint"], shared["seen_C"].tolist()))
+    name = f"refit-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    # a hard rule: the storage may be this node's disk
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    keeper = Keeper.options(scheduling_strategy=here).remote(storage)  # type: ignore[attr-defined]
+    own = tempfile.mkdtemp()  # Train's own state, which nobody reads
+    try:
+        with _quiet_train():
+            result = TorchTrainer(
+                _refit_worker,  # type: ignore[arg-type]  # its types know no return value, its documentation does
+                train_loop_config={
+                    "arrays": [arrays],  # in a list: the reference travels, not what it refers to
+                    "packs": [[configs[i] for i in pack] for pack in packs],
+                    "checkpoints": [
+                        Checkpoints(keeper=keeper, name=f"{name}/{i}.safetensors", every=checkpoint_every)
+                        for i in range(len(packs))
+                    ],
+                    "seeds": seeds,
+                    "epochs": epochs,
+                    "cpus": cpus,
+                    "gpus": gpus,
+                },
+                scaling_config=ScalingConfig(
+                    num_workers=workers,
+                    use_gpu=gpus > 0,
+                    resources_per_worker={"CPU": cpus, **({"GPU": gpus} if gpus else {})},
+                ),
+                run_config=RunConfig(name=name, storage_path=own, failure_config=FailureConfig(max_failures=RETRIES)),
+            ).fit()
+    finally:
+        ray.kill(keeper)
+        shutil.rmtree(own, ignore_errors=True)
+    storage.clear(name)
+    return _in_order(packs, result.return_value)  # type: ignore[attr-defined]
+
+
+def _refit_worker(job: Mapping[str, Any]) -> list[list[Refit]] | None:
+    """What every worker of the Ray Train run does; the first one's result is the run's."""
+    import ray.train
+    from ray.train.torch import get_device
+
+    if job["gpus"]:
+        torch.cuda.set_device(get_device())
+    data = on_worker(ray.get(job["arrays"][0]), cpus=job["cpus"], gpus=job["gpus"])
+    done = []
+    for configs, checkpoints in zip(job["packs"], job["checkpoints"], strict=True):
+        done.append(refit_pack(configs, seeds=job["seeds"], data=data, epochs=job["epochs"], checkpoints=checkpoints))
+        ray.train.report({"packs": len(done), "of": len(job["packs"]), "train_seconds": done[-1][0].train_seconds})
+    return done if data_parallel_workers()[0] == 0 else None
+
+
+@contextmanager
+def _quiet_train() -> Iterator[None]:
+    """Train logs its every step to the terminal."""
+    os.environ.update(TRAIN_ENVIRONMENT)
+    logger = logging.getLogger("ray.train")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def score_on_folds(
@@ -57,15 +198,24 @@ def _on_cluster(
     work: Callable[..., list[Any]], configs: Sequence[Any], arrays: Any, cpus: float, gpus: float, **options: Any
 ) -> list[Any]:
     """`work` on packs of configurations that share their static knobs, as Ray tasks; results in the order given."""
+    packs = _packs(configs)
+    task = ray.remote(_task).options(num_cpus=cpus, num_gpus=gpus)
+    running = [task.remote(work, arrays, [configs[i] for i in pack], cpus, gpus, options) for pack in packs]
+    return _in_order(packs, ray.get(running))
+
+
+def _packs(configs: Sequence[Any]) -> list[list[int]]:
+    """Indices of configurations by packs: those that share their static knobs."""
     packs: dict[tuple[Any, ...], list[int]] = {}
     for i, config in enumerate(configs):
         packs.setdefault((type(config), *static_fields(config)), []).append(i)
-    task = ray.remote(_task).options(num_cpus=cpus, num_gpus=gpus)
-    running = [task.remote(work, arrays, [configs[i] for i in pack], cpus, gpus, options) for pack in packs.values()]
-    results: dict[int, Any] = {}
-    for pack, done in zip(packs.values(), ray.get(running), strict=True):
-        results.update(zip(pack, done, strict=True))
-    return [results[i] for i in range(len(configs))]
+    return list(packs.values())
+
+
+def _in_order(packs: Sequence[Sequence[int]], results: Sequence[Sequence[Any]]) -> list[Any]:
+    """The packs' results in the order of their configurations."""
+    of_index = {i: r for pack, done in zip(packs, results, strict=True) for i, r in zip(pack, done, strict=True)}
+    return [of_index[i] for i in range(len(of_index))]
 
 
 def _task(
@@ -79,7 +229,14 @@ def _task(
     return work(configs, data=on_worker(arrays, cpus=cpus, gpus=gpus), **options)
 
 
-def refit_pack(configs: Sequence[Any], *, seeds: Sequence[int], data: TrialData, epochs: int) -> list[Refit]:
+def refit_pack(
+    configs: Sequence[Any],
+    *,
+    seeds: Sequence[int],
+    data: TrialData,
+    epochs: int,
+    checkpoints: Checkpoints | None = None,
+) -> list[Refit]:
     """Refit configurations that share their static knobs, here and now: configurations x seeds are the lanes."""
     started = time.perf_counter()
     lanes = [(config, seed) for config in configs for seed in seeds]
@@ -91,8 +248,12 @@ def refit_pack(configs: Sequence[Any], *, seeds: Sequence[int], data: TrialData,
         data=data,
         epochs=epochs,
     )
-    for _ in range(epochs):
+    if checkpoints:
+        checkpoints.restore(pack)
+    while pack.epoch[0] < epochs:
         pack.train_epoch()
+        if checkpoints:
+            checkpoints.save(pack)
     target_1C = None if data.target_C is None else data.target_C[None]
     predictions_KT = pack.classify(data.target_features_TD, target_1C).cpu()
     division = pack.divide(data.target_features_TD)
@@ -107,6 +268,7 @@ def refit_pack(configs: Sequence[Any], *, seeds: Sequence[int], data: TrialData,
                 unseen_KI=division.unseen_KI[lanes_of],
             ),
             train_seconds=seconds,
+            weights={name: t[lanes_of][:1].detach().cpu().clone() for name, t in pack.module.lanes().items()},
             diverged=bool(pack.diverged_K[lanes_of].any()),
         )
         for lanes_of in of_config

@@ -1,9 +1,11 @@
 """The command line: `python study/run.py --space sre`."""
 
+import os
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # the project, not study/: its packages import by name
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the project, not study/: its packages import by name
 
 import tyro  # noqa: E402
 from rich.console import Console  # noqa: E402
@@ -16,6 +18,8 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     try:
         options = tyro.cli(Options, args=arguments, description=Options.__doc__)
+        if not options.resources.address:
+            listen_on_loopback()
         from study.pipeline import Study  # torch and Ray take seconds: --help does not wait for them
 
         Study(options, console).run()
@@ -26,6 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
         Console(stderr=True).print("interrupted", soft_wrap=True)
         return 130
     return 0
+
+
+def listen_on_loopback() -> None:
+    """Let a Ray that this process starts listen on this machine only. Before Ray is imported; not for clusters."""
+    if not os.environ.get("RAY_ADDRESS"):
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray's name for it; works on Linux, too
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from study.metrics import PackMetrics
 from study.protocol import RungBoard
 from study.trainer import (
     Criterion,
@@ -82,6 +83,8 @@ class Board:
 class PackJob:
     """What all packs of a study have in common; travels to every actor once, through Ray's object store."""
 
+    study: str
+    """Name of the study, for the dashboard."""
     space: str
     """Name of the search space, for the dashboard."""
     config: Callable[..., Any]
@@ -108,7 +111,7 @@ class PackTrainable(tune.Trainable):
     """Trains one pack per Tune trial and is used again for the next one."""
 
     def setup(self, config: dict[str, Any], job: PackJob) -> None:  # type: ignore[override]
-        self.job = job
+        self.job, self.metrics = job, PackMetrics(job.study, job.space)
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing writes to it
         self.reset_config(config)
         self.data = on_worker(ray.get(job.arrays), cpus=job.cpus, gpus=job.gpus)
@@ -152,15 +155,20 @@ class PackTrainable(tune.Trainable):
         return self.training.send([(self.job.config(**lane["params"]), lane["seed"]) for lane in new])
 
     def _begin(self) -> Training:
-        board, lanes, last_report = self.job.board, self.lanes, 0.0
+        board, lanes, last_report, lane_epochs = self.job.board, self.lanes, 0.0, 0
+        images = len(self.data.source_labels_I) * (1 if self.data.oracle_labels_T is not None else self.data.folds)
 
         def judge(epoch: int, scores: list[tuple[int, float]]) -> list[bool]:
             return ray.get(board.judge.remote(epoch, {lanes[i]["index"]: score for i, score in scores}))
 
         def on_epoch(epoch: int, alive: int) -> None:
-            nonlocal last_report
-            if time.monotonic() - last_report >= REPORT_EVERY_S:
-                last_report = time.monotonic()
+            nonlocal last_report, lane_epochs
+            lane_epochs += alive
+            now = time.monotonic()
+            if now - last_report >= REPORT_EVERY_S:
+                if epoch:
+                    self.metrics.update(images * lane_epochs, now - last_report)
+                last_report, lane_epochs = now, 0
                 progress = PackProgress(lanes=len(lanes) - self.told, alive=alive, epoch=epoch)
                 board.report.remote(self.trial_id, progress)
 

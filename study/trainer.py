@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from models.data_parallel import average, over_workers, share
 from models.stacked import append_lanes
 from study.methods import METHODS
 from study.protocol import MUTUAL_INFORMATION_WEIGHT, TrialData, seen_unseen, within_halves
@@ -170,10 +171,11 @@ class Pack:
         """One epoch of all lanes; no value leaves the device in it."""
         params = list(self.module.parameters())
         for step, (source_KB, target_KB) in enumerate(self._draw_epoch() if params else ()):
-            total_K = self._loss(source_KB, target_KB)
+            total_K = self._loss(share(source_KB), share(target_KB))
             self.diverged_K |= ~total_K.detach().isfinite()
-            grads = torch.autograd.grad(total_K.sum(), params)
+            grads = average(torch.autograd.grad(total_K.sum(), params))
             self.optimiser.step(params, grads, [self._schedule(e * self.steps_per_epoch + step) for e in self.epoch])
+        self.diverged_K = over_workers(self.diverged_K.float()) > 0
         self.epoch = [e + 1 for e in self.epoch]
 
     def _loss(self, source_KB: Tensor, target_KB: Tensor) -> Tensor:
@@ -253,6 +255,32 @@ class Pack:
         self.epoch += other.epoch
         self.seen_KC = torch.cat([self.seen_KC, other.seen_KC])
         self.diverged_K = torch.cat([self.diverged_K, other.diverged_K])
+
+    def state(self) -> dict[str, Tensor]:
+        """All that training goes on from, on the CPU; small enough to be written often."""
+        kept = {f"lane.{name}": t for name, t in self.module.lanes().items()}
+        kept |= {f"mean.{i}": t for i, t in enumerate(self.optimiser.mean)}
+        kept |= {f"square.{i}": t for i, t in enumerate(self.optimiser.square)}
+        kept |= {f"stream.{i}": stream.get_state() for i, stream in enumerate(self._streams)}
+        kept |= {"diverged_K": self.diverged_K, "steps_K": self.optimiser.steps_K, "epoch": torch.tensor(self.epoch)}
+        return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in kept.items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from the `state` of a pack of the same configurations, seeds and lanes still alive."""
+        self.module.set_lanes({n.removeprefix("lane."): t for n, t in state.items() if n.startswith("lane.")})
+        for i, (mean, square) in enumerate(zip(self.optimiser.mean, self.optimiser.square, strict=True)):
+            mean.copy_(state[f"mean.{i}"])
+            square.copy_(state[f"square.{i}"])
+        for i, stream in enumerate(self._streams):
+            stream.set_state(state[f"stream.{i}"])
+        self.diverged_K.copy_(state["diverged_K"])
+        self.optimiser.steps_K.copy_(state["steps_K"])
+        self.epoch = state["epoch"].tolist()
+
+    @property
+    def _streams(self) -> list[torch.Generator]:
+        """All random streams that training draws from."""
+        return [*self.generators, *getattr(self.module, "noise_generators", [])]
 
     @property
     def _chunk(self) -> int:

@@ -70,3 +70,13 @@ def features(name_features: torch.Tensor) -> SimpleNamespace:
 @pytest.fixture
 def data(features: SimpleNamespace) -> TrialData:
     return trial_data(features, rotation=0, folds=3, seed=0, clip_path=str(CLIP))
+
+
+@pytest.fixture(scope="session")
+def small_study(ray_cluster: None, embedded_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished study of the embedded benchmark."""
+    from small import run
+
+    storage = tmp_path_factory.mktemp("results")
+    assert run(storage, embedded_cache, "--name", "small") == 0
+    return storage / "small"

@@ -8,30 +8,18 @@ from pathlib import Path
 import optuna
 import pandas as pd
 import pytest
+from small import run
 
 import search_spaces
 from study.run import main
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = "--configs 4 --pack 2 --epochs 2 --folds 2 --seeds 2 --top 1 --seed 3 --cpus-per-pack 2".split()
-SMALL += ["--baselines", "none"]
 COLUMNS = (
     "rank method config_id select benchmark clip val_h_mean val_h_std test_known_micro test_unknown_micro "
     "test_all_micro test_seen_mean test_unseen_mean test_h_mean test_h_std h_gain h_gain_lo h_gain_hi n_seeds "
     "train_seconds feature_fingerprint source params"
 ).split()
 METRICS = [c for c in COLUMNS if c.startswith(("val", "test", "h_gain"))]
-
-
-@pytest.fixture(scope="session")
-def small_study(ray_cluster: None, embedded_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    storage = tmp_path_factory.mktemp("results")
-    assert run(storage, embedded_cache, "--name", "small") == 0
-    return storage / "small"
-
-
-def run(storage: Path, cache: Path, *arguments: str) -> int:
-    return main([*SMALL, "--storage", str(storage), "--cache", str(cache.parent), *arguments])
 
 
 def test_a_study_writes_all_it_promises(small_study: Path) -> None:

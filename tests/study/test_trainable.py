@@ -219,6 +219,7 @@ def test_an_actor_takes_pack_after_pack() -> None:
     board: Any = Board.remote(RungBoard())  # type: ignore[attr-defined]
     threads = torch.get_num_threads()
     job = PackJob(
+        study="study",
         space="toy",
         config=dict,
         arrays=ray.put(toy.trial_data().to_arrays()),
@@ -263,6 +264,14 @@ def test_packs_must_fit_the_cluster() -> None:
         concurrent_packs(3, 0)
     with pytest.raises(ValueError, match="got 1 and 1 for 2 CPUs and 0 GPUs"):
         concurrent_packs(1, 1)
+
+
+def test_workers_that_the_autoscaler_may_start_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    most = {"CPU": 36, "GPU": 8}
+    monkeypatch.setattr("ray._private.state.state.get_max_resources_from_cluster_config", lambda: most)
+    assert concurrent_packs(1, 0.5) == 16 and concurrent_packs(4, 0) == 9
+    with pytest.raises(ValueError, match="got 1 and 9 for 36 CPUs and 8 GPUs"):
+        concurrent_packs(1, 9)
 
 
 def test_progress_line() -> None:

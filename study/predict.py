@@ -1,0 +1,119 @@
+"""Classify images with an exported adapter: `python study/predict.py --adapter results/NAME/adapters/1 image.png`."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the project, not study/: its packages import by name
+
+import tyro  # noqa: E402
+from tyro.conf import Positional  # noqa: E402
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """Classify images with an exported adapter; needs neither Ray nor the feature cache."""
+
+    images: Positional[tuple[Path, ...]]
+    """Image files."""
+    adapter: str
+    """Folder or URI of an adapter: <study>/adapters/<rank>."""
+    clip: str | None = None
+    """The checkpoint it was trained with, hub id or local folder; found by itself if it is embedded or on the hub."""
+    classes: str = ""
+    """New classes that compete beside the adapter's own, separated by commas: NAME, or NAME=WNID where WordNet knows
+    several things of that name."""
+    top: int = 5
+    """Classes shown for every image."""
+
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise ValueError(f"--top must be at least 1, got {self.top}")
+        if not self.images:
+            raise ValueError("IMAGES must be at least one file, got none")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print every image's classes; 0 when done, 2 for a mistake in the options or files."""
+    try:
+        options = tyro.cli(PredictOptions, args=arguments, description=PredictOptions.__doc__)
+        for image, guesses in predict(options):
+            print(f"{image}: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in guesses))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def predict(options: PredictOptions) -> Iterator[tuple[Path, list[tuple[str, float]]]]:
+    """Every image with its likeliest classes and their probabilities. Raises `UserError`."""
+    from data_prep.clip_features import IMAGES_PER_SHARD  # torch takes seconds: --help does not wait for it
+    from data_prep.storage import locate
+    from study.adapter import read_adapter
+
+    adapter = read_adapter(locate(options.adapter, option="--adapter"))
+    checkpoint = _checkpoint(adapter, options.clip)
+    clip = Clip(checkpoint)
+    if options.classes:
+        added = [
+            (name.strip(), wnid.strip()) for name, _, wnid in (c.partition("=") for c in options.classes.split(","))
+        ]
+        adapter = adapter.with_classes(added, clip.texts)
+    module = adapter.module(str(checkpoint.folder))
+    for start in range(0, len(options.images), IMAGES_PER_SHARD):
+        images = options.images[start : start + IMAGES_PER_SHARD]
+        probabilities_BC = module.logits(clip.images(images))[0].detach().softmax(-1)
+        best = probabilities_BC.topk(min(options.top, len(adapter.names)))
+        for image, classes, values in zip(images, best.indices.tolist(), best.values.tolist(), strict=True):
+            yield image, [(adapter.names[c], p) for c, p in zip(classes, values, strict=True)]
+
+
+class Clip:
+    """A checkpoint that encodes as the study's features were: same code, same rounding."""
+
+    def __init__(self, checkpoint: Any) -> None:
+        import torch
+
+        from data_prep.clip_features import Encode, Preprocess
+
+        self._preprocess, self._encode = Preprocess(checkpoint), Encode(checkpoint, torch.get_num_threads())
+
+    def images(self, paths: Sequence[Path]) -> Any:
+        """Features (I, D) of image files, L2-normalised. Raises `UserError` naming those that cannot be read."""
+        files = [str(path) for path in paths]
+        return self._features({"kind": "image", "key": files, "path": files, "data": [None] * len(files)})
+
+    def texts(self, texts: Sequence[str]) -> Any:
+        """Features (T, D) of texts, L2-normalised."""
+        return self._features({"kind": "text", "texts": list(texts)})
+
+    def _features(self, unit: dict[str, Any]) -> Any:
+        import torch
+
+        from data_prep.errors import UserError
+
+        row = self._encode(self._preprocess({"shard": "", **unit}))
+        if row["fatal"] or row["errors"]:
+            raise UserError(row["fatal"] or f"IMAGES must be readable: {', '.join(row['errors'])}")
+        return torch.nn.functional.normalize(torch.from_numpy(row["features"]).float(), dim=-1)
+
+
+def _checkpoint(adapter: Any, clip: str | None) -> Any:
+    """The checkpoint named, that on the hub, or the embedded one, if it is what the adapter was trained with."""
+    from data_prep.benchmarks.icons2emoji import ASSETS
+    from data_prep.checkpoint import find_checkpoint
+    from data_prep.errors import UserError
+
+    trained_with = adapter.clip_identity
+    checkpoint = find_checkpoint(clip or trained_with.get("hub") or ASSETS / "clip")
+    # a download and a copy of it in a folder are identified differently; what both state must be equal
+    if any(trained_with[key] != checkpoint.identity[key] for key in trained_with.keys() & checkpoint.identity.keys()):
+        raise UserError(f"--clip must be the checkpoint of the adapter, {adapter.clip}; got {checkpoint.name}")
+    return checkpoint
+
+
+if __name__ == "__main__":
+    sys.exit(main())

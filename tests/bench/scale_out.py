@@ -1,0 +1,117 @@
+"""Does the study scale, in nodes and in configurations?
+
+    python tests/bench/scale_out.py nodes                     # the same work on 1, 2, 4 simulated nodes
+    python tests/bench/scale_out.py ledger --configs 10000    # searcher and ledger alone: time and memory
+
+`nodes` runs packs that sleep, on nodes of one CPU each, so that this machine's cores do not decide: what is measured is
+what scheduling, ledger and searcher add. `ledger` asks and tells without Ray, as one driver does.
+"""
+
+import argparse
+import functools
+import io
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Literal
+
+ROOT = Path(__file__).resolve().parents[2]
+PATHS = [str(ROOT), str(ROOT / "tests" / "study")]
+sys.path[:0] = PATHS
+os.environ["PYTHONPATH"] = os.pathsep.join([*PATHS, os.environ.get("PYTHONPATH", "")])  # Ray's workers inherit it
+if "RAY_TMPDIR" not in os.environ:  # where a cluster says that it is there
+    os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="zs")
+
+import ray  # noqa: E402
+import toy  # noqa: E402
+from ray.cluster_utils import Cluster  # noqa: E402
+from rich.console import Console  # noqa: E402
+
+from study.driver import run_search  # noqa: E402
+from study.ledger import open_ledger  # noqa: E402
+from study.search import PackSearcher  # noqa: E402
+
+
+def nodes(counts: list[int], *, packs: int, seconds: float, pack: int = 8) -> None:
+    """Efficiency: (time on the fewest nodes x their number) / (time on n nodes x n), packs only."""
+    print("| nodes | seconds | configurations/s | efficiency |\n|--:|--:|--:|--:|")
+    base = 0.0
+    for count in counts:
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        try:
+            for _ in range(count):
+                cluster.add_node(num_cpus=1)
+            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+            toy.register()
+            run(packs=count, seconds=0.1, pack=pack)  # workers are started, modules imported
+            spent = run(packs=packs, seconds=seconds, pack=pack)
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+        base = base or spent * count
+        print(f"| {count} | {spent:.1f} | {packs * pack / spent:.1f} | {base / (spent * count):.3f} |", flush=True)
+
+
+def run(*, packs: int, seconds: float, pack: int) -> float:
+    """Seconds of one search, from the first pack asked for to the last one told."""
+    with tempfile.TemporaryDirectory() as name, open_ledger(Path(name), space=toy.SPACE, identity={}) as book:
+        searcher = PackSearcher(book, toy.SPACE, configs=packs * pack, pack=pack, sampler="random")
+        train = functools.partial(toy.train, seconds=seconds)
+        run_search(
+            searcher, toy.trial_data().to_arrays(), epochs=toy.EPOCHS, train=train, console=Console(file=io.StringIO())
+        )
+        trials = [t for t in book.trials() if t.datetime_start and t.datetime_complete]
+        first = min(t.datetime_start for t in trials if t.datetime_start)
+        return (max(t.datetime_complete for t in trials if t.datetime_complete) - first).total_seconds()
+
+
+def ledger(configs: int, *, sampler: Literal["tpe", "random"], pack: int) -> None:
+    """CPU time and memory per configuration, tenth by tenth; then how long opening it again takes."""
+    from dataclasses import asdict
+
+    print("| configurations | CPU ms each | memory of the driver, MB |\n|--:|--:|--:|")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "study"
+        with open_ledger(folder, space=toy.SPACE, identity={}) as book:
+            searcher = PackSearcher(book, toy.SPACE, configs=configs, pack=pack, sampler=sampler)
+            asked, started, step = 0, time.process_time(), max(1, configs // 10)
+            while isinstance(lanes := searcher.suggest("pack"), dict):
+                told = [
+                    {"number": x["number"], **asdict(toy.lane_result(x["params"], x["seed"]))} for x in lanes["lanes"]
+                ]
+                searcher.on_trial_complete("pack", {"lanes": told})
+                if (asked + len(told)) // step > asked // step:
+                    each = 1000 * (time.process_time() - started) / step
+                    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+                    print(f"| {asked + len(told)} | {each:.2f} | {memory:.0f} |", flush=True)
+                    started = time.process_time()
+                asked += len(told)
+        started = time.perf_counter()
+        with open_ledger(folder, space=toy.SPACE, identity={}, resume=True) as book:
+            PackSearcher(book, toy.SPACE, configs=configs, pack=pack, sampler=sampler)
+            best = book.best(5)
+        print(f"opened again, recovered and ranked in {time.perf_counter() - started:.1f} s; best {best[0].score}")
+        print(f"journal: {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:.1f} MB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["nodes", "ledger"])
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4], help="numbers of nodes")
+    parser.add_argument("--packs", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=2.0, help="what a pack takes")
+    parser.add_argument("--configs", type=int, default=10_000)
+    parser.add_argument("--sampler", choices=["tpe", "random"], default="random")
+    parser.add_argument("--pack", type=int, default=16)
+    options = parser.parse_args()
+    if options.what == "nodes":
+        nodes(options.counts, packs=options.packs, seconds=options.seconds)
+    else:
+        ledger(options.configs, sampler=options.sampler, pack=options.pack)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""The suite's part of the fault matrix, and what a scraper sees; the whole matrix runs by hand (see `matrix.py`)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MATRIX = Path(__file__).parent / "matrix.py"
+
+
+@pytest.mark.parametrize("fault", ["node_killed", "disk_full"])
+def test_no_configuration_is_lost_or_done_twice(fault: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(MATRIX), "--once", "--only", fault], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_grafana_draws_what_is_published() -> None:
+    from study import metrics
+
+    panels = json.loads(Path(metrics.__file__).with_name("grafana.json").read_text())["panels"]
+    drawn = {panel["targets"][0]["expr"].split("ray_zerosweep_")[1].split("{")[0] for panel in panels}
+    source = Path(metrics.__file__).read_text()
+    for name in drawn:
+        assert f'"{name.removesuffix("_total")}"' in source.replace("zerosweep_", ""), name
+    assert len(drawn) == 8
