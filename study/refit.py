@@ -30,6 +30,8 @@ class Refit:
     """Its share of the training time, all seeds."""
     diverged: bool
     """Whether the loss of any seed was not finite."""
+    unseen_GT: Tensor | None = None
+    """Best unseen class of the first seed at each of `LAMBDAS`, int16; None where there is no residual to vary."""
 
 
 def refit(
@@ -97,6 +99,7 @@ def refit_pack(configs: Sequence[Any], *, seeds: Sequence[int], data: TrialData,
     predictions_KT = pack.classify(data.target_features_TD, target_1C).cpu()
     division = pack.divide(data.target_features_TD)
     seconds = (time.perf_counter() - started) / len(configs)
+    unseen_KGT = pack.unseen_by_lambda(data.target_features_TD)
     of_config = [slice(i * len(seeds), (i + 1) * len(seeds)) for i in range(len(configs))]
     return [
         Refit(
@@ -108,6 +111,7 @@ def refit_pack(configs: Sequence[Any], *, seeds: Sequence[int], data: TrialData,
             ),
             train_seconds=seconds,
             diverged=bool(pack.diverged_K[lanes_of].any()),
+            unseen_GT=None if unseen_KGT is None else unseen_KGT[lanes_of.start],
         )
         for lanes_of in of_config
     ]
