@@ -79,11 +79,21 @@ def prepare(
     contents = image_contents(bench.images, caches, f".{bench.slug}.hashes.parquet", progress)
     inputs = inputs_of(bench, checkpoint, contents, tokens=tokens)
     made_of = fingerprint(inputs)
-    cache = caches / f"{bench.slug}-{made_of[:12]}"
+    name = f"{bench.slug}-{made_of[:12]}"
+    cache = caches / name
     if not _is_complete(cache, made_of) or rebuild:  # without a lock: a shared cache may be read-only
-        with _locked(caches, f"{bench.slug}-{made_of[:12]}"):
+        with _locked(caches, name):
             if rebuild or not _is_complete(cache, made_of):
-                _Build(caches, cache, bench, checkpoint, contents, inputs, progress).run(rebuild, max_rejected)
+                build = _Build(
+                    caches=caches,
+                    name=name,
+                    bench=bench,
+                    checkpoint=checkpoint,
+                    contents=contents,
+                    inputs=inputs,
+                    progress=progress,
+                )
+                build.run(rebuild, max_rejected)
     if "rejected" in read_manifest(cache.shown)["inputs"]:
         _refuse(read_table(cache.shown, "rejected"), len(bench.images), max_rejected)
     return Path(cache.root) if cache.is_local else cache.shown
@@ -211,21 +221,28 @@ def inputs_of(bench: Benchmark, checkpoint: Checkpoint, contents: pa.Table, *, t
     }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Build:
     """One cache in the making. Shards and tables are written atomically, the manifest last: it makes the cache."""
 
     caches: Storage
-    cache: Storage
+    """Folder of caches."""
+    name: str
+    """The cache's folder there; its shards are in .<name>.building."""
     bench: Benchmark
+    """Images, classes, prompts."""
     checkpoint: Checkpoint
+    """The model."""
     contents: pa.Table
+    """Columns bytes and sha256 of every image."""
     inputs: dict[str, Any]
+    """What the fingerprint is made of, but for the images that will be rejected."""
     progress: Progress | None
+    """Called after every shard."""
 
     def run(self, rebuild: bool, max_rejected: float) -> None:
         """Raises UserError if more images are rejected than may be; the shards are kept."""
-        bench, name = self.bench, self.cache.root.rpartition("/")[2]
+        bench, name, cache = self.bench, self.name, self.caches / self.name
         if rebuild:
             self.caches.clear(name)
             self.caches.clear(f".{name}.building")
@@ -242,7 +259,9 @@ class _Build:
         if len(rejected):
             tables["rejected"] = rejected
             keys = "\n".join(rejected["key"].to_pylist())
-            inputs |= {"rejected": {"count": len(rejected), "sha256": hashlib.sha256(keys.encode()).hexdigest()}}
+            inputs = inputs | {
+                "rejected": {"count": len(rejected), "sha256": hashlib.sha256(keys.encode()).hexdigest()}
+            }
         name_features, node_features = np.split(encoded.text_features_TD, [len(names)])
         tables |= label_tables(bench, readable_I) | {
             "names": names.append_column("feature", feature_column(name_features)),
@@ -250,12 +269,12 @@ class _Build:
         }
         metadata = {"fingerprint": fingerprint(inputs)}
         for table_name, table in tables.items():
-            with self.cache.writer(f"{table_name}.parquet") as stream:
+            with cache.writer(f"{table_name}.parquet") as stream:
                 write_table(table, stream, metadata=metadata)
         for domain in DOMAINS:
             for suffix, column in (("", "feature"), ("_tokens", "tokens"))[: 1 + tokens]:
                 rows = image_rows(domain, bench, self.contents, encoded, readable_I, column)
-                with self.cache.writer(f"{domain}{suffix}.parquet") as stream:
+                with cache.writer(f"{domain}{suffix}.parquet") as stream:
                     write_stream(rows, stream, metadata=metadata)
         extra = {
             "benchmark": bench.name,
@@ -264,7 +283,7 @@ class _Build:
             "precision": encoded.precision,
             "batch": encoded.batch,
         }
-        write_manifest(self.cache, inputs, extra)
+        write_manifest(cache, inputs, extra)
         self.caches.clear(f".{name}.building")
 
 

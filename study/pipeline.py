@@ -448,7 +448,9 @@ class Study:
                 if stage not in tasks:
                     tasks[stage] = bars.add_task(stage)
                     if not self.console.is_terminal:
-                        self.console.print(f"preparing {stage}: {total} shards")
+                        self.console.print(
+                            f"preparing {stage}: {total} {'shards' if stage == 'features' else 'images'}"
+                        )
                 bars.update(tasks[stage], completed=done, total=total)
 
             return prepare(
