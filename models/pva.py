@@ -335,6 +335,16 @@ class PVA(StackedModule):
             return base - novel, base_KB, novel_KB
         return scores.separation_KI, scores.latent_KIC.argmax(-1), novel_KB
 
+    def unseen_by_lambda(self, images_BD: Tensor, lambdas: Sequence[float] = LAMBDAS) -> Tensor | None:
+        """Best novel class of every image at each residual strength (K, G, B); None without residual or separation.
+
+        With the score and base class of `divide`, which do not depend on lambda, it says H at every tau and lambda.
+        """
+        if not (self.config.residual and self.config.separation):
+            return None
+        cosine, base_K1C = self.scores(images_BD).cosine, self.base_KC[:, None]
+        return torch.stack([cosine.at(x).masked_fill(base_K1C, -math.inf).argmax(-1) for x in lambdas], dim=1)
+
     def logits(self, images_BD: Tensor) -> Tensor:
         """Logits over all classes (K, B, C) of image features (B, D): divide and conquer.
 

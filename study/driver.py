@@ -41,6 +41,8 @@ PLAIN_LINE_EVERY_S = 15.0
 
 MIRROR_EVERY_S = 10.0
 """Seconds between copies of the ledger."""
+LOOK_EVERY_S = 30.0
+"""Seconds between calls of `look`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,13 +93,14 @@ def run_search(
     train: Callable[..., Training] = train_lanes,
     console: Console | None = None,
     mirror: Storage | None = None,
+    look: Callable[[], Any] | None = None,
 ) -> SearchOutcome:
     """Train packs until the searcher has all its configurations finished, on the Ray that is initialised.
 
     `arrays`: `TrialData.to_arrays()` or a reference to it. `board`: an empty board; it hears the ledger's scores first,
     so that a resumed study judges as if it had not stopped. `refill`: whether packs take new configurations in the room
     of ended ones. `train`: `train_lanes` or a partial of it. `mirror`: where to keep a copy of the ledger, whose own
-    file must be local.
+    file must be local. `look`: called now and then with new results in the ledger (the report of the running study).
     Ctrl-C lets go of the running packs, to be trained on resume, and returns.
     """
     started = time.monotonic()
@@ -129,7 +132,7 @@ def run_search(
     os.environ.update(TUNE_ENVIRONMENT)
     try:
         metrics = StudyMetrics(study, searcher.space.name)
-        with _quiet_tune(), _progress(searcher, judge, epochs, console or Console(), mirror, metrics):
+        with _quiet_tune(), _progress(searcher, judge, epochs, console or Console(), mirror, metrics, look):
             Tuner(
                 tune.with_resources(
                     tune.with_parameters(PackTrainable, job=job), {"cpu": cpus_per_pack, "gpu": gpus_per_pack}
@@ -216,6 +219,12 @@ def progress_line(
     return " · ".join(parts)
 
 
+def best_line(counts: Counts) -> str:
+    """A second line for terminals, "" while nothing is complete."""
+    values = [f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in counts.best_params.items()]
+    return "\nbest: " + ", ".join(values) if values else ""
+
+
 @contextmanager
 def _progress(
     searcher: PackSearcher,
@@ -224,6 +233,7 @@ def _progress(
     console: Console,
     mirror: Storage | None,
     metrics: StudyMetrics,
+    look: Callable[[], Any] | None,
 ) -> Iterator[None]:
     """Show how the search stands: a live line on a terminal, a line now and then elsewhere, and metrics for Prometheus.
 
@@ -231,6 +241,7 @@ def _progress(
     """
     started, already, stop = time.monotonic(), searcher.counts.finished, threading.Event()
     mirrored, mirrored_at = already, started
+    looked, looked_at = already, started
 
     def line(packs: Mapping[str, PackProgress]) -> str:
         return progress_line(
@@ -251,11 +262,18 @@ def _progress(
             except UserError as error:  # the search goes on; storage may come back
                 console.print(f"the ledger could not be copied: {error}", soft_wrap=True)
 
-    def watch(show: Callable[[str], None], show_every: float) -> None:
+    def take_a_look() -> None:
+        nonlocal looked, looked_at
+        if look and searcher.counts.finished != looked and time.monotonic() - looked_at >= LOOK_EVERY_S:
+            looked, looked_at = searcher.counts.finished, time.monotonic()
+            look()
+
+    def watch(show_every: float) -> None:
         shown_at = started
         while not stop.wait(WATCH_EVERY_S):
             if time.monotonic() - mirrored_at >= MIRROR_EVERY_S:
                 copy_ledger()
+            take_a_look()
             try:
                 packs = ray.get(board.packs.remote(), timeout=5)
                 metrics.update(searcher.counts, packs.values())
@@ -267,9 +285,11 @@ def _progress(
 
     live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
     show: Callable[[str], None] = (
-        (lambda s: live.update(Text(s))) if live else (lambda s: console.print(s, soft_wrap=True))
+        (lambda s: live.update(Text(s + best_line(searcher.counts))))
+        if live
+        else (lambda s: console.print(s, soft_wrap=True))
     )
-    thread = threading.Thread(target=watch, args=(show, 0.0 if live else PLAIN_LINE_EVERY_S), daemon=True)
+    thread = threading.Thread(target=watch, args=(0.0 if live else PLAIN_LINE_EVERY_S,), daemon=True)
     if live:
         live.start()
     thread.start()

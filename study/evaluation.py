@@ -19,7 +19,7 @@ from torch import Tensor
 
 from data_prep.feature_store import FeatureSet, load_target_labels
 from models.baselines import nearest_prototype, zero_shot_prototypes
-from models.sweeps import seen_unseen_curve
+from models.sweeps import Curve, seen_unseen_curve
 from study.leaderboard import Row, mean_over_seeds, rank_rows
 from study.protocol import TrialData, evaluate, oracle_data, paired_bootstrap, within_halves
 from study.trainer import (
@@ -45,6 +45,12 @@ class Scored:
     """The row."""
     predictions_ST: Tensor
     """Predicted class of every target image, for every seed."""
+    division: Division
+    """The same images at any threshold between seen and unseen classes, a lane per seed."""
+    curves: list[Curve]
+    """Seen against unseen accuracy at every threshold, for every seed."""
+    unseen_GT: Tensor | None = None
+    """Best unseen class at each residual strength, see `Refit`."""
 
 
 class Evaluation:
@@ -116,6 +122,7 @@ class Evaluation:
         train_seconds: float = 0.0,
         params: Mapping[str, Any] | None = None,
         pareto: bool = False,
+        unseen_GT: Tensor | None = None,
     ) -> Scored:
         """A leaderboard row from predicted classes; `val_score` and `metrics` are selection's, where there was one."""
         metrics = metrics or {}
@@ -123,9 +130,10 @@ class Evaluation:
             own_seen_T = self.data.seen_C[self.labels_T]
             predictions_ST = torch.where(own_seen_T, division.seen_KI, division.unseen_KI)
         gain, low, high = _compare([self], [predictions_ST], [self.baseline_1T])
+        curves = self._curves(division)
         measured: dict[str, Any] = {
             **mean_over_seeds(evaluate(self.graded(predictions_ST), self.graded_labels_T, self.graded_seen_C)),
-            **self._over_thresholds(division),
+            **_over_thresholds(curves),
         }
         measured = {name: None if math.isnan(value) else value for name, value in measured.items()}
         partial = f" (partial: {self.features.partial})" if self.features.partial else ""
@@ -147,23 +155,29 @@ class Evaluation:
             params=json.dumps(params or {}),
             pareto=pareto,
         )
-        return Scored(row=row, predictions_ST=predictions_ST)
+        return Scored(row=row, predictions_ST=predictions_ST, division=division, curves=curves, unseen_GT=unseen_GT)
 
-    def _over_thresholds(self, division: Division) -> dict[str, float]:
-        """Means over seeds of what does not depend on the chosen threshold; nothing where there is none to choose."""
+    def _curves(self, division: Division) -> list[Curve]:
+        """The seen-unseen curve of every seed; none where all images are of one kind."""
         labels_T, seen_C = self.labels_T, self.data.seen_C
         if len(seen_C[labels_T].unique()) < 2:
-            return {}
-        curves = [
+            return []
+        return [
             seen_unseen_curve(lead_T, seen_T == labels_T, unseen_T == labels_T, labels_T, seen_C)
             for lead_T, seen_T, unseen_T in zip(division.lead_KI, division.seen_KI, division.unseen_KI, strict=True)
         ]
-        return {
-            # at the strictest threshold every image goes to the unseen classes
-            "test_t1": fmean(float(curve.unseen_M[0]) for curve in curves),
-            "test_ausuc": fmean(curve.ausuc for curve in curves),
-            "test_h_oracle_tau": fmean(curve.best().h for curve in curves),
-        }
+
+
+def _over_thresholds(curves: Sequence[Curve]) -> dict[str, float]:
+    """Means over seeds of what does not depend on the chosen threshold; nothing where there is none to choose."""
+    if not curves:
+        return {}
+    return {
+        # at the strictest threshold every image goes to the unseen classes
+        "test_t1": fmean(float(curve.unseen_M[0]) for curve in curves),
+        "test_ausuc": fmean(curve.ausuc for curve in curves),
+        "test_h_oracle_tau": fmean(curve.best().h for curve in curves),
+    }
 
 
 def with_test_labels(data: TrialData, cache: Path | str) -> TrialData:

@@ -42,6 +42,9 @@ class StudyOptions:
     default."""
     rotation: int | Literal["all"] = 0
     """Which classes are the unseen ones; all: a whole study per rotation, and their average."""
+    rerun: str | None = None
+    """File configs/ID.json of a study, or its URI: that one row again, refitted and scored as it was then. Space,
+    benchmark, seeds and epochs are those of the file, whatever else is given here."""
 
     def __post_init__(self) -> None:
         both = self.train_on is not None, self.test_on is not None
@@ -130,10 +133,13 @@ class ResourceOptions:
     if they are several. 0: plain Ray tasks, some 20 s faster to start, but without checkpoints."""
     checkpoint_every: int = 10
     """Epochs between checkpoints of a refit, from which it goes on when a worker or the driver dies."""
+    price: float | None = None
+    """What the machine or cluster costs per hour, in any currency: the report then says what the study cost."""
 
     def __post_init__(self) -> None:
         _check(self.pack, "at least 1, or auto", option="--pack", holds=self.pack == "auto" or self.pack >= 1)
         _check(self.cpus_per_pack, "more than 0", option="--cpus-per-pack", holds=self.cpus_per_pack > 0)
+        _check(self.price, "0 or more", option="--price", holds=self.price is None or self.price >= 0)
         _check(self.gpus_per_pack, "0 or more", option="--gpus-per-pack", holds=self.gpus_per_pack >= 0)
         _check(self.refit_workers, "0 or more", option="--refit-workers", holds=self.refit_workers >= 0)
         _check(self.checkpoint_every, "at least 1", option="--checkpoint-every", holds=self.checkpoint_every >= 1)
@@ -153,6 +159,10 @@ class OutputOptions:
     """Prepare the feature cache and stop."""
     dry_run: bool = False
     """Print the plan (packs, lanes, resources, estimated time) and stop."""
+    log: Literal["tensorboard", "mlflow", "wandb"] | None = None
+    """Finished configurations also as runs of this tracker, written when their search ends."""
+    quiet: bool = False
+    """Say nothing but errors; the files say it all."""
     cache: str = ".cache"
     """Folder or URI (s3://...) of feature caches."""
 

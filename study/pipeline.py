@@ -28,9 +28,11 @@ from data_prep.benchmarks import get_benchmark
 from data_prep.benchmarks.transfer import ARROW
 from data_prep.checkpoint import find_checkpoint
 from data_prep.feature_store import load, read_manifest
+from data_prep.storage import locate
 from data_prep.templates import find_templates
 from search_spaces import Ablation, Space
 from study.adapter import make_adapter, write_adapter
+from study.analysis import write_analysis
 from study.driver import concurrent_packs, run_search
 from study.evaluation import Evaluation, Scored, average_rotations, select, with_test_labels
 from study.leaderboard import (
@@ -43,12 +45,14 @@ from study.leaderboard import (
 )
 from study.ledger import JOURNAL, open_ledger
 from study.methods import METHODS, Method
-from study.options import Options, ResourceOptions
+from study.options import Options, ResourceOptions, SearchOptions, SelectionOptions, StudyOptions
 from study.protocol import TrialData, evaluate, rung_epochs, trial_data
 from study.published import published_rows
 from study.refit import Refit, refit, score_on_folds
+from study.report import write_report
 from study.search import PackSearcher
 from study.storage import Storage, open_storage, pull
+from study.tracking import check_tracker, log_configurations
 from study.trainable import precision_on_worker
 from study.trainer import Pack, Precision, pack_on_folds, seen_classes, train_lanes, trainable_images
 
@@ -68,7 +72,10 @@ class Study:
     """A study in progress. Raises `UserError` for whatever the user can mend, before work starts where possible."""
 
     def __init__(self, options: Options, console: Console | None = None) -> None:
-        self.options, self.console = options, console or Console()
+        self.row: dict[str, Any] = {}
+        if options.study.rerun:
+            options, self.row = _options_of_row(options)
+        self.console = Console(quiet=True) if options.output.quiet else console or Console()
         chosen_space = search_spaces.load(options.study.space)
         self.ablation = chosen_space if isinstance(chosen_space, Ablation) else None
         self.space: Space = chosen_space.space if isinstance(chosen_space, Ablation) else chosen_space
@@ -83,6 +90,10 @@ class Study:
         _check_workers(options.resources, self.space)
         self.baselines = _baselines(options.search.baselines, self.space, bool(self.ablation))
         chosen = get_benchmark(self.benchmark, options.study.data_root, allow_partial=options.study.allow_partial)
+        self.images = chosen.domain("target")
+        if not options.study.train_on:
+            options = replace(options, study=replace(options.study, benchmark=self.benchmark))
+        self.options = options
         checkpoint = find_checkpoint(options.study.clip or chosen.default_clip)
         # a node that does not see the driver's download makes its own
         self.clip_path = checkpoint.identity.get("hub") or str(checkpoint.folder)
@@ -91,6 +102,8 @@ class Study:
         for option, given in (("--winner", options.selection.winner), ("--re-search", options.selection.re_search)):
             if given and not self.ablation:
                 raise UserError(f"{option} must come with an ablation, got it with --space {options.study.space}")
+        if options.output.log:
+            check_tracker(options.output.log)
         if options.output.resume and options.output.name is None:
             raise UserError("--resume must come with the --name of the study to continue, got none")
         slug = re.sub(r"[^\w.-]", "-", chosen.slug)
@@ -116,6 +129,7 @@ class Study:
             r: trial_data(self.features, rotation=r, folds=folds, seed=seed, clip_path=self.clip_path)
             for r in rotations
         }
+        self.facts = _facts(datas[rotations[0]])
         self._check_methods(datas[rotations[0]])
         self.pack = self._pack_size(datas[rotations[0]])
         self._print_plan(datas[rotations[0]], len(rotations))
@@ -139,6 +153,7 @@ class Study:
         if self.ablation:
             paths += write_ablation(self.storage, self.ablation, rows)
         write_run(self.storage, self._provenance())
+        paths.append(write_report(self.storage))
         if len(rotations) > 1:
             self.console.rule(f"mean over {len(done)} rotations")
         self.console.print(to_terminal(rows))
@@ -174,6 +189,7 @@ class Study:
                     division=done.division,
                     train_seconds=done.train_seconds,
                     params=asdict(config),
+                    unseen_GT=done.unseen_GT,
                     **row,
                 )
             )
@@ -181,19 +197,30 @@ class Study:
             write_config(
                 storage,
                 row["config_id"],
-                {**asdict(scored[-1].row), "params": asdict(config), **provenance, **self._provenance()},
+                {
+                    **asdict(scored[-1].row),
+                    "params": asdict(config),
+                    "space": candidate["space"],
+                    **provenance,
+                    **self._provenance(),
+                },
             )
         scored = select(scored, evaluation, self.reference)
         self._timed("export", lambda: self._export(storage, scored, trained, evaluation, provenance))
+        write_analysis(storage, evaluation, scored, self.reference, self.images)
         if storage is not self.storage:
             write_leaderboard(storage, [s.row for s in scored])
+            write_run(storage, self._provenance(rotation))
+            write_report(storage)
             self.console.print(to_terminal([s.row for s in scored]))
         return evaluation, scored, interrupted
 
     def _all_candidates(self, rotation: int, arrays: Any, storage: Storage) -> tuple[list[dict[str, Any]], bool]:
         """What will be refitted: the method's best or the ablation's variants, and each baseline's best."""
         interrupted = False
-        if self.ablation and self.options.selection.re_search:
+        if self.row:
+            candidates = [self._candidate_of_row()]
+        elif self.ablation and self.options.selection.re_search:
             candidates = []
             for variant in self.ablation.variants:
                 if not interrupted:
@@ -240,6 +267,7 @@ class Study:
         }
         resume = self.options.output.resume and (folder / JOURNAL).exists()
         with open_ledger(folder, space=space, objective=search.objective, identity=identity, resume=resume) as ledger:
+            before = {c.index for c in ledger.finished()}
             searcher = PackSearcher(
                 ledger, space, configs=search.configs, pack=self.pack, sampler=search.sampler, seed=search.seed
             )
@@ -256,8 +284,12 @@ class Study:
                 ),
                 console=self.console,
                 mirror=None if storage.is_local else storage,
+                look=functools.partial(write_report, storage, ledger=ledger) if storage.is_local else None,
             )
             best = ledger.best(top)
+            if self.options.output.log:
+                new = [c for c in ledger.finished() if c.index not in before]
+                log_configurations(self.options.output.log, new, study=self.name, folder=folder)
         self.per_minute[space.name] = round(60 * outcome.trained / max(outcome.seconds, 1e-9), 1)
         return [
             {
@@ -269,6 +301,7 @@ class Study:
                     "metrics": c.metrics,
                     "pareto": c.pareto,
                 },
+                "space": self.space.name if self.ablation else space.name,
             }
             for c in best
         ], outcome.interrupted
@@ -283,6 +316,15 @@ class Study:
         return self._on_folds(
             self.space, methods, configs, [f"{ablation.name}-{i}" for i in range(len(configs))], arrays
         )
+
+    def _candidate_of_row(self) -> dict[str, Any]:
+        """The configuration of `--rerun` with what selection said of it then."""
+        kept = ("method", "config_id", "val_score", "pareto")
+        return {
+            "config": self.space.config(**self.row["params"]),
+            "row": {k: self.row[k] for k in kept} | {"metrics": {k: self.row[k] for k in ("val_h_mean", "val_h_std")}},
+            "space": self.space.name,
+        }
 
     def _on_folds(
         self, space: Space, methods: list[str], configs: list[Any], ids: list[str], arrays: Any
@@ -302,6 +344,7 @@ class Study:
             {
                 "config": replace(config, **_swept(space, result.metrics)),
                 "row": {"method": method, "config_id": id_, "val_score": result.score, "metrics": result.metrics},
+                "space": space.name,
             }
             for method, config, id_, result in zip(methods, configs, ids, results, strict=True)
             if result.state == "complete"
@@ -460,9 +503,11 @@ class Study:
         at_once = concurrent_packs(resources.cpus_per_pack, resources.gpus_per_pack)
         seconds = _seconds_per_epoch(data, self.space)
         variants = len(self.ablation.variants) if self.ablation else 1
-        if self.ablation and not selection.re_search:
+        search_seconds = 0.0
+        if self.row:
+            work, refits = f"none: {self.row['config_id']} once more", 1
+        elif self.ablation and not selection.re_search:
             work, refits = f"none: {variants} variants", variants
-            search_seconds = 0.0
         else:
             packs = -(-search.configs // self.pack)
             work = (
@@ -496,6 +541,8 @@ class Study:
     @property
     def reference(self) -> str:
         """Method on the leaderboard that the others are compared with: the study's own, or an ablation's full model."""
+        if self.row:
+            return str(self.row["method"])
         return _variant_name(self.space, next(iter(self.ablation.variants))) if self.ablation else self.space.method
 
     def _check_methods(self, data: TrialData) -> None:
@@ -512,10 +559,16 @@ class Study:
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - started
 
-    def _provenance(self) -> dict[str, Any]:
-        """All that is needed to run the study again, and where it ran."""
+    def _provenance(self, rotation: int | None = None) -> dict[str, Any]:
+        """All that is needed to run the study (or the one rotation) again, and where it ran."""
+        resources = self.options.resources
         return {
+            "name": self.name if rotation is None else f"{self.name}, rotation {rotation}",
             "command": _command(),
+            "reference": self.reference,
+            "criterion": self.criterion,
+            "data": self.facts,
+            "concurrent": concurrent_packs(resources.cpus_per_pack, resources.gpus_per_pack),
             "options": _jsonable(asdict(self.options)),
             "feature_fingerprint": self.features.fingerprint,
             "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
@@ -602,6 +655,44 @@ def _winner_params(study: Path, space: Space, rotation: int) -> dict[str, Any]:
             swept = _method(space).swept
             return {k: v for k, v in json.loads(row.params).items() if k not in swept}
     raise UserError(f"--winner must be a study of {space.method}, got {study}")
+
+
+def _facts(data: TrialData) -> dict[str, int]:
+    """What the study has to learn from, in numbers."""
+    return {
+        "source_images": len(data.source_labels_I),
+        "target_images": len(data.target_features_TD),
+        "seen_classes": int(data.seen_C.sum()),
+        "unseen_classes": int((~data.seen_C).sum()),
+    }
+
+
+def _options_of_row(options: Options) -> tuple[Options, dict[str, Any]]:
+    """The options under which a row was made, with the resources and outputs of now; and its `configs/ID.json`."""
+    assert options.study.rerun is not None  # the caller sees to it
+    try:
+        folder, _, file = options.study.rerun.rpartition("/")
+        row = json.loads(locate(folder or ".", option="--rerun").read(file) or b"null")
+        of_row = {block: dict(row["options"][block]) for block in ("study", "search", "selection")}
+        root, no_ablation = of_row["study"]["data_root"], {"winner": None, "re_search": False}
+        study = {
+            **of_row["study"],
+            "data_root": Path(root) if root else None,
+            "templates": tuple(of_row["study"]["templates"]),
+            **{name: row[name] for name in ("space", "rotation")},
+            "rerun": options.study.rerun,
+        }
+        restored = replace(
+            options,
+            study=StudyOptions(**study),
+            search=SearchOptions(**{**of_row["search"], "baselines": "none"}),
+            selection=SelectionOptions(**{**of_row["selection"], **no_ablation, "criterion": row["criterion"]}),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"--rerun must be a file configs/ID.json of a study of this version, got {options.study.rerun}: {error!r}"
+        ) from None
+    return restored, row
 
 
 def _jsonable(options: Mapping[str, Any]) -> dict[str, Any]:

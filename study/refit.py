@@ -52,6 +52,8 @@ class Refit:
     """The first seed's lane: all its tensors (1, ...) by name."""
     diverged: bool
     """Whether the loss of any seed was not finite."""
+    unseen_GT: Tensor | None = None
+    """Best unseen class of the first seed at each of `LAMBDAS`, int16; None where there is no residual to vary."""
 
 
 @ray.remote(num_cpus=0)
@@ -258,6 +260,7 @@ def refit_pack(
     predictions_KT = pack.classify(data.target_features_TD, target_1C).cpu()
     division = pack.divide(data.target_features_TD)
     seconds = (time.perf_counter() - started) / len(configs)
+    unseen_KGT = pack.unseen_by_lambda(data.target_features_TD)
     of_config = [slice(i * len(seeds), (i + 1) * len(seeds)) for i in range(len(configs))]
     return [
         Refit(
@@ -270,6 +273,7 @@ def refit_pack(
             train_seconds=seconds,
             weights={name: t[lanes_of][:1].detach().cpu().clone() for name, t in pack.module.lanes().items()},
             diverged=bool(pack.diverged_K[lanes_of].any()),
+            unseen_GT=None if unseen_KGT is None else unseen_KGT[lanes_of.start],
         )
         for lanes_of in of_config
     ]

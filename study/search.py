@@ -10,14 +10,14 @@ as many again.
 
 import hashlib
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from optuna.samplers import BaseSampler, NSGAIISampler, PartialFixedSampler, RandomSampler, TPESampler
 from ray.tune.search import Searcher
 
-from search_spaces import Space
+from search_spaces import Space, Value
 from study.ledger import Configuration, Lane, Ledger
 
 SamplerName = Literal["tpe", "random", "nsga2"]
@@ -40,6 +40,8 @@ class Counts:
     """Highest score of a completed configuration."""
     best_h: float | None = None
     """That configuration's H on the selection folds."""
+    best_params: dict[str, Value] = field(default_factory=dict)
+    """Its parameters."""
     packs: int = 0
     """Packs asked for in this run."""
     empty_lanes: int = 0
@@ -53,11 +55,13 @@ class Counts:
     def finished(self) -> int:
         return self.complete + self.pruned + self.failed
 
-    def add(self, state: str, score: float | None = None, h: float | None = None) -> None:
+    def add(
+        self, state: str, score: float | None = None, h: float | None = None, params: Mapping[str, Value] | None = None
+    ) -> None:
         """Count one finished configuration."""
         setattr(self, state, getattr(self, state) + 1)
         if state == "complete" and score is not None and (self.best is None or score > self.best):
-            self.best, self.best_h = score, h
+            self.best, self.best_h, self.best_params = score, h, dict(params or {})
 
 
 def derive_seed(seed: int, index: int, purpose: str) -> int:
@@ -96,7 +100,8 @@ class PackSearcher(Searcher):
         self._queue: deque[Lane] = deque(ledger.recover())
         done = ledger.finished()
         for configuration in done:
-            self.counts.add(configuration.state, configuration.score, configuration.metrics.get("val_h_mean"))
+            h = configuration.metrics.get("val_h_mean")
+            self.counts.add(configuration.state, configuration.score, h, configuration.params)
         asked: list[Configuration | Lane] = [*done, *self._queue]
         last = max(asked, key=lambda c: c.index, default=None)
         self._next = last.index + 1 if last else 0
@@ -145,7 +150,8 @@ class PackSearcher(Searcher):
                 state = self.ledger.tell(lane, told[lane.number])
                 if state:
                     result_of_lane = told[lane.number]
-                    self.counts.add(state, result_of_lane["score"], result_of_lane["metrics"].get("val_h_mean"))
+                    h = result_of_lane["metrics"].get("val_h_mean")
+                    self.counts.add(state, result_of_lane["score"], h, lane.params)
         if told and trial_id in self._running:
             self._running[trial_id] = [x for x in self._running[trial_id] if x.number not in told]
 

@@ -232,6 +232,13 @@ class Pack:
         lead, seen, unseen = (torch.cat(tensors, dim=1).cpu() for tensors in zip(*parts, strict=True))
         return Division(lead_KI=lead, seen_KI=seen, unseen_KI=unseen)
 
+    def unseen_by_lambda(self, features_ID: Tensor) -> Tensor | None:
+        """Best unseen class at every residual strength, (K, G, I) int16 on the CPU; None for methods without any."""
+        if not hasattr(self.module, "unseen_by_lambda"):
+            return None
+        parts = [self.module.unseen_by_lambda(chunk) for chunk in features_ID.split(self._chunk)]
+        return None if parts[0] is None else torch.cat([p.to(torch.int16).cpu() for p in parts], dim=-1)
+
     def classify(self, features_ID: Tensor, among_KC: Tensor | None = None) -> Tensor:
         """Predicted classes (K, I), int64, of those in the mask `among_KC` (K, C) or (1, C), by default of all."""
         return torch.cat([best_class(logits, among_KC) for logits in self.predict(features_ID)], dim=1)

@@ -8,7 +8,7 @@ import json
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from data_prep.benchmarks.icons2emoji import ASSETS
 from data_prep.checkpoint import Checkpoint
 from data_prep.clip_features import Encode, Preprocess
 
-sys.path.append(str(Path(__file__).parent))  # last: study/run.py replaces the first entry
+sys.path.insert(0, str(Path(__file__).parent))
 
 prepare_module = importlib.import_module("data_prep.prepare")  # the package's attribute of that name is the function
 
@@ -70,24 +70,10 @@ def run_here(units: list[dict[str, Any]], checkpoint: Checkpoint, batch: int, to
         yield encode(preprocess(unit))
 
 
-@contextmanager
-def _without_ray() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clip_features, "_run", run_here)
-        patch.setattr(prepare_module, "_ray", nullcontext)
-        yield
-
-
 @pytest.fixture
-def without_ray() -> Iterator[None]:
-    with _without_ray():
-        yield
-
-
-@pytest.fixture(scope="session")
-def outside_ray() -> Callable[[], AbstractContextManager[None]]:
-    """The same as a context, for fixtures that outlive a test."""
-    return _without_ray
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clip_features, "_run", run_here)
+    monkeypatch.setattr(prepare_module, "_ray", nullcontext)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import io
 import json
 import random
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +78,12 @@ def images() -> dict[str, tuple[bytes, bool | None]]:
 
 
 @pytest.fixture(scope="module")
-def built(
-    tmp_path_factory: pytest.TempPathFactory, outside_ray: Callable[[], AbstractContextManager[None]]
-) -> tuple[set[str], dict[str, str]]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[set[str], dict[str, str]]:
     """Keys that were encoded, and keys that were rejected with their reasons, from one folder with all images."""
+    from contextlib import nullcontext
+
+    import conftest
+
     root = tmp_path_factory.mktemp("malformed") / "images"
     miniatures.write_folder(root)
     for name, (content, _) in images().items():
@@ -90,7 +91,9 @@ def built(
     (root / "photographs" / "anchor" / "dangling.jpg").symlink_to("nowhere.jpg")
     (root / "photographs" / "anchor" / "loop.jpg").symlink_to("loop.jpg")
     (root / "photographs" / "anchor" / "folder.jpg").mkdir()
-    with outside_ray():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conftest.clip_features, "_run", conftest.run_here)
+        patch.setattr(conftest.prepare_module, "_ray", nullcontext)
         cache = prepare(benchmark=f"folder:{root}", clip=CLIP, cache_dir=root.parent / "cache", max_rejected=1)
     features, rejected = load(cache), pq.read_table(cache / "rejected.parquet").to_pylist()
     keys = {*features.source.keys, *features.target.keys}

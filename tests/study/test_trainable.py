@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 import search_spaces
-from study.driver import SearchOutcome, concurrent_packs, progress_line, run_search
+from study.driver import SearchOutcome, best_line, concurrent_packs, progress_line, run_search
 from study.ledger import open_ledger, read_ledger
 from study.protocol import RungBoard, TrialData
 from study.search import Counts, PackSearcher
@@ -284,3 +284,6 @@ def test_progress_line() -> None:
         "about 1:35 left"
     )
     assert progress_line(Counts(), {}, configs=8, already=0, epochs=20, seconds=1) == "0/8 configs"
+    counts.add("complete", 0.6, 0.4, {"lr": 0.00123456, "adapter": "tokens"})
+    counts.add("complete", 0.5, 0.4, {"lr": 0.5, "adapter": "tokens"})
+    assert best_line(counts) == "\nbest: lr 0.00123, adapter tokens" and best_line(Counts()) == ""
