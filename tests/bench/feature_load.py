@@ -8,7 +8,6 @@ size (/proc/self/smaps_rollup), in which a page that n processes map counts 1/n,
 import argparse
 import json
 import multiprocessing
-import resource
 import shutil
 import sys
 import time
@@ -44,6 +43,11 @@ def proportional_bytes() -> int:
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
+def peak_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
 def read(cache: Path, scratch: Path, pipe: Connection) -> None:
     """A pack actor: maps the features, touches all of them, and says what they cost it while all readers hold them."""
     mapped(cache, "source", scratch)  # whatever is imported or allocated on first use is not the data
@@ -61,10 +65,10 @@ def read(cache: Path, scratch: Path, pipe: Connection) -> None:
 def load_once(cache: Path, scratch: Path, pipe: Connection) -> None:
     import pyarrow.parquet  # noqa: F401
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak_bytes()
     started = time.perf_counter()
     mapped(cache, "source", scratch)
-    pipe.send((time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before))
+    pipe.send((time.perf_counter() - started, peak_bytes() - before))
 
 
 def main() -> None:
