@@ -12,6 +12,8 @@ if __name__ == "__main__":
 import tyro  # noqa: E402
 from tyro.conf import Positional  # noqa: E402
 
+from data_prep.errors import UserError  # noqa: E402
+
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
@@ -83,29 +85,34 @@ class Clip:
 
     def images(self, paths: Sequence[Path]) -> Any:
         """Features (I, D) of image files, L2-normalised. Raises `UserError` naming those that cannot be read."""
-        files = [str(path) for path in paths]
-        return self._features({"kind": "image", "key": files, "path": files, "data": [None] * len(files)})
+        row = self._encoded({"kind": "image", "path": [str(p) for p in paths], "data": [None] * len(paths)}, len(paths))
+        unreadable = [f"{path}: {reason}" for path, reason in zip(paths, row["reasons"], strict=True) if reason]
+        if unreadable:
+            raise UserError(f"IMAGES must be readable: {'; '.join(unreadable)}")
+        return _normalised(row)
 
     def texts(self, texts: Sequence[str]) -> Any:
         """Features (T, D) of texts, L2-normalised."""
-        return self._features({"kind": "text", "texts": list(texts)})
+        return _normalised(self._encoded({"kind": "text", "texts": list(texts)}, len(texts)))
 
-    def _features(self, unit: dict[str, Any]) -> Any:
-        import torch
+    def _encoded(self, unit: dict[str, Any], rows: int) -> dict[str, Any]:
+        row = self._encode(self._preprocess({"shard": "", "rows": rows, **unit}))
+        if row["fatal"]:
+            raise UserError(row["fatal"])
+        return row
 
-        from data_prep.errors import UserError
 
-        row = self._encode(self._preprocess({"shard": "", **unit}))
-        if row["fatal"] or row["errors"]:
-            raise UserError(row["fatal"] or f"IMAGES must be readable: {', '.join(row['errors'])}")
-        return torch.nn.functional.normalize(torch.from_numpy(row["features"]).float(), dim=-1)
+def _normalised(row: dict[str, Any]) -> Any:
+    """As the study reads features from its cache: again, because they were rounded."""
+    import torch
+
+    return torch.nn.functional.normalize(torch.from_numpy(row["features"]).float(), dim=-1)
 
 
 def _checkpoint(adapter: Any, clip: str | None) -> Any:
     """The checkpoint named, that on the hub, or the embedded one, if it is what the adapter was trained with."""
     from data_prep.benchmarks.icons2emoji import ASSETS
     from data_prep.checkpoint import find_checkpoint
-    from data_prep.errors import UserError
 
     trained_with = adapter.clip_identity
     checkpoint = find_checkpoint(clip or trained_with.get("hub") or ASSETS / "clip")

@@ -212,7 +212,7 @@ def test_new_classes_compete(adapter_folder: Path, images: list[Path]) -> None:
     [
         ("", "IMAGES must be at least one file, got none"),
         ("IMAGE --top 0", "--top must be at least 1, got 0"),
-        ("/no/such.png", "IMAGES must be readable: /no/such.png (no such file)"),
+        ("/no/such.png", "IMAGES must be readable: /no/such.png: No such file or directory"),
         ("IMAGE --clip /nowhere", "--clip must be a folder"),
         ("IMAGE --classes crane", "'crane' is ambiguous"),
         ("IMAGE --adapter /nowhere", "--adapter must be a folder of <study>/adapters, /nowhere has no config.json"),
