@@ -107,7 +107,8 @@ def read_results(storage: Storage) -> Results:
     except FileNotFoundError as error:
         raise UserError(f"a finished study must have a leaderboard, there is none: {error}") from None
     run = json.loads(storage.read("run.json") or b"{}")
-    run.setdefault("reference", next((r.method for r in rows if json.loads(r.params)), rows[0].method))
+    methods = [r.method for r in rows if json.loads(r.params)] or [rows[0].method]
+    run.setdefault("reference", next((m for m in methods if m.endswith(": full")), methods[0]))  # older studies
     configurations, identity, looking = _read_ledger(storage)
     spaces = [i.base_name for i in _folders(storage, "baselines")]
     tables = {name: read_table(storage, name) for name in ("curves", "landscape", "errors", "confusions")}
