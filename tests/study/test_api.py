@@ -13,7 +13,7 @@ def test_four_lines(ray_cluster: None, embedded_cache: Path, tmp_path: Path) -> 
     from study import load_benchmark, plot, read_leaderboard, run_study
 
     features = load_benchmark("icons2emoji", cache=str(embedded_cache.parent))
-    small = dict(configs=2, pack=2, epochs=1, folds=2, seeds=1, top=1, cpus_per_pack=2, quiet=True)
+    small = dict(configs=2, pack=2, epochs=1, folds=2, seeds=1, top=1, cpus_per_pack=2, refit_workers=0, quiet=True)
     folder = run_study(space="sre", storage=str(tmp_path), cache=str(embedded_cache.parent), name="four", **small)
     table = read_leaderboard(folder)
     figure = plot(folder, "gain")

@@ -17,7 +17,7 @@ from study.run import main
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
-SMALL = "--configs 6 --pack 3 --epochs 2 --folds 2 --seeds 2 --top 2 --cpus-per-pack 2".split()
+SMALL = "--configs 6 --pack 3 --epochs 2 --folds 2 --seeds 2 --top 2 --cpus-per-pack 2 --refit-workers 0".split()
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_a_rows_command_makes_the_row_again(pva_study: Path, embedded_cache: Pat
     code = next(row[2].code for row in shown.rows if row[2].text.startswith("linear-probe"))
     program, *arguments = shlex.split(code.splitlines()[0])[1:]
     assert program == "study/run.py"
-    cache = ["--cache", str(embedded_cache.parent), "--cpus-per-pack", "2"]
+    cache = ["--cache", str(embedded_cache.parent), "--cpus-per-pack", "2", "--refit-workers", "0"]
     assert main([*arguments, *cache, "--storage", str(tmp_path), "--name", "again"]) == 0
     before = pd.read_parquet(pva_study / "leaderboard.parquet").set_index("config_id")
     after = pd.read_parquet(tmp_path / "again" / "leaderboard.parquet").set_index("config_id")
