@@ -11,13 +11,14 @@ import ray
 
 from data_prep.benchmarks.icons2emoji import ASSETS
 from study import pipeline
+from study.driver import SearchOutcome
 from study.protocol import RungBoard, TrialData
 from study.run import main
 from study.search import PackSearcher
 
 STUDY = (
     "--configs 8 --pack 8 --epochs 2 --folds 2 --seeds 1 --top 1 --baselines none --allow-partial "
-    "--sampler random --no-pruning"
+    "--sampler random --no-pruning --refit-workers 0"
 ).split()
 WITH_RAY = ("i2awa", "imagenet-to-eurosat")  # a method and a kind each; the others save Tune's ten seconds
 
@@ -34,7 +35,7 @@ def search_here(searcher: PackSearcher, arrays: ray.ObjectRef, *, rungs: Any, tr
     data, board = TrialData.from_arrays(ray.get(arrays)), RungBoard()
     while isinstance(pack := searcher.suggest("pack"), dict):
         lanes = pack["lanes"]
-        results = train(
+        ended = train(
             [searcher.space.config(**lane["params"]) for lane in lanes],
             seeds=[lane["seed"] for lane in lanes],
             data=data,
@@ -43,9 +44,11 @@ def search_here(searcher: PackSearcher, arrays: ray.ObjectRef, *, rungs: Any, tr
             judge=lambda epoch, scores: board.judge(epoch, [score for _, score in scores]),
             on_epoch=lambda epoch, alive: None,
         )
-        told = [{"number": lane["number"], **vars(r)} for lane, r in zip(lanes, results, strict=True)]
+        results = {i: result for some in ended for i, result in some.items()}
+        told = [{"number": lane["number"], **vars(results[i])} for i, lane in enumerate(lanes)]
         searcher.on_trial_complete("pack", {"lanes": told})
-    return type("Outcome", (), {"interrupted": False})
+    finished = searcher.counts.finished
+    return SearchOutcome(interrupted=False, counts=searcher.counts, seconds=1.0, concurrent=1, trained=finished)
 
 
 @pytest.mark.parametrize("name", [*miniatures.NAMES, "cub->dtd"])
