@@ -72,8 +72,19 @@ def run_here(units: list[dict[str, Any]], checkpoint: Checkpoint, batch: int, to
 
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clip_features, "_run", run_here)
-    monkeypatch.setattr(prepare_module, "_ray", nullcontext)
+    _leave_ray_out(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def module_without_ray() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        _leave_ray_out(patch)
+        yield
+
+
+def _leave_ray_out(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(clip_features, "_run", run_here)
+    patch.setattr(prepare_module, "_ray", nullcontext)
 
 
 @pytest.fixture(scope="session")

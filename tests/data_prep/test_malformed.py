@@ -78,12 +78,8 @@ def images() -> dict[str, tuple[bytes, bool | None]]:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[set[str], dict[str, str]]:
+def built(tmp_path_factory: pytest.TempPathFactory, module_without_ray: None) -> tuple[set[str], dict[str, str]]:
     """Keys that were encoded, and keys that were rejected with their reasons, from one folder with all images."""
-    from contextlib import nullcontext
-
-    import conftest
-
     root = tmp_path_factory.mktemp("malformed") / "images"
     miniatures.write_folder(root)
     for name, (content, _) in images().items():
@@ -91,10 +87,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[set[str], dict[str,
     (root / "photographs" / "anchor" / "dangling.jpg").symlink_to("nowhere.jpg")
     (root / "photographs" / "anchor" / "loop.jpg").symlink_to("loop.jpg")
     (root / "photographs" / "anchor" / "folder.jpg").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conftest.clip_features, "_run", conftest.run_here)
-        patch.setattr(conftest.prepare_module, "_ray", nullcontext)
-        cache = prepare(benchmark=f"folder:{root}", clip=CLIP, cache_dir=root.parent / "cache", max_rejected=1)
+    cache = prepare(benchmark=f"folder:{root}", clip=CLIP, cache_dir=root.parent / "cache", max_rejected=1)
     features, rejected = load(cache), pq.read_table(cache / "rejected.parquet").to_pylist()
     keys = {*features.source.keys, *features.target.keys}
     assert len(keys) + len(rejected) == 8 * 8 + len(images()) + 3

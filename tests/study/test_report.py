@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -138,7 +139,8 @@ def test_tables_beside_the_leaderboard_agree_with_it(pva_study: Path) -> None:
     own = rows[rows.selected & (rows.method == "PVA")].iloc[0]
     landscape = pd.read_parquet(pva_study / "landscape.parquet")
     curve = pd.read_parquet(pva_study / "curves.parquet").query("method == 'PVA' and seed == 0")
-    at_chosen = landscape[landscape.residual_lambda == json.loads(own.params)["residual_lambda"]]
+    # a lambda that went through float32 is not quite the grid's
+    at_chosen = landscape[np.isclose(landscape.residual_lambda, json.loads(own.params)["residual_lambda"], atol=1e-6)]
     h = 2 * curve.seen * curve.unseen / (curve.seen + curve.unseen)
     assert at_chosen.h.max() == pytest.approx(h.max(), abs=0.02)  # both keep some of the same thresholds
 

@@ -106,7 +106,7 @@ def test_baselines_stand_beside_the_method_with_the_same_budget(small_study: Pat
     assert run(small_study.parent, embedded_cache, *arguments) == 0
     folder = small_study.parent / "beside"
     table = pd.read_parquet(folder / "leaderboard.parquet").set_index("method")
-    assert {"PVA", "CoOp", "Calibrated stacking"} < set(table.index)
+    assert {"PVA", "CoOp", "Calibrated CLIP"} < set(table.index)
     assert table.drop("PVA").h_behind.notna().all() and table.h_behind.isna()["PVA"]
     assert table.loc["CoOp", "h_behind"] == pytest.approx(
         table.loc["PVA", "test_h_mean"] - table.loc["CoOp", "test_h_mean"], abs=1e-5
@@ -115,7 +115,7 @@ def test_baselines_stand_beside_the_method_with_the_same_budget(small_study: Pat
         journal = optuna.storages.journal.JournalFileBackend(str(ledger / "study.journal"))
         study = optuna.load_study(study_name=None, storage=optuna.storages.JournalStorage(journal))
         assert len(study.trials) == 2
-    assert "constant" in json.loads(table.loc["Calibrated stacking", "params"])
+    assert "constant" in json.loads(table.loc["Calibrated CLIP", "params"])
 
 
 def test_an_ablation_refits_the_winner_and_each_variant(small_study: Path, embedded_cache: Path) -> None:
