@@ -85,6 +85,8 @@ class StackedAdamW:
 
     def __init__(self, params: Sequence[Tensor], lr: Sequence[float], weight_decay: Sequence[float]) -> None:
         self.lr, self.weight_decay = list(lr), list(weight_decay)
+        for p in params:
+            p.data = p.data.contiguous()
         self.mean = [torch.zeros_like(p) for p in params]
         self.square = [torch.zeros_like(p) for p in params]
         self.steps_K = torch.zeros(len(self.lr), device=params[0].device if params else None)
@@ -93,6 +95,9 @@ class StackedAdamW:
     def step(self, params: Sequence[Tensor], grads: Sequence[Tensor], schedule: Sequence[float]) -> None:
         """One update of all lanes; `schedule` scales each lane's learning rate."""
         self.steps_K += 1
+        # the kernel walks through memory: a gradient in another order of axes would be another gradient
+        grads = [g.contiguous() for g in grads]
+        assert all(t.is_contiguous() for t in (*params, *self.mean, *self.square))
         stacked = [[t.unbind() for t in tensors] for tensors in (params, grads, self.mean, self.square)]
         for k in range(len(self.lr)):
             params_k, grads_k, mean_k, square_k = ([slices[k] for slices in tensors] for tensors in stacked)

@@ -221,6 +221,26 @@ def test_mutual_information_of_sure_and_even_and_of_constant_predictions() -> No
     assert mutual_information(logits.split(3, dim=1)).tolist() == pytest.approx([1, 0, 0], abs=1e-6)
 
 
+@pytest.mark.parametrize("transposed", ["neither", "gradient", "parameter", "both"])
+def test_the_stacked_optimiser_is_torchs_own_lane_by_lane(transposed: str) -> None:
+    """Whatever the order of axes in memory: a gradient of `x @ w.mT` comes transposed."""
+    g = torch.Generator().manual_seed(0)
+    start, gradients = torch.randn(3, 4, 5, generator=g), torch.randn(6, 3, 4, 5, generator=g)
+    lr, weight_decay, schedule = [1e-2, 3e-2, 1e-1], [0.0, 0.1, 1.0], [0.3, 1.0, 0.5]
+    swap = lambda t: t.mT.contiguous().mT  # noqa: E731  # the same numbers, axes swapped in memory
+    w = torch.nn.Parameter(swap(start) if transposed in ("parameter", "both") else start.clone())
+    optimiser = StackedAdamW([w], lr, weight_decay)
+    for gradient in gradients:
+        optimiser.step([w], [swap(gradient) if transposed in ("gradient", "both") else gradient], schedule)
+    for k in range(3):
+        alone = torch.nn.Parameter(start[k].clone())
+        plain = torch.optim.AdamW([alone], lr[k] * schedule[k], betas=(0.9, 0.99), weight_decay=weight_decay[k])
+        for gradient in gradients:
+            alone.grad = gradient[k].clone()
+            plain.step()
+        torch.testing.assert_close(w[k], alone, atol=1e-6, rtol=1e-6)
+
+
 def test_training_learns_the_toy_task(features: SimpleNamespace, data: TrialData) -> None:
     """Against zero-shot on the target, with labels the training never saw."""
     (refit,) = refit_pack([SMALL], seeds=[0, 1], data=data, epochs=15)
