@@ -244,7 +244,6 @@ class _Build:
         """Raises UserError if more images are rejected than may be; the shards are kept."""
         bench, name, cache = self.bench, self.name, self.caches / self.name
         if rebuild:
-            self.caches.clear(name)
             self.caches.clear(f".{name}.building")
         graph = build_graph(wordnet(), bench.classes.names, bench.classes.wnids, bench.auxiliary_wnids)
         names, nodes = name_texts(bench), node_texts(graph, bench.templates)
@@ -267,6 +266,7 @@ class _Build:
             "names": names.append_column("feature", feature_column(name_features)),
             "node_texts": nodes.append_column("feature", feature_column(node_features)),
         }
+        self.caches.clear(name)  # what a killed build left there, half-written files too
         metadata = {"fingerprint": fingerprint(inputs)}
         for table_name, table in tables.items():
             with cache.writer(f"{table_name}.parquet") as stream:
