@@ -104,13 +104,17 @@ class Ablation:
     published_in: str = ""
     """Where, and on which data."""
 
+    def method(self, variant: str) -> str:
+        """A variant's name on the leaderboard."""
+        return f"{self.space.method}: {variant}"
+
     def researched(self, variant: str) -> Space:
         """A variant as a space of its own: what it changes is fixed, all other knobs are searched again."""
         changes, position = self.variants[variant], list(self.variants).index(variant)
         return replace(
             self.space,
             name=f"{self.name}-{position}",
-            method=f"{self.space.method}: {variant}",
+            method=self.method(variant),
             config=partial(self.space.config, **changes),
             knobs=tuple(k for k in self.space.knobs if k.name not in changes),
         )

@@ -149,7 +149,7 @@ def write_leaderboard(storage: Storage, rows: Sequence[Row]) -> list[str]:
 def write_ablation(storage: Storage, ablation: Ablation, rows: Sequence[Row]) -> list[str]:
     """Write ablation.parquet, .csv and .md: every variant, what its part was worth, and what was published for it."""
     by_method = {row.method: row for row in rows}
-    found = [(name, by_method.get(f"{ablation.space.method}: {name}")) for name in ablation.variants]
+    found = [(name, by_method.get(ablation.method(name))) for name in ablation.variants]
     lines = []
     for variant, row in found:
         if row is not None:

@@ -308,7 +308,7 @@ class Study:
         if self.options.selection.winner:
             params = _winner_params(self.options.selection.winner, self.space, rotation)
         configs = [self.space.config(**{**params, **changes}) for changes in ablation.variants.values()]
-        methods = [_variant_name(self.space, name) for name in ablation.variants]
+        methods = [ablation.method(name) for name in ablation.variants]
         return self._on_folds(
             self.space, methods, configs, [f"{ablation.name}-{i}" for i in range(len(configs))], arrays
         )
@@ -519,13 +519,14 @@ class Study:
             refits = variants if self.ablation else selection.top
         refit_seconds = refits * selection.seeds * search.epochs * seconds / at_once
         total = rotations * (search_seconds + refit_seconds)
+        facts = self.facts
         mark = " [bold red](ORACLE: looks at test labels)[/bold red]" if selection.select == "oracle" else ""
         self.console.print(
             f"[bold]{self.name}[/bold]{mark}: {self.options.study.space} on {self.features.benchmark} "
             f"with {self.features.clip}\n"
-            f"  images     {len(data.source_labels_I)} labelled source images of {int(data.seen_C.sum())} seen "
-            f"classes, {len(data.target_features_TD)} unlabelled target images, "
-            f"{int((~data.seen_C).sum())} unseen classes"
+            f"  images     {facts['source_images']} labelled source images of {facts['seen_classes']} seen "
+            f"classes, {facts['target_images']} unlabelled target images, "
+            f"{facts['unseen_classes']} unseen classes"
             f"{f', {self.features.rejected} unreadable images left out' if self.features.rejected else ''}\n"
             f"  search     {work}\n"
             f"  refit      {refits} x {selection.seeds} seeds on all seen classes, then the test split once\n"
@@ -541,7 +542,7 @@ class Study:
         """Method on the leaderboard that the others are compared with: the study's own, or an ablation's full model."""
         if self.row:
             return str(self.row["method"])
-        return _variant_name(self.space, next(iter(self.ablation.variants))) if self.ablation else self.space.method
+        return self.ablation.method(next(iter(self.ablation.variants))) if self.ablation else self.space.method
 
     def _check_methods(self, data: TrialData) -> None:
         """Build every method once on one lane: what a benchmark or checkpoint lacks shows before the search starts."""
@@ -612,10 +613,6 @@ def _baselines(chosen: str, space: Space, is_ablation: bool) -> list[Space]:
         if isinstance(baseline, Ablation):
             raise UserError(f"--baselines must be methods' spaces, not ablations; got {baseline.name}")
     return [s for s in loaded if isinstance(s, Space)]
-
-
-def _variant_name(space: Space, variant: str) -> str:
-    return f"{space.method}: {variant}"
 
 
 def _check_workers(resources: ResourceOptions, space: Space) -> None:
