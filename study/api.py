@@ -64,7 +64,8 @@ def read_leaderboard(study: str | Path) -> pd.DataFrame:
 
 def plot(study: str | Path, chart: str = "gain") -> go.Figure:
     """One chart of a finished study's report. Raises `ValueError` with their names if it has none such."""
-    from study.report import finished_sections, read_results
+    from study.report import finished_sections
+    from study.results import read_results
 
     sections = finished_sections(read_results(locate(study)))
     charts = {c.id.removeprefix("chart-"): c.figure for section in sections for c in section.charts}

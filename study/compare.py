@@ -21,9 +21,11 @@ from scipy import stats
 
 from data_prep.errors import UserError
 from data_prep.storage import locate
+from study.charts import MUTED, OWN
 from study.leaderboard import ORACLE, ORACLE_NOTE
 from study.page import Cell, Chart, Section, Table, render
-from study.report import MUTED, OWN, Results, read_results, row_cells
+from study.results import Results, read_results
+from study.tables import row_cells
 
 FEWEST_BENCHMARKS = 4
 """Benchmarks from which on a test over mean ranks means anything."""

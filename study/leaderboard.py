@@ -201,13 +201,15 @@ def _json(content: Mapping[str, Any]) -> bytes:
 # --- for people -----------------------------------------------------------------------------------------------------
 
 
-def _percent(value: float | None, deviation: float | None = None) -> str:
+def percent(value: float | None, deviation: float | None = None) -> str:
+    """A fraction in per cent, with its deviation if there is one; "" for None."""
     if value is None:
         return ""
     return f"{100 * value:.2f}" + (f" ± {100 * deviation:.2f}" if deviation is not None else "")
 
 
-def _difference(value: float | None, low: float | None, high: float | None) -> str:
+def difference(value: float | None, low: float | None = None, high: float | None = None) -> str:
+    """A difference of fractions in points, with its interval if there is one; "" for None."""
     if value is None:
         return ""
     interval = "" if low is None or high is None else f" [{100 * low:+.2f}, {100 * high:+.2f}]"
@@ -215,7 +217,7 @@ def _difference(value: float | None, low: float | None, high: float | None) -> s
 
 
 def _gain(row: Row) -> str:
-    return _difference(row.h_gain, row.h_gain_lo, row.h_gain_hi)
+    return difference(row.h_gain, row.h_gain_lo, row.h_gain_hi)
 
 
 def _method(row: Row) -> str:
@@ -225,20 +227,21 @@ def _method(row: Row) -> str:
     return row.method + (f" ({', '.join(marks)})" if marks else "")
 
 
-_SHOWN: dict[str, Any] = {
+SHOWN: dict[str, Any] = {
     "rank": lambda r: str(r.rank or "–"),
     "method": _method,
     "config": lambda r: r.config_id,
     "select": lambda r: r.select,
-    "val H": lambda r: _percent(r.val_h_mean, r.val_h_std),
-    "known": lambda r: _percent(r.test_known_micro),
-    "unknown": lambda r: _percent(r.test_unknown_micro),
-    "all": lambda r: _percent(r.test_all_micro),
-    "S": lambda r: _percent(r.test_seen_mean),
-    "U": lambda r: _percent(r.test_unseen_mean),
-    "H": lambda r: _percent(r.test_h_mean, r.test_h_std if r.n_seeds > 1 else None),
+    "val H": lambda r: percent(r.val_h_mean, r.val_h_std),
+    "known": lambda r: percent(r.test_known_micro),
+    "unknown": lambda r: percent(r.test_unknown_micro),
+    "all": lambda r: percent(r.test_all_micro),
+    "AUSUC": lambda r: "" if r.test_ausuc is None else f"{r.test_ausuc:.3f}",
+    "S": lambda r: percent(r.test_seen_mean),
+    "U": lambda r: percent(r.test_unseen_mean),
+    "H": lambda r: percent(r.test_h_mean, r.test_h_std if r.n_seeds > 1 else None),
     "H gain [95 %]": _gain,
-    "behind [95 %]": lambda r: _difference(r.h_behind, r.h_behind_lo, r.h_behind_hi),
+    "behind [95 %]": lambda r: difference(r.h_behind, r.h_behind_lo, r.h_behind_hi),
     "seeds": lambda r: str(r.n_seeds or ""),
     "source": lambda r: r.source,
 }
@@ -257,9 +260,9 @@ def to_markdown(rows: Sequence[Row]) -> str:
     lines = [f"# Leaderboard: {', '.join(sorted({r.benchmark for r in rows}))}", ""]
     if any(row.select == ORACLE for row in rows):
         lines += [f"**{ORACLE_NOTE}**", ""]
-    lines.append("| " + " | ".join(_SHOWN) + " |")
-    lines.append("|" + "|".join(":--" if name in _LEFT else "--:" for name in _SHOWN) + "|")
-    lines += ["| " + " | ".join(show(row).replace("|", "\\|") for show in _SHOWN.values()) + " |" for row in rows]
+    lines.append("| " + " | ".join(SHOWN) + " |")
+    lines.append("|" + "|".join(":--" if name in _LEFT else "--:" for name in SHOWN) + "|")
+    lines += ["| " + " | ".join(show(row).replace("|", "\\|") for show in SHOWN.values()) + " |" for row in rows]
     lines += ["", _LEGEND, ""]
     return "\n".join(lines)
 
@@ -272,10 +275,10 @@ def _ablation_md(lines: Sequence[Mapping[str, Any]]) -> str:
     text = [f"# Ablation: {benchmark}", "", "| " + " | ".join(head) + " |"]
     text.append("|:--" + "|--:" * (len(head) - 1) + "|")
     for line in lines:
-        cells = [line["variant"], _percent(line["test_seen_mean"]), _percent(line["test_unseen_mean"])]
-        cells.append(_percent(line["test_h_mean"], line["test_h_std"]))
-        cells += [_difference(*(line[f"{name}{end}"] for end in ("", "_lo", "_hi"))) for name in ("h_gain", "h_behind")]
-        cells += [_percent(line[name]) for name in _PUBLISHED] if other else []
+        cells = [line["variant"], percent(line["test_seen_mean"]), percent(line["test_unseen_mean"])]
+        cells.append(percent(line["test_h_mean"], line["test_h_std"]))
+        cells += [difference(*(line[f"{name}{end}"] for end in ("", "_lo", "_hi"))) for name in ("h_gain", "h_behind")]
+        cells += [percent(line[name]) for name in _PUBLISHED] if other else []
         text.append("| " + " | ".join(cells) + " |")
     note = f"Published columns: {other}. Another data set: only the order of the variants can be compared."
     return "\n".join([*text, "", *([note, ""] if other else []), _LEGEND, ""])
@@ -288,8 +291,8 @@ def _method_and_config(row: Row) -> str:
 _BRIEF: dict[str, Any] = {
     "": lambda r: f"{r.rank or '–'}{'*' if r.selected else ' '}",
     "method": lambda r: _method_and_config(replace(r, method=_method(replace(r, selected=False)))),
-    "val H": lambda r: _percent(r.val_h_mean),
-    **{name: _SHOWN[name] for name in ("S", "U", "H", "H gain [95 %]")},
+    "val H": lambda r: percent(r.val_h_mean),
+    **{name: SHOWN[name] for name in ("S", "U", "H", "H gain [95 %]")},
 }
 """What fits a terminal of 80 columns; the files have the rest."""
 
