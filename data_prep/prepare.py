@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from data_prep.wordnet_graph import build_graph
 
 MAX_REJECTED = 0.001
 SHOWN_ERRORS = 5
+HASHES_PER_TASK = 100  # a thread's task costs as much as ten files whose hash is known
 HASHES_PER_REPORT = 1000  # fewer are hashed anew in no time
 SAVE_MEMO_EVERY_S = 60
 
@@ -94,13 +96,30 @@ def prepare(
                     progress=progress,
                 )
                 build.run(rebuild, max_rejected)
+    else:
+        _clear_remains(caches, name)
     if "rejected" in read_manifest(cache.shown)["inputs"]:
         _refuse(read_table(cache.shown, "rejected"), len(bench.images), max_rejected)
     return Path(cache.root) if cache.is_local else cache.shown
 
 
+def _building(name: str) -> str:
+    """Folder of a cache's shards while it is built."""
+    return f".{name}.building"
+
+
+def _clear_remains(caches: Storage, name: str) -> None:
+    """Remove the shards of a build that was killed after it had sealed the cache; not those of a running rebuild.
+
+    In object stores, which have no locks to tell one from the other, they stay until a rebuild.
+    """
+    if caches.is_local and Path((caches / _building(name)).root).exists():
+        with suppress(UserError), _locked(caches, name, wait=False):  # busy, or a shared cache that is read-only
+            caches.clear(_building(name))
+
+
 @contextmanager
-def _locked(caches: Storage, name: str) -> Iterator[None]:
+def _locked(caches: Storage, name: str, *, wait: bool = True) -> Iterator[None]:
     """Two processes that want the same cache: the second waits for the first and finds it done.
 
     Object stores have no locks: there both do the work, and write the same bytes.
@@ -111,7 +130,7 @@ def _locked(caches: Storage, name: str) -> Iterator[None]:
     try:
         Path(caches.root).mkdir(parents=True, exist_ok=True)
         lock = FileLock(Path(caches.root) / f".{name}.lock")
-        lock.acquire()
+        lock.acquire(blocking=wait)
     except OSError as error:
         raise UserError(f"the cache folder must be writable; {caches.shown}: {error}") from error
     try:
@@ -140,6 +159,7 @@ def image_contents(
     found: list[tuple[int, str]] = []
     fresh: dict[str, tuple[int, int, str]] = {}
     started = saved = time.time()
+    paths, inline = images["path"].to_pylist(), images["data"].to_pylist()
 
     def content(path: str | None, data: bytes | None) -> tuple[int, str, int]:
         if path is None:
@@ -155,10 +175,13 @@ def image_contents(
         except OSError:
             return 0, "", 0
 
-    with ThreadPoolExecutor() as pool:
-        paths = images["path"].to_pylist()
+    def part(start: int) -> list[tuple[int, str, int]]:
+        rows = slice(start, start + HASHES_PER_TASK)
+        return [content(path, data) for path, data in zip(paths[rows], inline[rows], strict=True)]
+
+    with ThreadPoolExecutor() as pool:  # threads: what takes long is the file system, if it is behind a network
         for path, (size, digest, changed) in zip(
-            paths, pool.map(content, paths, images["data"].to_pylist()), strict=True
+            paths, chain.from_iterable(pool.map(part, range(0, len(paths), HASHES_PER_TASK))), strict=True
         ):
             found.append((size, digest))
             if changed:
@@ -228,7 +251,7 @@ class _Build:
     caches: Storage
     """Folder of caches."""
     name: str
-    """The cache's folder there; its shards are in .<name>.building."""
+    """The cache's folder there."""
     bench: Benchmark
     """Images, classes, prompts."""
     checkpoint: Checkpoint
@@ -244,11 +267,11 @@ class _Build:
         """Raises UserError if more images are rejected than may be; the shards are kept."""
         bench, name, cache = self.bench, self.name, self.caches / self.name
         if rebuild:
-            self.caches.clear(f".{name}.building")
+            self.caches.clear(_building(name))
         graph = build_graph(wordnet(), bench.classes.names, bench.classes.wnids, bench.auxiliary_wnids)
         names, nodes = name_texts(bench), node_texts(graph, bench.templates)
         texts = [*names["text"].to_pylist(), *nodes["text"].to_pylist()]
-        shards, tokens = self.caches / f".{name}.building", "tokens" in self.inputs
+        shards, tokens = self.caches / _building(name), "tokens" in self.inputs
         with _ray():
             encoded = encode(bench.images, texts, self.checkpoint, shards, tokens=tokens, progress=self.progress)
         rejected = rejected_table(bench, encoded)
@@ -284,7 +307,7 @@ class _Build:
             "batch": encoded.batch,
         }
         write_manifest(cache, inputs, extra)
-        self.caches.clear(f".{name}.building")
+        self.caches.clear(_building(name))
 
 
 def _refuse(rejected: pa.Table, images: int, max_rejected: float) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from filelock import FileLock
 
 from data_prep import UserError, feature_store
 from data_prep.feature_store import load, load_target_labels, read_manifest, verify
@@ -91,6 +92,20 @@ def test_a_restart_goes_on_and_gives_the_same_bytes(
     assert prepare_small(tmp_path, progress=lambda *call: calls.append(call)) == cache
     assert calls == []  # nothing to do
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [cache.name]
+
+
+def test_shards_left_by_a_build_killed_after_its_manifest_are_cleared_by_the_next_run(
+    small_cache: Path, prepare_small: Prepare, tmp_path: Path
+) -> None:
+    cache = Path(shutil.copytree(small_cache, tmp_path / small_cache.name))
+    shards = tmp_path / f".{cache.name}.building"
+    shards.mkdir()
+    (shards / "plan.json").write_text("{}")
+    with FileLock(tmp_path / f".{cache.name}.lock"):  # another process rebuilds the cache: these are its shards
+        assert prepare_small(tmp_path) == cache
+    assert shards.exists()
+    assert prepare_small(tmp_path) == cache
+    assert not shards.exists()
 
 
 def test_a_cache_is_rebuilt_when_asked_or_when_its_manifest_is_gone(
