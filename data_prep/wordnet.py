@@ -1,5 +1,6 @@
 """WordNet 3.0's nouns from the embedded Parquet file: synsets by wnid, and class names looked up as lemmas."""
 
+import gc
 import json
 from collections.abc import Sequence
 from functools import cache
@@ -31,7 +32,7 @@ class Synset(NamedTuple):  # 82,115 of them: a frozen dataclass takes a second l
 
 
 class WordNet:
-    """All noun synsets in memory (about 0.5 s to load; use `wordnet()` to share one)."""
+    """All noun synsets in memory (use `wordnet()` to share one)."""
 
     def __init__(self, path: Path = NOUNS) -> None:
         table = pq.read_table(path)
@@ -75,7 +76,13 @@ class WordNet:
 @cache
 def wordnet() -> WordNet:
     """The embedded WordNet, loaded once per process."""
-    return WordNet()
+    collects = gc.isenabled()
+    gc.disable()  # it would look for garbage among the new objects again and again: two thirds of the time
+    try:
+        return WordNet()
+    finally:
+        if collects:
+            gc.enable()
 
 
 def resolve_wnids(names: Sequence[str], wnids: Sequence[str], *, where: str) -> tuple[str | None, ...]:
