@@ -123,12 +123,22 @@ def _plan_batch(images: int, checkpoint: Checkpoint, shards: Storage, finished: 
         return int(json.loads(shards.read(PLAN) or b"")["batch"])
     batch = IMAGES_PER_SHARD
     if images >= PROBED_IMAGES:
-        import ray
-
-        gpu = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
-        batch = ray.get(ray.remote(probe_batch).options(num_cpus=1, num_gpus=gpu).remote(checkpoint))
+        batch = _probe(checkpoint)
     shards.write(PLAN, json.dumps({"batch": batch}).encode())
     return batch
+
+
+def _probe(checkpoint: Checkpoint) -> int:
+    """`Encode.probe` where the job will run: on one CPU thread or a GPU."""
+    import ray
+
+    @ray.remote
+    def probe() -> int:
+        encoder = Encode(checkpoint, threads=1)
+        return encoder.probe() if not encoder.fatal else BATCHES[0]  # the job itself says what is wrong
+
+    gpu = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+    return ray.get(probe.options(num_cpus=1, num_gpus=gpu).remote())
 
 
 def _commit(row: dict[str, Any], shards: Storage) -> None:
@@ -192,21 +202,23 @@ class Encode:
         # Ray hands out CPUs by count only: an actor with more threads than CPUs fights with its neighbours.
         torch.set_num_threads(threads)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._batch, self._with_tokens = batch, tokens
-        self._fatal = ""
+        self._name, self._batch, self._with_tokens = checkpoint.name, batch, tokens
+        self.fatal = ""
         try:
             self._model = load_model(checkpoint).to(self._device)  # type: ignore[arg-type]
         except UserError as error:  # as data: an exception in here reaches the user as pages of Ray's traceback
-            self._fatal = str(error)
+            self.fatal = str(error)
             return
         self._logit_scale = self._model.logit_scale.exp().item()
         large = sum(p.numel() for p in self._model.parameters()) >= LARGE_PARAMETERS
         self._precision = _fast_precision(self._device) if large else torch.float32
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        import torch
+
         inputs, nothing = row.pop("inputs"), np.zeros((0, 1), np.float16)
-        row |= {"fatal": self._fatal, "logit_scale": 0.0, "precision": "", "features": nothing, "tokens": nothing}
-        if self._fatal:
+        row |= {"fatal": self.fatal, "logit_scale": 0.0, "precision": "", "features": nothing, "tokens": nothing}
+        if self.fatal:
             return row
         row["logit_scale"], row["precision"] = self._logit_scale, str(self._precision).removeprefix("torch.")
         good = np.array([not reason for reason in row["reasons"]])
@@ -214,7 +226,10 @@ class Encode:
         if row["kind"] == "text":
             row["features"][:] = self.texts(inputs)
         elif good.any():
-            features, tokens = self.images(inputs)
+            try:
+                features, tokens = self.images(inputs)
+            except torch.OutOfMemoryError:
+                return row | {"fatal": f"--clip {self._name}: one image at a time is more than the GPU's memory holds"}
             row["features"][good] = features
             if self._with_tokens:
                 row["tokens"] = np.zeros((row["rows"], tokens.shape[1]), np.float16)
@@ -230,20 +245,38 @@ class Encode:
         return _normalised(output.pooler_output)
 
     def images(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """float16 (I, D) and, with tokens, (I, P * D) of float32 pixels (I, 3, size, size)."""
+        """float16 (I, D) and, with tokens, (I, P * D) of float32 pixels (I, 3, size, size).
+
+        A batch that does not fit the GPU's memory is halved, and stays so for all that come after.
+        """
         import torch
 
-        features, tokens = [], []
-        for start in range(0, len(pixels), self._batch):
-            batch = torch.from_numpy(np.array(pixels[start : start + self._batch]))  # a copy: Ray's are read-only
-            with torch.inference_mode(), self._autocast():
-                output = self._model.get_image_features(pixel_values=batch.to(self._device))
-                features.append(_normalised(output.pooler_output))
-                if self._with_tokens:
-                    # into the space of the features as the first token is, by the pooled feature's own layers
-                    patches_BPH = self._model.vision_model.post_layernorm(output.last_hidden_state[:, 1:])
-                    tokens.append(_normalised(self._model.visual_projection(patches_BPH)).reshape(len(batch), -1))
-        return np.concatenate(features), np.concatenate(tokens) if tokens else np.zeros((0, 1), np.float16)
+        parts: list[tuple[np.ndarray, np.ndarray]] = []
+        start = 0
+        while start < len(pixels):
+            try:
+                parts.append(self._batch_of_images(pixels[start : start + self._batch]))
+            except torch.OutOfMemoryError:
+                if self._batch == 1:
+                    raise
+                self._batch //= 2
+            else:
+                start += len(parts[-1][0])
+        features, tokens = zip(*parts, strict=True)
+        return np.concatenate(features), np.concatenate(tokens)
+
+    def _batch_of_images(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        import torch
+
+        batch = torch.from_numpy(np.array(pixels))  # a copy: Ray's are read-only
+        with torch.inference_mode(), self._autocast():
+            output = self._model.get_image_features(pixel_values=batch.to(self._device))
+            features = _normalised(output.pooler_output)
+            if not self._with_tokens:
+                return features, np.zeros((0, 1), np.float16)
+            # into the space of the features as the first token is, by the pooled feature's own layers
+            patches_BPH = self._model.vision_model.post_layernorm(output.last_hidden_state[:, 1:])
+            return features, _normalised(self._model.visual_projection(patches_BPH)).reshape(len(batch), -1)
 
     def probe(self) -> int:
         """The batch size that encodes most images per second here; one that does not fit the memory ends the search."""
@@ -251,27 +284,24 @@ class Encode:
 
         size = self._model.config.vision_config.image_size
         rates: dict[int, float] = {}
-        for self._batch in BATCHES:
-            pixels = np.zeros((self._batch, 3, size, size), np.float32)
+        for batch in BATCHES:
+            self._batch = batch
+            pixels = np.zeros((batch, 3, size, size), np.float32)
             try:
                 self.images(pixels)  # the first one also allocates
-                started = time.perf_counter()
-                self.images(pixels)
             except torch.OutOfMemoryError:
                 break
-            rates[self._batch] = self._batch / (time.perf_counter() - started)
-        return max(rates, key=rates.__getitem__, default=BATCHES[0])
+            if self._batch < batch:
+                break
+            started = time.perf_counter()
+            self.images(pixels)
+            rates[batch] = batch / (time.perf_counter() - started)
+        return max(rates, key=rates.__getitem__, default=self._batch)
 
     def _autocast(self) -> Any:
         import torch
 
         return torch.autocast(self._device, self._precision, enabled=self._precision != torch.float32)
-
-
-def probe_batch(checkpoint: Checkpoint) -> int:
-    """`Encode.probe` for a Ray task, on one CPU thread or the GPU."""
-    encoder = Encode(checkpoint, threads=1)
-    return encoder.probe() if not encoder._fatal else BATCHES[0]  # the job itself says what is wrong
 
 
 def _normalised(features: Any) -> np.ndarray:

@@ -101,7 +101,8 @@ def _read_domain(root: Path, folder: Path, domain: str, names: list[str]) -> lis
         label = names.index(_spoken(class_folder.name))
         # whatever its suffix: what is no image shows when it is opened; as strings: a million Paths take half a minute
         files = sorted(name for name in os.listdir(class_folder) if not name.startswith("."))
-        keys = [f"{folder.name}/{class_folder.name}/{name}" for name in files]
+        below = f"{folder.name}/{class_folder.name}"
+        keys = [f"{below}/{name}" for name in files]
         for key, name, split in zip(keys, files, _splits(keys), strict=True):
             rows.append((key, label, domain, split, f"{class_folder}/{name}"))
     return rows

@@ -17,6 +17,9 @@ import torch
 
 from data_prep import UserError, clip_features, feature_store
 from data_prep.__main__ import list_
+from data_prep.benchmarks.icons2emoji import ASSETS
+from data_prep.checkpoint import find_checkpoint
+from data_prep.clip_features import Encode
 from data_prep.feature_store import load, load_target_labels, mapped, read_manifest, verify
 from data_prep.parquet import feature_column, matrix, write_table
 from data_prep.prepare import image_contents
@@ -24,6 +27,7 @@ from data_prep.recompute import recompute
 from data_prep.storage import locate
 
 Prepare = Callable[..., Path]
+CLIP = ASSETS / "clip"
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -166,6 +170,65 @@ def test_no_image_is_hashed_twice(folder: Path, tmp_path: Path, monkeypatch: pyt
     assert len(hashed) == 32
 
 
+class Accelerator:
+    """Stands before an encoder's image tower: batches take the time and the memory it says."""
+
+    def __init__(self, encoder: Encode, monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
+        self.batches, self.clock, self.fits = list[int](), 0.0, fits
+        self.tower = encoder._model.get_image_features
+        monkeypatch.setattr(encoder._model, "get_image_features", self)
+        monkeypatch.setattr(clip_features.time, "perf_counter", lambda: self.clock)
+
+    def __call__(self, pixel_values: torch.Tensor) -> Any:
+        images = len(pixel_values)
+        self.batches.append(images)
+        if images > self.fits:
+            raise torch.OutOfMemoryError
+        self.clock += 1 + 0.1 * images + (images > 64) * 0.2 * images  # past 64, out of some cache
+        return self.tower(pixel_values=pixel_values)
+
+
+@pytest.mark.parametrize(("fits", "best"), [(1000, 64), (63, 32), (16, 16), (5, 4), (0, 1)])
+def test_the_probed_batch_is_the_fastest_that_fits(fits: int, best: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = Encode(find_checkpoint(CLIP), threads=1)
+    Accelerator(encoder, monkeypatch, fits)
+    assert encoder.probe() == best
+
+
+def test_a_batch_that_does_not_fit_is_halved_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).standard_normal((50, 3, 48, 48), dtype=np.float32)
+    encoder = Encode(find_checkpoint(CLIP), threads=1, batch=32)
+    expected, _ = encoder.images(pixels)
+    accelerator = Accelerator(encoder, monkeypatch, fits=10)
+    features, _ = encoder.images(pixels)
+    encoder.images(pixels[:9])
+    assert accelerator.batches == [32, 16, 8, 8, 8, 8, 8, 8, 2, 8, 1]
+    np.testing.assert_allclose(features.astype(np.float32), expected.astype(np.float32), rtol=0, atol=1e-3)
+    accelerator.fits = 0
+    unit = {"shard": "", "kind": "image", "rows": 50, "reasons": [""] * 50, "inputs": pixels}
+    assert encoder(unit)["fatal"].startswith("--clip icons2emoji/clip: one image at a time is more than the GPU's mem")
+
+
+def test_a_job_is_probed_once_and_keeps_its_batch(
+    prepare_small: Prepare, tmp_path: Path, without_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed: list[int] = []
+    monkeypatch.setattr(clip_features, "_probe", lambda checkpoint: probed.append(1) or 16)
+    monkeypatch.setattr(clip_features, "PROBED_IMAGES", 32)  # the small folder has just so many
+
+    class Stop(Exception):
+        pass
+
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if done == 1:
+            raise Stop
+
+    with pytest.raises(Stop):
+        prepare_small(tmp_path, progress=interrupt)
+    assert read_manifest(prepare_small(tmp_path))["batch"] == 16
+    assert probed == [1]
+
+
 def test_features_are_mapped_from_one_file_per_node(small_cache: Path, tmp_path: Path) -> None:
     features_ID = mapped(small_cache, "source", tmp_path)
     assert isinstance(features_ID, np.memmap) and not features_ID.flags.writeable
@@ -180,8 +243,7 @@ def test_features_are_mapped_from_one_file_per_node(small_cache: Path, tmp_path:
 
 
 def test_features_are_compared_with_the_checkpoint(small_cache: Path, tmp_path: Path) -> None:
-    clip = str(Path(feature_store.__file__).parent / "assets" / "icons2emoji" / "clip")
-    assert recompute(small_cache, clip=clip, samples=5) > 0.999
+    assert recompute(small_cache, clip=str(CLIP), samples=5) > 0.999
     cache = Path(shutil.copytree(small_cache, tmp_path / "cache"))
     table = pq.read_table(cache / "target.parquet")
     wrong = feature_column(matrix(table["feature"])[::-1])
@@ -191,6 +253,6 @@ def test_features_are_compared_with_the_checkpoint(small_cache: Path, tmp_path: 
     feature_store.write_manifest(locate(cache), manifest["inputs"], extra)
     verify(cache)  # sealed, and yet wrong
     with pytest.raises(UserError, match="the feature of 'target/.*' is not what its checkpoint gives"):
-        recompute(cache, clip=clip, samples=5)
+        recompute(cache, clip=str(CLIP), samples=5)
     with pytest.raises(UserError, match="--clip must be a folder or a Hugging Face id"):
         recompute(cache, clip="no/clip", samples=5)
