@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.prompts import ClassTexts, PromptLearner, base_cross_entropy
+from models.prompts import BaseClasses, ClassTexts, PromptLearner, base_cross_entropy
 from models.stacked import StackedModule, check_static, lane_field, lane_normal, normalise
 from models.sweeps import calibration_curve, lanes_and_images, tip_adapter_grid
 
@@ -265,10 +265,8 @@ class TipAdapter(Baseline):
 class CoOp(Baseline):
     """logits = s x T(context), the context learned through the frozen text encoder."""
 
-    place_C: Tensor
-
-    def __init__(self, configs: Sequence[CoOpConfig], *, texts: ClassTexts, **data: Any) -> None:
-        super().__init__(configs, texts=texts, **data)
+    def __init__(self, configs: Sequence[CoOpConfig], *, base_KC: Tensor, texts: ClassTexts, **data: Any) -> None:
+        super().__init__(configs, base_KC=base_KC, texts=texts, **data)
         self.prompts = PromptLearner(
             texts,
             generators=self.generators,
@@ -277,18 +275,15 @@ class CoOp(Baseline):
             n_ctx=configs[0].n_ctx,
             per_class=configs[0].prompts == "per_class",
         )
-        self.base = tuple(self.base_KC.any(0).nonzero().flatten().tolist())
-        place_C = torch.zeros(self.base_KC.shape[1], dtype=torch.int64)
-        place_C[list(self.base)] = torch.arange(len(self.base))
-        self.register_buffer("place_C", place_C)
+        self.base = BaseClasses(base_KC)
 
     def logits(self, images_BD: Tensor) -> Tensor:
         return self.logit_scale * self._lanes(images_BD) @ self.prompts().mT
 
     def losses(self, images_KBD: Tensor, labels_KB: Tensor) -> dict[str, Tensor]:
         """Cross-entropy (K,) over base classes; only they are encoded."""
-        logits_KBM = self.logit_scale * images_KBD @ self.prompts(self.base).mT
-        return {"cls": base_cross_entropy(logits_KBM, self.place_C[labels_KB], self.base_KC[:, self.base])}
+        logits_KBN = self.logit_scale * images_KBD @ self.prompts(self.base.classes_KN).mT
+        return {"cls": base_cross_entropy(logits_KBN, self.base.places(labels_KB), self.base.mask_KN)}
 
 
 class LinearProbe(Baseline):

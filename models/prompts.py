@@ -189,32 +189,49 @@ class PromptLearner(StackedModule):
         self.context = nn.Parameter(start)  # (K, X, W) or (K, C, X, W)
         self._rows: dict[tuple[int, ...], list[_Row]] = {}
         self._kept: tuple[Tensor, int, Tensor] | None = None
+        self._grouped: tuple[Tensor, list[tuple[tuple[int, ...], Tensor]]] | None = None
 
-    def forward(self, classes: tuple[int, ...] | None = None) -> Tensor:
-        """Text features (K, M, D), L2-normalised, of `classes` or of all.
+    def forward(self, classes_KM: Tensor | None = None) -> Tensor:
+        """Text features (K, M, D), L2-normalised, of each lane's `classes_KM` or of all classes.
 
-        Outside training those of all classes are kept until the context changes.
+        Lanes with the same classes, in the same order, are encoded together. Outside training the features of all
+        classes are kept until the context changes.
         """
+        if classes_KM is not None:
+            groups = self._groups(classes_KM)
+            features = [self._features(classes, self.context[lanes]) for classes, lanes in groups]
+            return torch.cat(features)[torch.cat([lanes for _, lanes in groups]).argsort()]
         every = tuple(range(len(self.name_ids)))
-        if classes is not None or torch.is_grad_enabled():
-            return self._features(every if classes is None else classes)
+        if torch.is_grad_enabled():
+            return self._features(every, self.context)
         if self._kept is None or self._kept[0] is not self.context or self._kept[1] != self.context._version:
-            self._kept = (self.context, self.context._version, self._features(every))
+            self._kept = (self.context, self.context._version, self._features(every, self.context))
         return self._kept[2]
 
-    def _features(self, classes: tuple[int, ...]) -> Tensor:
+    def _groups(self, classes_KM: Tensor) -> list[tuple[tuple[int, ...], Tensor]]:
+        """Lists of classes, each with its lanes; found once for a tensor of classes, which comes back every step."""
+        if self._grouped is None or self._grouped[0] is not classes_KM:
+            lanes_of: dict[tuple[int, ...], list[int]] = {}
+            for k, classes in enumerate(classes_KM.tolist()):
+                lanes_of.setdefault(tuple(classes), []).append(k)
+            groups = [(classes, torch.tensor(ks, device=classes_KM.device)) for classes, ks in lanes_of.items()]
+            self._grouped = (classes_KM, groups)
+        return self._grouped[1]
+
+    def _features(self, classes: tuple[int, ...], context: Tensor) -> Tensor:
+        """Text features (K, M, D) of the same classes for every lane of `context`."""
         if classes not in self._rows:  # laid out once: no index leaves the device afterwards
             chunks = [classes[i : i + self.classes_per_row] for i in range(0, len(classes), self.classes_per_row)]
             self._rows[classes] = [self._lay_out(chunk).to(self.context.device) for chunk in chunks]
         rows = self._rows[classes]
-        tokens = len(self.context) * sum(len(row.ids_T) for row in rows)
+        tokens = len(context) * sum(len(row.ids_T) for row in rows)
         if torch.is_grad_enabled() and tokens * self.encoder.bytes_per_token > self.activation_bytes:
             lanes = [
                 torch.cat([checkpoint(self._encode, lane, row, use_reentrant=False) for row in rows], dim=1)
-                for lane in self.context.split(1)
+                for lane in context.split(1)
             ]
             return torch.cat(lanes)
-        return torch.cat([self._encode(self.context, row) for row in rows], dim=1)
+        return torch.cat([self._encode(context, row) for row in rows], dim=1)
 
     def _encode(self, context: Tensor, row: _Row) -> Tensor:
         """Text features (K, M, D) of a row's classes."""
@@ -260,6 +277,33 @@ class PromptLearner(StackedModule):
                 raise ValueError(f"prompts hold at most {self.encoder.max_tokens} tokens, got {length} for {name!r}")
             rows.append(row)
         return rows
+
+
+class BaseClasses(StackedModule):
+    """Which classes each lane has images of, as lists: texts of all others enter no loss, and training leaves them out.
+
+    `base_KC`: bool. Lists are as long as the longest, N; shorter ones repeat their first class, outside the mask.
+    """
+
+    classes_KN: Tensor
+    """Class ids."""
+    mask_KN: Tensor
+    """Bool: not a repetition."""
+    place_KC: Tensor
+    """Where in its lane's list a class stands."""
+
+    def __init__(self, base_KC: Tensor) -> None:
+        super().__init__()
+        count_K = base_KC.sum(1, keepdim=True)
+        order_KC = base_KC.int().argsort(dim=1, descending=True, stable=True)
+        mask_KN = torch.arange(int(count_K.max())) < count_K
+        self.register_lane("mask_KN", mask_KN)
+        self.register_lane("classes_KN", order_KC[:, : mask_KN.shape[1]].where(mask_KN, order_KC[:, :1]))
+        self.register_lane("place_KC", order_KC.argsort(dim=1))
+
+    def places(self, labels_KB: Tensor) -> Tensor:
+        """Where base classes stand, (K, B)."""
+        return self.place_KC.gather(1, labels_KB)
 
 
 def base_cross_entropy(logits_KBC: Tensor, labels_KB: Tensor, base_KC: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ images alone; novel class names enter at inference. Frozen: CLIP.
 
 Adapters start as an isometry of CLIP's features, the same for both modalities: an untrained latent space *is* CLIP's.
 
-Suffixes: K lanes, B batch, I images, C classes, N classes that some lane has images of, D CLIP dimension,
+Suffixes: K lanes, B batch, I images, C classes, N base classes of a lane, D CLIP dimension,
 L latent dimension, H hidden width.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from models.data_parallel import workers
 from models.gaussian import kl_to_prior, pairwise_kl, symmetric_kl, wasserstein
-from models.prompts import ClassTexts, PromptLearner, base_cross_entropy
+from models.prompts import BaseClasses, ClassTexts, PromptLearner, base_cross_entropy
 from models.stacked import StackedModule, check_static, lane_field, lane_normal, normalise
 from models.sweeps import LAMBDAS, Choice, Curve, ResidualCosine, lanes_and_images, seen_unseen_curve, sweep_residual
 
@@ -157,8 +157,6 @@ class PVA(StackedModule):
     """
 
     base_KC: Tensor
-    trained_N: Tensor
-    place_C: Tensor
     text_features_CD: Tensor
     steps: Tensor
     sigma_init: Tensor
@@ -186,12 +184,7 @@ class PVA(StackedModule):
         self.logit_scale = texts.logit_scale
         self.register_buffer("text_features_CD", texts.features_CD)
         self.register_lane("base_KC", base_KC)
-        # texts of classes without images enter no loss: training leaves them out
-        trained_N = base_KC.any(0).nonzero().flatten()
-        self.trained = tuple(trained_N.tolist())
-        self.register_buffer("trained_N", trained_N)
-        self.register_buffer("place_C", torch.zeros(base_KC.shape[1], dtype=torch.int64))
-        self.place_C[trained_N] = torch.arange(len(trained_N))
+        self.base = BaseClasses(base_KC)
         self.register_lane("steps", torch.zeros(len(configs)))
         for name in PVAConfig.LANE_KNOBS - {"lr", "weight_decay", "tau"}:
             self.register_lane(name, lane_field(configs, name))
@@ -215,22 +208,22 @@ class PVA(StackedModule):
 
     def losses(self, images_KBD: Tensor, labels_KB: Tensor) -> dict[str, Tensor]:
         """All losses by name, each (K,), of base-class images (labels are class ids); one call is one training step."""
-        place_KB, base_KN = self.place_C[labels_KB], self.base_KC[:, self.trained_N]
+        place_KB, mask_KN = self.base.places(labels_KB), self.base.mask_KN
+        text_mean, text_log_var = self.text_encoder(self.text_features(base_only=True))
         image_mean, image_log_var = self.image_encoder(images_KBD)
-        text_mean, text_log_var = self.text_encoder(self.text_features(trained_only=True))
         image_KBL = self._sample(image_mean, image_log_var, shared=True)
-        text_KNL = self._sample(text_mean, text_log_var, self.trained_N)
+        text_KNL = self._sample(text_mean, text_log_var, self.base.classes_KN)
         logits_KBN = self.logit_scale * normalise(image_KBL) @ normalise(text_KNL).mT
         own = place_KB[:, :, None].expand(-1, -1, text_mean.shape[2])
         distance = {"kl": symmetric_kl, "w2": wasserstein}[self.config.alignment]
         self.steps += 1
         losses = {
-            "cls": base_cross_entropy(logits_KBN, place_KB, base_KN),
+            "cls": base_cross_entropy(logits_KBN, place_KB, mask_KN),
             "align": distance(image_mean, image_log_var, text_mean.gather(1, own), text_log_var.gather(1, own)).mean(1),
-            "out": base_cross_entropy(self._out_logits(images_KBD, image_KBL, text_KNL), place_KB, base_KN),
+            "out": base_cross_entropy(self._out_logits(images_KBD, image_KBL, text_KNL), place_KB, mask_KN),
         }
         if self.config.variational:
-            share_KN = base_KN / base_KN.sum(1, keepdim=True)
+            share_KN = mask_KN / mask_KN.sum(1, keepdim=True)
             free_K11 = self.free_bits[:, None, None]
             kl_KB = kl_to_prior(image_mean, image_log_var, free_K11)
             kl_KN = kl_to_prior(text_mean, text_log_var, free_K11)
@@ -242,18 +235,19 @@ class PVA(StackedModule):
         """The weighted sum (K,): L_cls + sum of w_x L_x."""
         return losses["cls"] + sum(getattr(self, f"w_{name}") * losses[name] for name in losses.keys() - {"cls"})
 
-    def text_features(self, *, trained_only: bool = False) -> Tensor:
+    def text_features(self, *, base_only: bool = False) -> Tensor:
         """CLIP features (K, C, D) of class texts, under the learned prompts or residuals there are.
 
-        `trained_only`: (K, N, D), of classes that some lane has images of.
+        `base_only`: (K, N, D), of each lane's base classes.
         """
+        chosen_KN = self.base.classes_KN if base_only else None
         if self.prompts is not None:
-            return self.prompts(self.trained if trained_only else None)
-        chosen = self.trained_N if trained_only else slice(None)
-        cached_KCD = self.text_features_CD[chosen].expand(len(self.base_KC), -1, -1)
+            return self.prompts(chosen_KN)
+        cached = self.text_features_CD if chosen_KN is None else self.text_features_CD[chosen_KN]
         if self.text_residual_KCD is None:
-            return cached_KCD
-        return normalise(cached_KCD + self.text_residual_KCD[:, chosen])  # a novel class's residual never leaves zero
+            return cached.expand(len(self.base_KC), -1, -1)
+        residual = self.text_residual_KCD if chosen_KN is None else _rows(self.text_residual_KCD, chosen_KN)
+        return normalise(cached + residual)  # a novel class's residual never leaves zero
 
     @torch.no_grad()
     def scores(self, images_ID: Tensor) -> PVAScores:
@@ -371,17 +365,19 @@ class PVA(StackedModule):
         super().join(other)
         self.noise_generators += other.noise_generators
 
-    def _sample(self, mean: Tensor, log_var: Tensor, classes: Tensor | None = None, *, shared: bool = False) -> Tensor:
-        """z = mu + sigma eps, each lane's eps from its own stream; of `classes`, as if all had been drawn.
+    def _sample(
+        self, mean: Tensor, log_var: Tensor, classes_KN: Tensor | None = None, *, shared: bool = False
+    ) -> Tensor:
+        """z = mu + sigma eps, each lane's eps from its own stream; of `classes_KN`, as if all had been drawn.
 
         `shared`: rows are this worker's share of a batch, and so is their noise of the batch's.
         """
         if not self.config.variational:
             return mean
         rank, count = workers() if shared else (0, 1)
-        rows = count * mean.shape[1] if classes is None else self.base_KC.shape[1]
+        rows = count * mean.shape[1] if classes_KN is None else self.base_KC.shape[1]
         eps = lane_normal(self.noise_generators, rows, mean.shape[2], std=1.0)[:, rank::count].to(mean.device)
-        eps = eps if classes is None else eps[:, classes]
+        eps = eps if classes_KN is None else _rows(eps, classes_KN)
         return mean + self.noise[:, None, None] * (log_var / 2).exp() * eps
 
     def _decode(self, latent: Tensor, decoder_KLD: Tensor) -> Tensor:
@@ -393,8 +389,13 @@ class PVA(StackedModule):
         image_KBD = self._decode(image_KBL, self.image_decoder_KLD)
         text_KND = self._decode(text_KNL, self.text_decoder_KLD)
         if self.config.residual:
-            image_KBD, text_KND = image_KBD + images_KBD, text_KND + self.text_features_CD[self.trained_N]
+            image_KBD, text_KND = image_KBD + images_KBD, text_KND + self.text_features_CD[self.base.classes_KN]
         return self.logit_scale * normalise(image_KBD) @ normalise(text_KND).mT
+
+
+def _rows(x_KCD: Tensor, rows_KN: Tensor) -> Tensor:
+    """Each lane's own rows (K, N, D)."""
+    return x_KCD.gather(1, rows_KN[:, :, None].expand(-1, -1, x_KCD.shape[2]))
 
 
 def _isometry(generators: Sequence[torch.Generator], dim: int, latent: int) -> Tensor:

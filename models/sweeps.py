@@ -147,6 +147,15 @@ class ResidualCosine:
         one.image_norms, one.text_norms = _lane(self.image_norms, k, images), _lane(self.text_norms, k)
         return one
 
+    def among(self, classes_M: Tensor) -> "ResidualCosine":
+        """Of one lane, some classes (ids): (I, M)."""
+        some = object.__new__(ResidualCosine)
+        aa, ac, cc = (product[:, classes_M] for product in self.products)
+        some.products, some.image_norms = (aa, ac, cc), self.image_norms
+        aa, ac, cc = (norm[classes_M] for norm in self.text_norms)
+        some.text_norms = (aa, ac, cc)
+        return some
+
     def at(self, strength: float | Tensor) -> Tensor:
         """Cosines (..., I, C); `strength` is one lambda or one per lane (K,), 0 to inf."""
         strength = torch.as_tensor(strength, dtype=torch.float32, device=self.products[0].device)
@@ -177,6 +186,9 @@ def sweep_residual(
     Of equal H the smaller lambda wins.
     """
     best: Choice | None = None
+    novel_N = (~base_C).nonzero().flatten()
+    if score_I is not None and len(novel_N):
+        cosine = cosine.among(novel_N)  # base classes compete elsewhere
     for strength in lambdas:
         cosine_IC = cosine.at(strength)
         if score_I is None:
@@ -184,7 +196,7 @@ def sweep_residual(
             seen, unseen = (w @ correct_I for w in class_mean_weights(labels_I, base_C))
             choice = Choice(tau=math.nan, seen=float(seen), unseen=float(unseen), h=float(harmonic_mean(seen, unseen)))
         else:
-            novel_I = cosine_IC.masked_fill(base_C, -math.inf).argmax(-1)
+            novel_I = novel_N[cosine_IC.argmax(-1)] if len(novel_N) else torch.full_like(labels_I, -1)
             choice = seen_unseen_curve(score_I, base_best_I == labels_I, novel_I == labels_I, labels_I, base_C).best()
         if best is None or choice.h > best.h:
             best = Choice(
@@ -231,26 +243,27 @@ def tip_adapter_grid(
 
 def _correct_at(clip_IC: Tensor, cache_IC: Tensor, labels_I: Tensor, alpha_A: Tensor) -> Tensor:
     """Bool (I, A): whether `argmax(clip + alpha cache)` is the label."""
-    lead_IC = clip_IC.gather(1, labels_I[:, None]) - clip_IC
-    slope_IC = cache_IC.gather(1, labels_I[:, None]) - cache_IC
-    rivals_IC = torch.ones_like(lead_IC, dtype=torch.bool).scatter_(1, labels_I[:, None], False)
+    own_I1 = labels_I[:, None]
+    lead_IC = (clip_IC.gather(1, own_I1) - clip_IC).scatter_(1, own_I1, math.inf)  # no rival of itself
+    slope_IC = cache_IC.gather(1, own_I1) - cache_IC
     reach = clip_IC.abs().max() + alpha_A.abs().max() * cache_IC.abs().max()
     doubt = 16 * torch.finfo(clip_IC.dtype).eps * reach  # of a difference of two logits, anywhere on the grid
-    sure_IA = _leads(lead_IC - doubt, slope_IC, rivals_IC, alpha_A)
-    doubtful = (_leads(lead_IC + doubt, slope_IC, rivals_IC, alpha_A) & ~sure_IA).nonzero()
+    falling_IC, rising_IC = slope_IC < 0, slope_IC > 0
+    sure_IA = _leads(lead_IC - doubt, slope_IC, falling_IC, rising_IC, alpha_A)
+    doubtful = (_leads(lead_IC + doubt, slope_IC, falling_IC, rising_IC, alpha_A) & ~sure_IA).nonzero()
     for rows_P2 in doubtful.split(2**16):
         i, a = rows_P2.unbind(1)
         sure_IA[i, a] = (clip_IC[i] + alpha_A[a, None] * cache_IC[i]).argmax(-1) == labels_I[i]
     return sure_IA
 
 
-def _leads(lead_IC: Tensor, slope_IC: Tensor, rivals_IC: Tensor, alpha_A: Tensor) -> Tensor:
-    """Bool (I, A): whether `lead + alpha slope > 0` against every rival."""
+def _leads(lead_IC: Tensor, slope_IC: Tensor, falling_IC: Tensor, rising_IC: Tensor, alpha_A: Tensor) -> Tensor:
+    """Bool (I, A): whether `lead + alpha slope > 0` against every rival; the slope's sign is given."""
     bound_IC = -lead_IC / slope_IC
-    low_I = bound_IC.masked_fill(~(rivals_IC & (slope_IC > 0)), -math.inf).amax(1)
-    high_I = bound_IC.masked_fill(~(rivals_IC & (slope_IC < 0)), math.inf).amin(1)
-    never_I = (rivals_IC & (slope_IC == 0) & (lead_IC <= 0)).any(1)
-    return (alpha_A > low_I[:, None]) & (alpha_A < high_I[:, None]) & ~never_I[:, None]
+    low_I = torch.where(rising_IC, bound_IC, -math.inf).amax(1)
+    high_I = torch.where(falling_IC, bound_IC, math.inf).amin(1)
+    level_I = torch.where(rising_IC | falling_IC, math.inf, lead_IC).amin(1)  # least lead that no alpha changes
+    return (alpha_A > low_I[:, None]) & (alpha_A < high_I[:, None]) & (level_I > 0)[:, None]
 
 
 # --- arithmetic -----------------------------------------------------------------------------------------------------

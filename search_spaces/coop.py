@@ -10,7 +10,7 @@ SPACE = Space(
     method="CoOp",
     # a step costs one pass of the class names through the text encoder, however many images are in it: few large
     # batches reach the accuracy of many small ones for a fraction of the time
-    config=partial(CoOpConfig, batch_size=512),
+    config=partial(CoOpConfig, batch_size=640),
     benchmark="icons2emoji-gzsl",
     criterion="h",
     knobs=(

@@ -1,4 +1,4 @@
-"""Runs the search: Tune schedules packs on the cluster, the searcher keeps the ledger, the terminal shows progress."""
+"""Runs searches: Tune schedules packs on the cluster, searchers keep the ledgers, the terminal shows progress."""
 
 import functools
 import logging
@@ -6,9 +6,9 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -23,7 +23,7 @@ from data_prep.errors import UserError
 from study.ledger import JOURNAL
 from study.metrics import StudyMetrics
 from study.protocol import RungBoard
-from study.search import Counts, PackSearcher
+from study.search import Counts, PackSearcher, SearchersInTurn
 from study.storage import Storage, push
 from study.trainable import Board, PackJob, PackProgress, PackTrainable
 from study.trainer import Training, train_lanes
@@ -46,6 +46,25 @@ LOOK_EVERY_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
+class Search:
+    """The search of one space, as one of several that run together."""
+
+    searcher: PackSearcher
+    """What asks for its packs, with its ledger."""
+    train: Callable[..., Training] = train_lanes
+    """`train_lanes` or a partial of it."""
+    board: RungBoard = field(default_factory=RungBoard)
+    """An empty board; it hears the ledger's scores first, so that a resumed search judges as if it had not stopped."""
+    mirror: Storage | None = None
+    """Where to keep a copy of the ledger, whose own file must be local."""
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to train, nor in training."""
+        return not self.searcher.left and not self.searcher.running
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchOutcome:
     """What a search did; the configurations themselves are in the ledger."""
 
@@ -54,9 +73,9 @@ class SearchOutcome:
     counts: Counts
     """Configurations by state, packs and lanes."""
     seconds: float
-    """Wall time."""
+    """From its first pack to its last result."""
     concurrent: int
-    """Packs that could run at the same time."""
+    """Packs that could run at the same time, those of other searches included."""
     trained: int
     """Configurations finished in this run."""
 
@@ -80,66 +99,69 @@ def concurrent_packs(cpus_per_pack: float, gpus_per_pack: float) -> int:
     return min(fits)
 
 
-def run_search(
-    searcher: PackSearcher,
+def run_searches(
+    searches: Sequence[Search],
     arrays: Mapping[str, Any] | ray.ObjectRef,
     *,
     epochs: int,
     rungs: tuple[int, ...] = (),
-    board: RungBoard | None = None,
     cpus_per_pack: float = 1.0,
     gpus_per_pack: float = 0.0,
     refill: bool = False,
-    train: Callable[..., Training] = train_lanes,
     console: Console | None = None,
-    mirror: Storage | None = None,
     look: Callable[[], Any] | None = None,
-) -> SearchOutcome:
-    """Train packs until the searcher has all its configurations finished, on the Ray that is initialised.
+) -> list[SearchOutcome]:
+    """Train packs until each search has its configurations finished, on the Ray that is initialised.
 
-    `arrays`: `TrialData.to_arrays()` or a reference to it. `board`: an empty board; it hears the ledger's scores first,
-    so that a resumed study judges as if it had not stopped. `refill`: whether packs take new configurations in the room
-    of ended ones. `train`: `train_lanes` or a partial of it. `mirror`: where to keep a copy of the ledger, whose own
-    file must be local. `look`: called now and then with new results in the ledger (the report of the running study).
+    One Tune run whose actors serve all of them: starting an actor costs seconds, as much as a pack of a simple method,
+    and where one search has no pack left to give, the next one's fill the cores. `arrays`: `TrialData.to_arrays()` or
+    a reference to it. `refill`: whether packs take new configurations in the room of ended ones. `look`: called now and
+    then with new results in the first ledger (the report of the running study).
     Ctrl-C lets go of the running packs, to be trained on resume, and returns.
     """
-    started = time.monotonic()
-    concurrent, already = concurrent_packs(cpus_per_pack, gpus_per_pack), searcher.counts.finished
-    board = board or RungBoard()
-    for configuration in searcher.ledger.finished():
-        for epoch, score in configuration.curve:
-            if epoch in rungs:
-                board.record(epoch, [score])
+    concurrent = concurrent_packs(cpus_per_pack, gpus_per_pack)
+    already = [search.searcher.counts.finished for search in searches]
+    for search in searches:
+        for configuration in search.searcher.ledger.finished():
+            for epoch, score in configuration.curve:
+                if epoch in rungs:
+                    search.board.record(epoch, [score])
     # on the driver's node: it would be lost with any other, and the study with it
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    judge = Board.options(scheduling_strategy=here).remote(board)  # type: ignore[attr-defined]
-    study = "/".join(searcher.ledger.folder.resolve().parts[-2:])  # its name, or its name and the rotation
-    job = PackJob(
-        study=study,
-        space=searcher.space.name,
-        config=searcher.space.config,
-        arrays=arrays if isinstance(arrays, ray.ObjectRef) else ray.put(dict(arrays)),
-        board=judge,
-        epochs=epochs,
-        rungs=rungs,
-        cpus=cpus_per_pack,
-        gpus=gpus_per_pack,
-        refill=refill,
-        train=train,
-    )
+    boards = {search.searcher.space.name: search.board for search in searches}
+    board = Board.options(scheduling_strategy=here).remote(boards)  # type: ignore[attr-defined]
+    folder = searches[0].searcher.ledger.folder.resolve()
+    study = "/".join(folder.parts[-2:])  # its name, or its name and the rotation
+    arrays = arrays if isinstance(arrays, ray.ObjectRef) else ray.put(dict(arrays))
+    jobs = {
+        search.searcher.space.name: PackJob(
+            study=study,
+            space=search.searcher.space.name,
+            config=search.searcher.space.config,
+            arrays=arrays,
+            board=board,
+            epochs=epochs,
+            rungs=rungs,
+            cpus=cpus_per_pack,
+            gpus=gpus_per_pack,
+            refill=refill,
+            train=search.train,
+        )
+        for search in searches
+    }
     if refill:
-        searcher.give = functools.partial(_give, judge)
+        for search in searches:
+            search.searcher.give = functools.partial(_give, board)
     os.environ.update(TUNE_ENVIRONMENT)
     try:
-        metrics = StudyMetrics(study, searcher.space.name)
-        with _quiet_tune(), _progress(searcher, judge, epochs, console or Console(), mirror, metrics, look):
+        with _quiet_tune(), _progress(searches, study, board, epochs, console or Console(), look):
             Tuner(
                 tune.with_resources(
-                    tune.with_parameters(PackTrainable, job=job), {"cpu": cpus_per_pack, "gpu": gpus_per_pack}
+                    tune.with_parameters(PackTrainable, jobs=jobs), {"cpu": cpus_per_pack, "gpu": gpus_per_pack}
                 ),
                 tune_config=TuneConfig(
-                    search_alg=searcher,
-                    num_samples=-1,  # the searcher says when it is finished
+                    search_alg=SearchersInTurn([search.searcher for search in searches]),
+                    num_samples=-1,  # the searchers say when they are finished
                     max_concurrent_trials=concurrent,
                     reuse_actors=True,
                     trial_name_creator=_pack_name,
@@ -147,21 +169,26 @@ def run_search(
                 ),
                 run_config=RunConfig(
                     name="tune",
-                    storage_path=str(searcher.ledger.folder.resolve()),
-                    failure_config=FailureConfig(max_failures=0),  # the searcher trains lost configurations again
+                    storage_path=str(folder),
+                    failure_config=FailureConfig(max_failures=0),  # the searchers train lost configurations again
                     checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
                     verbose=0,
                 ),
             ).fit()
     finally:
-        ray.kill(judge)
-        shutil.rmtree(searcher.ledger.folder / "tune", ignore_errors=True)  # Tune's own state, which nobody reads
-    interrupted = searcher.left > 0 or searcher.running > 0
+        ray.kill(board)
+        shutil.rmtree(folder / "tune", ignore_errors=True)  # Tune's own state, which nobody reads
+    return [_outcome(search, concurrent, finished) for search, finished in zip(searches, already, strict=True)]
+
+
+def _outcome(search: Search, concurrent: int, already: int) -> SearchOutcome:
+    """How a search ended; what was in training waits for a resume."""
+    searcher, interrupted = search.searcher, not search.over
     searcher.interrupt("the study was interrupted")
     return SearchOutcome(
         interrupted=interrupted,
         counts=searcher.counts,
-        seconds=time.monotonic() - started,
+        seconds=searcher.seconds,
         concurrent=concurrent,
         trained=searcher.counts.finished - already,
     )
@@ -225,70 +252,105 @@ def best_line(counts: Counts) -> str:
     return "\nbest: " + ", ".join(values) if values else ""
 
 
-@contextmanager
-def _progress(
-    searcher: PackSearcher,
-    board: Any,
-    epochs: int,
-    console: Console,
-    mirror: Storage | None,
-    metrics: StudyMetrics,
-    look: Callable[[], Any] | None,
-) -> Iterator[None]:
-    """Show how the search stands: a live line on a terminal, a line now and then elsewhere, and metrics for Prometheus.
+class _View:
+    """One search on the terminal, in Prometheus and, where its ledger is mirrored, in storage."""
 
-    Mirrors the ledger, too.
-    """
-    started, already, stop = time.monotonic(), searcher.counts.finished, threading.Event()
-    mirrored, mirrored_at = already, started
-    looked, looked_at = already, started
+    def __init__(self, search: Search, study: str, epochs: int) -> None:
+        self.search, self.epochs = search, epochs
+        self.method = search.searcher.space.method
+        self.counts = search.searcher.counts
+        self.already = self.mirrored = self.counts.finished
+        self.began = self.mirrored_at = time.monotonic()
+        self.metrics = StudyMetrics(study, search.searcher.space.name)
+        self.told = False
 
-    def line(packs: Mapping[str, PackProgress]) -> str:
-        return progress_line(
-            searcher.counts,
+    def line(self, packs: Mapping[str, PackProgress]) -> str:
+        """How it stands."""
+        searcher = self.search.searcher
+        line = progress_line(
+            self.counts,
             packs,
             configs=searcher.configs,
-            already=already,
-            epochs=epochs,
-            seconds=time.monotonic() - started,
+            already=self.already,
+            epochs=self.epochs,
+            seconds=time.monotonic() - self.began,
         )
+        return f"{self.method}: {line}"
 
-    def copy_ledger() -> None:
-        nonlocal mirrored, mirrored_at
-        if mirror and searcher.counts.finished != mirrored:
-            mirrored, mirrored_at = searcher.counts.finished, time.monotonic()
+    def update(self, packs: Mapping[str, PackProgress]) -> dict[str, PackProgress]:
+        """Publish how it stands; returns those of the packs that are its own."""
+        mine = {name: pack for name, pack in packs.items() if pack.space == self.search.searcher.space.name}
+        if not mine and not self.counts.packs:
+            self.began = time.monotonic()  # still waiting for its turn
+        self.metrics.update(self.counts, mine.values())
+        return mine
+
+    def copy_ledger(self, console: Console) -> None:
+        """Mirror the ledger if it has grown."""
+        if self.search.mirror and self.counts.finished != self.mirrored:
+            self.mirrored, self.mirrored_at = self.counts.finished, time.monotonic()
             try:
-                push(mirror, searcher.ledger.folder / JOURNAL)
+                push(self.search.mirror, self.search.searcher.ledger.folder / JOURNAL)
             except UserError as error:  # the search goes on; storage may come back
                 console.print(f"the ledger could not be copied: {error}", soft_wrap=True)
 
+
+@contextmanager
+def _progress(
+    searches: Sequence[Search],
+    study: str,
+    board: Any,
+    epochs: int,
+    console: Console,
+    look: Callable[[], Any] | None,
+) -> Iterator[None]:
+    """Show how searches stand: live lines on a terminal, a line now and then elsewhere, and metrics for Prometheus.
+
+    Mirrors the ledgers, too.
+    """
+    stop, views = threading.Event(), [_View(search, study, epochs) for search in searches]
+
+    first = searches[0].searcher
+    looked, looked_at = first.counts.finished, time.monotonic()
+
     def take_a_look() -> None:
         nonlocal looked, looked_at
-        if look and searcher.counts.finished != looked and time.monotonic() - looked_at >= LOOK_EVERY_S:
-            looked, looked_at = searcher.counts.finished, time.monotonic()
+        if look and first.counts.finished != looked and time.monotonic() - looked_at >= LOOK_EVERY_S:
+            looked, looked_at = first.counts.finished, time.monotonic()
             look()
 
+    def tell(view: _View) -> None:
+        view.told = True
+        console.print(view.line({}), soft_wrap=True)
+
     def watch(show_every: float) -> None:
-        shown_at = started
+        shown_at = time.monotonic()
         while not stop.wait(WATCH_EVERY_S):
-            if time.monotonic() - mirrored_at >= MIRROR_EVERY_S:
-                copy_ledger()
+            for view in views:
+                if time.monotonic() - view.mirrored_at >= MIRROR_EVERY_S:
+                    view.copy_ledger(console)
             take_a_look()
             try:
                 packs = ray.get(board.packs.remote(), timeout=5)
-                metrics.update(searcher.counts, packs.values())
-                if time.monotonic() - shown_at >= show_every:
-                    shown_at = time.monotonic()
-                    show(line(packs))
             except ray.exceptions.RayError:
-                pass  # a busy cluster answers late; the next line comes soon
+                continue  # a busy cluster answers late; the next lines come soon
+            active = [(view, mine) for view in views if (mine := view.update(packs))]
+            for view in views:
+                if view.search.over and not view.told:
+                    tell(view)
+            if time.monotonic() - shown_at >= show_every:
+                shown_at = time.monotonic()
+                show([view.line(mine) + (best_line(view.counts) if live else "") for view, mine in active])
 
     live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
-    show: Callable[[str], None] = (
-        (lambda s: live.update(Text(s + best_line(searcher.counts))))
-        if live
-        else (lambda s: console.print(s, soft_wrap=True))
-    )
+
+    def show(lines: Sequence[str]) -> None:
+        if live:
+            live.update(Text("\n".join(lines)))
+        else:
+            for line in lines:
+                console.print(line, soft_wrap=True)
+
     thread = threading.Thread(target=watch, args=(0.0 if live else PLAIN_LINE_EVERY_S,), daemon=True)
     if live:
         live.start()
@@ -298,8 +360,10 @@ def _progress(
     finally:
         stop.set()
         thread.join()
-        metrics.update(searcher.counts, ())
-        copy_ledger()
         if live:
             live.stop()
-        console.print(line({}), soft_wrap=True)
+        for view in views:
+            view.metrics.update(view.counts, ())
+            view.copy_ledger(console)
+            if not view.told and view.counts.finished + view.counts.packs:
+                tell(view)

@@ -10,7 +10,8 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import datetime
 from importlib.metadata import version
@@ -33,7 +34,7 @@ from data_prep.templates import find_templates
 from search_spaces import Ablation, Space
 from study.adapter import make_adapter, write_adapter
 from study.analysis import write_analysis
-from study.driver import concurrent_packs, run_search
+from study.driver import Search, concurrent_packs, run_searches
 from study.evaluation import Evaluation, Scored, average_rotations, select, with_test_labels
 from study.leaderboard import (
     read_leaderboard,
@@ -43,7 +44,7 @@ from study.leaderboard import (
     write_leaderboard,
     write_run,
 )
-from study.ledger import JOURNAL, open_ledger
+from study.ledger import JOURNAL, Configuration, Ledger, open_ledger
 from study.methods import METHODS, Method
 from study.options import Options, ResourceOptions, SearchOptions, SelectionOptions, StudyOptions
 from study.protocol import TrialData, evaluate, rung_epochs, trial_data
@@ -131,7 +132,9 @@ class Study:
         }
         self.facts = _facts(datas[rotations[0]])
         self._check_methods(datas[rotations[0]])
-        self.pack = self._pack_size(datas[rotations[0]])
+        sizes = {s.name: self._pack_size(s, datas[rotations[0]]) for s in (self.space, *self.baselines)}
+        self.packs = {name: lanes for name, (lanes, _) in sizes.items()}
+        self.megabytes = {name: round(bytes_ / 1e6, 1) for name, (_, bytes_) in sizes.items()}
         self._print_plan(datas[rotations[0]], len(rotations))
         if options.output.dry_run:
             return self.storage.shown
@@ -212,45 +215,77 @@ class Study:
         return evaluation, scored, interrupted
 
     def _all_candidates(self, rotation: int, arrays: Any, storage: Storage) -> tuple[list[dict[str, Any]], bool]:
-        """What will be refitted: the method's best or the ablation's variants, and each baseline's best."""
-        interrupted = False
-        if self.row:
-            candidates = [self._candidate_of_row()]
-        elif self.ablation and self.options.selection.re_search:
-            candidates = []
-            for variant in self.ablation.variants:
-                if not interrupted:
-                    self.console.print(f"variant: {variant}", highlight=False)
-                    space = self.ablation.researched(variant)
-                    of_variant = storage / "variants" / space.name
-                    found, interrupted = self._search(space, rotation, arrays, of_variant, 1)
-                    candidates += found
-        elif self.ablation:
-            candidates = self._variants(self.ablation, rotation, arrays)
-        else:
-            top = self.options.selection.top
-            candidates, interrupted = self._candidates(self.space, rotation, arrays, storage, top)
-        for space in self.baselines:
-            if not interrupted:
-                self.console.print(f"baseline: {space.method}", highlight=False)
-                of_space = storage / "baselines" / space.name if space.knobs else storage
-                found, interrupted = self._candidates(space, rotation, arrays, of_space, 1)
-                candidates += found
-        return candidates, interrupted
+        """What will be refitted: the method's best or the ablation's variants, and each baseline's best.
 
-    def _candidates(
-        self, space: Space, rotation: int, arrays: Any, storage: Storage, top: int
-    ) -> tuple[list[dict[str, Any]], bool]:
-        """A method's best configurations, and whether Ctrl-C ended their search; without knobs there is just one."""
-        if space.knobs:
-            return self._search(space, rotation, arrays, storage, top)
-        return self._on_folds(space, [space.method], [space.config()], [f"{space.name}-0000"], arrays), False
+        And whether Ctrl-C ended their search.
+        """
+        given: list[dict[str, Any]] = []
+        spaces: list[tuple[Space, Storage, int]] = []
+        if self.row:
+            given = [self._candidate_of_row()]
+        elif self.ablation and self.options.selection.re_search:
+            variants = [self.ablation.researched(variant) for variant in self.ablation.variants]
+            spaces = [(space, storage / "variants" / space.name, 1) for space in variants]
+        elif self.ablation:
+            given = self._variants(self.ablation, rotation, arrays)
+        else:
+            spaces = [(self.space, storage, self.options.selection.top)]
+        spaces += [(space, storage / "baselines" / space.name, 1) for space in self.baselines]
+        searched = [(space, of_space, top) for space, of_space, top in spaces if space.knobs]
+        found, interrupted = self._search(searched, rotation, arrays) if searched else ([], False)
+        for space, _, _ in spaces:
+            if not space.knobs and not interrupted:  # nothing to search: there is just one configuration
+                found += self._on_folds(space, [space.method], [space.config()], [f"{space.name}-0000"], arrays)
+        return given + found, interrupted
 
     def _search(
-        self, space: Space, rotation: int, arrays: Any, storage: Storage, top: int
+        self, searched: Sequence[tuple[Space, Storage, int]], rotation: int, arrays: Any
     ) -> tuple[list[dict[str, Any]], bool]:
-        """Search, or what is left of it; the best completed configurations, and whether Ctrl-C ended it."""
-        search, selection, resources = self.options.search, self.options.selection, self.options.resources
+        """Search spaces, or what is left of that: each one's best so many, and whether Ctrl-C ended it."""
+        search, resources = self.options.search, self.options.resources
+        with ExitStack() as stack:
+            searches, known = [], []
+            for space, storage, _ in searched:
+                ledger = stack.enter_context(self._open_ledger(space, rotation, storage))
+                known.append({c.index for c in ledger.finished()})
+                searcher = PackSearcher(
+                    ledger,
+                    space,
+                    configs=search.configs,
+                    pack=self.packs.get(space.name, self.packs[self.space.name]),  # a variant's is its space's
+                    sampler=search.sampler,
+                    seed=search.seed,
+                )
+                train = functools.partial(
+                    train_lanes, criterion=self.criterion, precision=self._precision(space, arrays)
+                )
+                mirror = None if storage.is_local else storage
+                searches.append(Search(searcher=searcher, train=train, mirror=mirror))
+            of_study, first = searched[0][1], searches[0].searcher.ledger
+            outcomes = run_searches(
+                searches,
+                arrays,
+                epochs=search.epochs,
+                rungs=tuple(rung_epochs(search.epochs)) if self._halves else (),
+                cpus_per_pack=resources.cpus_per_pack,
+                gpus_per_pack=resources.gpus_per_pack,
+                refill=search.refill,
+                console=self.console,
+                look=functools.partial(write_report, of_study, ledger=first) if of_study.is_local else None,
+            )
+            candidates = []
+            for (space, _, top), of_space, outcome, before in zip(searched, searches, outcomes, known, strict=True):
+                ledger = of_space.searcher.ledger
+                candidates += [self._candidate(space, c) for c in ledger.best(top)]
+                if self.options.output.log:
+                    new = [c for c in ledger.finished() if c.index not in before]
+                    log_configurations(self.options.output.log, new, study=self.name, folder=ledger.folder)
+                self.per_minute[space.name] = round(60 * outcome.trained / max(outcome.seconds, 1e-9), 1)
+        return candidates, any(outcome.interrupted for outcome in outcomes)
+
+    def _open_ledger(self, space: Space, rotation: int, storage: Storage) -> Ledger:
+        """A space's ledger, to be gone on with if it is there and `--resume` was given."""
+        search, selection = self.options.search, self.options.selection
         folder = self._ledger_folder(storage)
         identity = {
             "benchmark": self.features.benchmark,
@@ -260,47 +295,24 @@ class Study:
             **{k: getattr(search, k) for k in ("epochs", "pruning", "sampler", "seed")},
             **{k: getattr(selection, k) for k in ("select", "folds")},
             "criterion": self.criterion,
+            "precision": self.options.resources.precision,
         }
         resume = self.options.output.resume and (folder / JOURNAL).exists()
-        with open_ledger(folder, space=space, objective=search.objective, identity=identity, resume=resume) as ledger:
-            before = {c.index for c in ledger.finished()}
-            searcher = PackSearcher(
-                ledger, space, configs=search.configs, pack=self.pack, sampler=search.sampler, seed=search.seed
-            )
-            outcome = run_search(
-                searcher,
-                arrays,
-                epochs=search.epochs,
-                rungs=tuple(rung_epochs(search.epochs)) if self._halves else (),
-                cpus_per_pack=resources.cpus_per_pack,
-                gpus_per_pack=resources.gpus_per_pack,
-                refill=search.refill,
-                train=functools.partial(
-                    train_lanes, criterion=self.criterion, precision=self._precision(space, arrays)
-                ),
-                console=self.console,
-                mirror=None if storage.is_local else storage,
-                look=functools.partial(write_report, storage, ledger=ledger) if storage.is_local else None,
-            )
-            best = ledger.best(top)
-            if self.options.output.log:
-                new = [c for c in ledger.finished() if c.index not in before]
-                log_configurations(self.options.output.log, new, study=self.name, folder=folder)
-        self.per_minute[space.name] = round(60 * outcome.trained / max(outcome.seconds, 1e-9), 1)
-        return [
-            {
-                "config": space.config(**c.params, **_swept(space, c.metrics)),
-                "row": {
-                    "method": space.method,
-                    "config_id": c.config_id,
-                    "val_score": c.score,
-                    "metrics": c.metrics,
-                    "pareto": c.pareto,
-                },
-                "space": self.space.name if self.ablation else space.name,
-            }
-            for c in best
-        ], outcome.interrupted
+        return open_ledger(folder, space=space, objective=search.objective, identity=identity, resume=resume)
+
+    def _candidate(self, space: Space, c: Configuration) -> dict[str, Any]:
+        """A searched configuration, with the inference-time knobs that were found for it."""
+        return {
+            "config": space.config(**c.params, **_swept(space, c.metrics)),
+            "row": {
+                "method": space.method,
+                "config_id": c.config_id,
+                "val_score": c.score,
+                "metrics": c.metrics,
+                "pareto": c.pareto,
+            },
+            "space": self.space.name if self.ablation else space.name,
+        }
 
     def _variants(self, ablation: Ablation, rotation: int, arrays: Any) -> list[dict[str, Any]]:
         """An ablation's configurations: the winner's (or the space's default) knobs, each variant's own on top."""
@@ -478,28 +490,28 @@ class Study:
         """Whether lanes are pruned: successive halving needs one objective."""
         return self.options.search.pruning and self.options.search.objective == "h"
 
-    def _pack_size(self, data: TrialData) -> int:
-        """`--pack`; auto: `PACKS_PER_ACTOR`, at most `LARGEST_AUTO_PACK`, and no more than memory holds.
+    def _pack_size(self, space: Space, data: TrialData) -> tuple[int, int]:
+        """Configurations in a pack of a space, and the bytes that one of them takes.
 
+        `--pack`; auto: `PACKS_PER_ACTOR`, at most `LARGEST_AUTO_PACK`, and no more than memory holds.
         Not by a timing: the sampler learns between packs, so a noisy choice would make two runs with a seed differ.
         What the default configuration's estimate misses on other static knobs, actors mend by halving.
         """
         search, resources = self.options.search, self.options.resources
         at_once = concurrent_packs(resources.cpus_per_pack, resources.gpus_per_pack)
-        one = pack_on_folds([self.space.config(**self.space.defaults())], seeds=[0], data=data, epochs=1)
-        self.bytes_per_lane = one.bytes()
+        bytes_ = pack_on_folds([space.config(**space.defaults())], seeds=[0], data=data, epochs=1).bytes()
         if resources.pack != "auto":
-            return resources.pack
+            return resources.pack, bytes_
         fitting = LARGEST_AUTO_PACK
         if not resources.gpus_per_pack:  # a GPU's memory is not known here
-            fitting = int(ray.cluster_resources().get("memory", math.inf) / at_once // self.bytes_per_lane)
-        return max(1, min(LARGEST_AUTO_PACK, fitting, -(-search.configs // (PACKS_PER_ACTOR * at_once))))
+            fitting = int(ray.cluster_resources().get("memory", math.inf) / at_once // max(bytes_, 1))
+        return max(1, min(LARGEST_AUTO_PACK, fitting, -(-search.configs // (PACKS_PER_ACTOR * at_once)))), bytes_
 
     def _print_plan(self, data: TrialData, rotations: int) -> None:
         """What will be done, and how long it should take: a step of the default configuration is timed for it."""
         search, selection, resources = self.options.search, self.options.selection, self.options.resources
         at_once = concurrent_packs(resources.cpus_per_pack, resources.gpus_per_pack)
-        seconds = _seconds_per_epoch(data, self.space)
+        seconds, pack = _seconds_per_epoch(data, self.space), self.packs[self.space.name]
         variants = len(self.ablation.variants) if self.ablation else 1
         search_seconds = 0.0
         if self.row:
@@ -507,10 +519,10 @@ class Study:
         elif self.ablation and not selection.re_search:
             work, refits = f"none: {variants} variants", variants
         else:
-            packs = -(-search.configs // self.pack)
+            packs = -(-search.configs // pack)
             work = (
                 f"{search.configs} configurations x {selection.folds} folds x {search.epochs} epochs "
-                f"in {packs} packs of {self.pack}, {at_once} at once "
+                f"in {packs} packs of {pack}, {at_once} at once "
                 f"({resources.cpus_per_pack:g} CPUs, {resources.gpus_per_pack:g} GPUs each)"
             )
             halving = 0.5 if self._halves else 1.0
@@ -531,7 +543,7 @@ class Study:
             f"  search     {work}\n"
             f"  refit      {refits} x {selection.seeds} seeds on all seen classes, then the test split once\n"
             f"  rotations  {rotations}\n"
-            f"  memory     about {self.pack * self.bytes_per_lane / 1e6:.0f} MB of tensors per pack\n"
+            f"  memory     about {pack * self.megabytes[self.space.name]:.0f} MB of tensors per pack\n"
             f"  time       about {total:.0f} s of training",
             soft_wrap=True,
             highlight=False,
@@ -575,8 +587,8 @@ class Study:
                 "machine": platform.machine(),
                 "cluster": {k: v for k, v in ray.cluster_resources().items() if ":" not in k},
             },
-            "pack": self.pack,
-            "megabytes_per_configuration": round(self.bytes_per_lane / 1e6, 1),
+            "packs": self.packs,
+            "megabytes_per_configuration": self.megabytes,
             "configurations_per_minute": self.per_minute,
             "seconds": {stage: round(s, 2) for stage, s in self.seconds.items()},
         }

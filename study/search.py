@@ -1,5 +1,7 @@
 """The Searcher between Tune and the ledger: one suggestion is a *pack*, K configurations that share their static knobs.
 
+A study searches several spaces, its method's and the baselines'; Tune asks for all of them in one run.
+
 Configurations pK to pK + K - 1 are a group with common static knobs, and whatever is drawn for configuration i comes
 from a generator seeded with (study seed, i). So a study that was interrupted goes on with the groups and draws it would
 have had, and its configurations train with the seeds they would have had.
@@ -9,8 +11,9 @@ as many again.
 """
 
 import hashlib
+import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -95,6 +98,9 @@ class PackSearcher(Searcher):
         self.counts = Counts()
         self.give: Callable[[str, list[dict[str, Any]]], object] | None = None
         """Hands lanes to a running pack; set where freed room is to be refilled."""
+        self.seconds = 0.0
+        """From this run's first pack to its last result."""
+        self._began = 0.0
         self._running: dict[str, list[Lane]] = {}
         self._room: dict[str, int] = {}
         self._queue: deque[Lane] = deque(ledger.recover())
@@ -121,6 +127,7 @@ class PackSearcher(Searcher):
         """A pack; None while others must report first; FINISHED once all configurations are finished."""
         if not self.left:
             return None if self._running else Searcher.FINISHED
+        self._began = self._began or time.monotonic()
         size = min(self.pack, self.left)
         lanes = self._running[trial_id] = self._fill(
             size, self.space.static(self._queue[0].params) if self._queue else None
@@ -128,7 +135,7 @@ class PackSearcher(Searcher):
         self._room[trial_id] = self.pack  # a pack refilled for ever would keep other static knobs from their turn
         self.counts.packs += 1
         self.counts.empty_lanes += self.pack - len(lanes)
-        return {"lanes": [_job(lane) for lane in lanes]}
+        return {"space": self.space.name, "lanes": [_job(lane) for lane in lanes]}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Write the lanes that a running pack reports as ended, and refill their room."""
@@ -158,6 +165,7 @@ class PackSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Write a pack's result; lanes without one were in a pack that died."""
         self._tell(trial_id, result or {})
+        self.seconds = time.monotonic() - self._began
         lost = self._running.pop(trial_id, [])
         if lost:
             reason = (result or {}).get("crash") or "its actor or node died"
@@ -226,6 +234,39 @@ class PackSearcher(Searcher):
 
     def _sampler(self, index: int) -> BaseSampler:
         return make_sampler(self.sampler, derive_seed(self.seed, index, "draw"))
+
+
+class SearchersInTurn(Searcher):
+    """Several searches as one: a pack of the first that has one to give, so that no actor waits for another's end.
+
+    With one actor each search sees and draws just what it would see and draw alone.
+    """
+
+    def __init__(self, searchers: Sequence[PackSearcher]) -> None:
+        super().__init__()
+        self._searchers = searchers
+        self._asked: dict[str, PackSearcher] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a string
+        """A pack; None while a search must hear results first; FINISHED once all searches are."""
+        answers = []
+        for searcher in self._searchers:
+            answers.append(searcher.suggest(trial_id))
+            if isinstance(answers[-1], dict):
+                self._asked[trial_id] = searcher
+                return answers[-1]
+        return None if None in answers else Searcher.FINISHED
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Told to the search that asked for the pack."""
+        self._asked[trial_id].on_trial_result(trial_id, result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Told to the search that asked for the pack."""
+        self._asked.pop(trial_id).on_trial_complete(trial_id, result, error)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the ledgers are the state."""
 
 
 def _job(lane: Lane) -> dict[str, Any]:

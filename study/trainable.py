@@ -30,6 +30,8 @@ REPORT_EVERY_S = 0.2
 class PackProgress:
     """How far a pack is."""
 
+    space: str
+    """Name of its search space."""
     lanes: int
     """Configurations it began with."""
     alive: int
@@ -40,24 +42,25 @@ class PackProgress:
 
 @ray.remote(num_cpus=0)
 class Board:
-    """One per study: judges the lanes of all packs together and knows how far the running packs are."""
+    """One per study: judges the lanes of all packs of a search together and knows how far the running packs are."""
 
-    def __init__(self, rungs: RungBoard) -> None:
+    def __init__(self, rungs: Mapping[str, RungBoard]) -> None:
+        """`rungs`: of each search, by the name of its space."""
         self._rungs = rungs
-        self._entered: dict[tuple[int, int], float] = {}
+        self._entered: dict[tuple[str, int, int], float] = {}
         self._packs: dict[str, PackProgress] = {}
         self._given: dict[str, list[dict[str, Any]]] = {}
 
-    def judge(self, epoch: int, scores: Mapping[int, float]) -> list[bool]:
+    def judge(self, space: str, epoch: int, scores: Mapping[int, float]) -> list[bool]:
         """For each configuration's score, whether it goes on (successive halving against all lanes so far).
 
         A configuration that is trained again, because its pack died, takes its old score's place.
         """
         for index, score in scores.items():
-            if (epoch, index) in self._entered:
-                self._rungs.scores[epoch].remove(self._entered[epoch, index])
-            self._entered[epoch, index] = score
-        return self._rungs.judge(epoch, list(scores.values()))
+            if (space, epoch, index) in self._entered:
+                self._rungs[space].scores[epoch].remove(self._entered[space, epoch, index])
+            self._entered[space, epoch, index] = score
+        return self._rungs[space].judge(epoch, list(scores.values()))
 
     def report(self, pack: str, progress: PackProgress | None) -> None:
         """How far a pack is; None when it is finished."""
@@ -81,12 +84,12 @@ class Board:
 
 @dataclass(frozen=True, kw_only=True)
 class PackJob:
-    """What all packs of a study have in common; travels to every actor once, through Ray's object store."""
+    """What all packs of a search have in common; travels to every actor once, through Ray's object store."""
 
     study: str
     """Name of the study, for the dashboard."""
     space: str
-    """Name of the search space, for the dashboard."""
+    """Name of the search space."""
     config: Callable[..., Any]
     """The method's configuration class."""
     arrays: ray.ObjectRef
@@ -108,15 +111,18 @@ class PackJob:
 
 
 class PackTrainable(tune.Trainable):
-    """Trains one pack per Tune trial and is used again for the next one."""
+    """Trains one pack per Tune trial and is used again for the next one, whichever search that is of."""
 
-    def setup(self, config: dict[str, Any], job: PackJob) -> None:  # type: ignore[override]
-        self.job, self.metrics = job, PackMetrics(job.study, job.space)
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing writes to it
+    def setup(self, config: dict[str, Any], jobs: Mapping[str, PackJob]) -> None:  # type: ignore[override]
+        """`jobs`: of each search, by the name of its space; all of them train on the same data."""
+        self.jobs = jobs
         self.reset_config(config)
-        self.data = on_worker(ray.get(job.arrays), cpus=job.cpus, gpus=job.gpus)
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing writes to it
+        self.data = on_worker(ray.get(self.job.arrays), cpus=self.job.cpus, gpus=self.job.gpus)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.job = self.jobs[new_config["space"]]
+        self.metrics = PackMetrics(self.job.study, self.job.space)
         self.lanes: list[Mapping[str, Any]] = list(new_config.get("lanes", []))
         self.training: Training | None = None
         self.told = 0
@@ -155,11 +161,11 @@ class PackTrainable(tune.Trainable):
         return self.training.send([(self.job.config(**lane["params"]), lane["seed"]) for lane in new])
 
     def _begin(self) -> Training:
-        board, lanes, last_report, lane_epochs = self.job.board, self.lanes, 0.0, 0
+        job, board, lanes, last_report, lane_epochs = self.job, self.job.board, self.lanes, 0.0, 0
         images = len(self.data.source_labels_I) * (1 if self.data.oracle_labels_T is not None else self.data.folds)
 
         def judge(epoch: int, scores: list[tuple[int, float]]) -> list[bool]:
-            return ray.get(board.judge.remote(epoch, {lanes[i]["index"]: score for i, score in scores}))
+            return ray.get(board.judge.remote(job.space, epoch, {lanes[i]["index"]: score for i, score in scores}))
 
         def on_epoch(epoch: int, alive: int) -> None:
             nonlocal last_report, lane_epochs
@@ -169,17 +175,17 @@ class PackTrainable(tune.Trainable):
                 if epoch:
                     self.metrics.update(images * lane_epochs, now - last_report)
                 last_report, lane_epochs = now, 0
-                progress = PackProgress(lanes=len(lanes) - self.told, alive=alive, epoch=epoch)
+                progress = PackProgress(space=job.space, lanes=len(lanes) - self.told, alive=alive, epoch=epoch)
                 board.report.remote(self.trial_id, progress)
 
         on_epoch(0, len(lanes))
-        return self.job.train(
-            [self.job.config(**lane["params"]) for lane in lanes],
+        return job.train(
+            [job.config(**lane["params"]) for lane in lanes],
             seeds=[lane["seed"] for lane in lanes],
             data=self.data,
-            epochs=self.job.epochs,
-            rungs=self.job.rungs,
-            judge=judge if self.job.rungs else None,
+            epochs=job.epochs,
+            rungs=job.rungs,
+            judge=judge if job.rungs else None,
             on_epoch=on_epoch,
         )
 

@@ -30,7 +30,7 @@ import toy  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from study.driver import run_search  # noqa: E402
+from study.driver import Search, run_searches  # noqa: E402
 from study.ledger import open_ledger  # noqa: E402
 from study.search import PackSearcher  # noqa: E402
 
@@ -60,9 +60,9 @@ def run(*, packs: int, seconds: float, pack: int) -> float:
     with tempfile.TemporaryDirectory() as name, open_ledger(Path(name), space=toy.SPACE, identity={}) as book:
         searcher = PackSearcher(book, toy.SPACE, configs=packs * pack, pack=pack, sampler="random")
         train = functools.partial(toy.train, seconds=seconds)
-        run_search(
-            searcher, toy.trial_data().to_arrays(), epochs=toy.EPOCHS, train=train, console=Console(file=io.StringIO())
-        )
+        search = Search(searcher=searcher, train=train)
+        quiet = Console(file=io.StringIO())
+        run_searches([search], toy.trial_data().to_arrays(), epochs=toy.EPOCHS, console=quiet)
         trials = [t for t in book.trials() if t.datetime_start and t.datetime_complete]
         first = min(t.datetime_start for t in trials if t.datetime_start)
         return (max(t.datetime_complete for t in trials if t.datetime_complete) - first).total_seconds()

@@ -30,7 +30,7 @@ from ray import tune  # noqa: E402
 from data_prep import prepare  # noqa: E402
 from data_prep.feature_store import load  # noqa: E402
 from search_spaces.sre import SPACE  # noqa: E402
-from study.driver import TUNE_ENVIRONMENT, run_search  # noqa: E402
+from study.driver import TUNE_ENVIRONMENT, Search, run_searches  # noqa: E402
 from study.ledger import open_ledger  # noqa: E402
 from study.protocol import TrialData, trial_data  # noqa: E402
 from study.search import PackSearcher  # noqa: E402
@@ -83,7 +83,7 @@ def packs(configs: int, epochs: int, pack: int, arrays: dict[str, Any]) -> list[
     with tempfile.TemporaryDirectory() as folder:
         with open_ledger(Path(folder) / "study", space=SPACE, identity={}) as ledger:
             searcher = PackSearcher(ledger, SPACE, configs=configs, pack=pack, sampler="random")
-            run_search(searcher, arrays, epochs=epochs)
+            run_searches([Search(searcher=searcher)], arrays, epochs=epochs)
             return ledger.finished()
 
 

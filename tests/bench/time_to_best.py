@@ -27,7 +27,7 @@ from ray.tune.search.optuna import OptunaSearch  # noqa: E402
 from data_prep import prepare  # noqa: E402
 from data_prep.feature_store import load  # noqa: E402
 from search_spaces.sre import SPACE  # noqa: E402
-from study.driver import TUNE_ENVIRONMENT, run_search  # noqa: E402
+from study.driver import TUNE_ENVIRONMENT, Search, run_searches  # noqa: E402
 from study.ledger import open_ledger, suggest_params  # noqa: E402
 from study.protocol import TrialData, rung_epochs, trial_data  # noqa: E402
 from study.search import PackSearcher  # noqa: E402
@@ -89,7 +89,7 @@ def main() -> None:
         with open_ledger(Path(folder) / "study", space=SPACE, identity={}) as ledger:
             ours = Watched(ledger, SPACE, configs=args.configs, pack=args.pack)
             ours.watch()
-            run_search(ours, arrays, epochs=args.epochs, rungs=rungs, refill=args.refill)
+            run_searches([Search(searcher=ours)], arrays, epochs=args.epochs, rungs=rungs, refill=args.refill)
         baseline = Best()
         tune.Tuner(
             tune.with_resources(tune.with_parameters(trial, data=arrays, epochs=args.epochs), {"cpu": 1}),

@@ -43,7 +43,7 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from data_prep.errors import UserError  # noqa: E402
-from study.driver import SearchOutcome, run_search  # noqa: E402
+from study.driver import Search, SearchOutcome, run_searches  # noqa: E402
 from study.leaderboard import Row, rank_rows, read_leaderboard, write_leaderboard  # noqa: E402
 from study.ledger import Ledger, open_ledger, read_ledger  # noqa: E402
 from study.search import PackSearcher  # noqa: E402
@@ -71,11 +71,16 @@ class Outcome:
 
 def search(folder: Path, *, resume: bool = False, **options: Any) -> SearchOutcome:
     with open_ledger(folder, space=toy.SPACE, identity=IDENTITY, resume=resume) as book:
-        options = {"train": functools.partial(toy.train, seconds=SECONDS), **options}
-        said = io.StringIO()
-        return run_search(
-            _searcher(book), toy.trial_data().to_arrays(), epochs=toy.EPOCHS, console=Console(file=said), **options
+        of_search = {name: options.pop(name) for name in ("train", "mirror") if name in options}
+        of_search = {"train": functools.partial(toy.train, seconds=SECONDS), **of_search}
+        (done,) = run_searches(
+            [Search(searcher=_searcher(book), **of_search)],
+            toy.trial_data().to_arrays(),
+            epochs=toy.EPOCHS,
+            console=Console(file=io.StringIO()),
+            **options,
         )
+        return done
 
 
 def _searcher(book: Ledger) -> PackSearcher:

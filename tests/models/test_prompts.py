@@ -90,7 +90,7 @@ def test_untrained_prompts_are_the_embedded_checkpoints_text_features(
     assert computed_tokens(prompts) == 2 * tokens < 2 * len(NAMES) * 24 / 2  # two rows, two lanes; not full prompts
     for lane in prompts():
         torch.testing.assert_close(lane, expected, atol=2e-6, rtol=0)
-    torch.testing.assert_close(prompts((3, 1))[1], expected[[3, 1]], atol=2e-6, rtol=0)
+    torch.testing.assert_close(prompts(torch.tensor([[3, 1]] * 2))[1], expected[[3, 1]], atol=2e-6, rtol=0)
 
 
 def test_untrained_prompts_are_a_vit_b32s_text_features() -> None:

@@ -1,5 +1,6 @@
 """Packs on real Ray actors: a whole search, the deaths of actors and drivers, and what the terminal shows."""
 
+import contextlib
 import functools
 import io
 import json
@@ -8,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 import search_spaces
-from study.driver import SearchOutcome, best_line, concurrent_packs, progress_line, run_search
+from study.driver import Search, SearchOutcome, best_line, concurrent_packs, progress_line, run_searches
 from study.ledger import open_ledger, read_ledger
 from study.protocol import RungBoard, TrialData
 from study.search import Counts, PackSearcher
@@ -40,8 +41,16 @@ def search(folder: Path, *, configs: int = 12, resume: bool = False, **options: 
     """One search with packs of four; `options` go to `run_search`."""
     with open_ledger(folder, space=toy.SPACE, identity=IDENTITY, resume=resume) as book:
         searcher = PackSearcher(book, toy.SPACE, configs=configs, pack=4, sampler="random", seed=5)
-        options = {"train": toy.train, "console": Console(file=io.StringIO()), **options}
-        return run_search(searcher, toy.trial_data().to_arrays(), epochs=toy.EPOCHS, rungs=toy.RUNGS, **options)
+        of_search = {name: options.pop(name) for name in ("train", "board", "mirror") if name in options}
+        options = {"console": Console(file=io.StringIO()), **options}
+        (done,) = run_searches(
+            [Search(searcher=searcher, **{"train": toy.train, **of_search})],
+            toy.trial_data().to_arrays(),
+            epochs=toy.EPOCHS,
+            rungs=toy.RUNGS,
+            **options,
+        )
+        return done
 
 
 def without_ray(folder: Path, configs: int = 12) -> None:
@@ -87,11 +96,34 @@ def test_one_worker_does_what_a_plain_loop_does(tmp_path: Path, capfd: pytest.Ca
     for trial in trials:
         if trial.state == TrialState.PRUNED:
             assert sorted(trial.intermediate_values) in ([1], [1, 2])
-    assert said.getvalue().splitlines()[-1].startswith("12/12 configs · ")
+    assert said.getvalue().splitlines()[-1].startswith("Toy: 12/12 configs · ")
     printed = capfd.readouterr()
     assert printed.out == "" and "tune" not in printed.err.lower()  # no table, no advice
     assert mirror.read("study.journal") == (tmp_path / "study" / "study.journal").read_bytes()
     assert sorted(os.listdir(tmp_path / "study")) == ["driver.lock", "study.journal"]
+
+
+def test_searches_run_together_and_each_as_if_alone(tmp_path: Path) -> None:
+    spaces = {"one": toy.SPACE, "two": replace(toy.SPACE, name="other", method="other")}
+    said = io.StringIO()
+    with contextlib.ExitStack() as stack:
+        searches = []
+        for folder, space in spaces.items():
+            book = stack.enter_context(open_ledger(tmp_path / folder, space=space, identity=IDENTITY))
+            searcher = PackSearcher(book, space, configs=12, pack=4, sampler="random", seed=5)
+            searches.append(Search(searcher=searcher, train=functools.partial(toy.train, threads=2)))
+        arrays = toy.trial_data().to_arrays()
+        done = run_searches(
+            searches, arrays, epochs=toy.EPOCHS, rungs=toy.RUNGS, cpus_per_pack=2, console=Console(file=said, width=200)
+        )
+    without_ray(tmp_path / "alone")  # the same draws: those of a seed and an index
+    for folder in spaces:
+        assert outcome(tmp_path / folder) == outcome(tmp_path / "alone") and each_once(tmp_path / folder, 12)
+    assert [d.trained for d in done] == [12, 12] and not any(d.interrupted for d in done)
+    assert [line.split(" · ")[0] for line in said.getvalue().splitlines()][-2:] == [
+        "Toy: 12/12 configs",
+        "other: 12/12 configs",
+    ]
 
 
 def test_packs_whose_actor_dies_or_that_raise_are_trained_again(tmp_path: Path) -> None:
@@ -120,7 +152,9 @@ def test_refilled_packs_train_every_configuration_once_and_as_it_would_be_alone(
     with open_ledger(tmp_path / "study", space=space, identity=IDENTITY) as book:
         searcher = PackSearcher(book, space, configs=10, pack=3, sampler="random", seed=5)
         console = Console(file=io.StringIO())
-        done = run_search(searcher, arrays, epochs=4, rungs=(1, 2), refill=True, train=train, console=console)
+        (done,) = run_searches(
+            [Search(searcher=searcher, train=train)], arrays, epochs=4, rungs=(1, 2), refill=True, console=console
+        )
         finished = book.finished()
     assert [c.index for c in finished] == list(range(10)) and not done.interrupted
     assert done.counts.pruned and done.counts.packs < 4  # four without refilling
@@ -202,21 +236,21 @@ def test_a_resumed_board_knows_the_ledgers_scores(tmp_path: Path) -> None:
 
 
 def test_the_board_judges_packs_together_and_knows_their_progress() -> None:
-    board: Any = Board.remote(RungBoard(eta=2))  # type: ignore[attr-defined]
-    assert ray.get(board.judge.remote(1, {0: 0.4, 1: 0.8})) == [False, True]
-    assert ray.get(board.judge.remote(1, {2: 0.5, 3: 0.9, 4: 0.1})) == [True, True, False]
-    assert ray.get(board.judge.remote(1, {2: 0.5, 3: 0.9, 4: 0.1})) == [True, True, False]  # trained again
-    ray.get(board.report.remote("a", PackProgress(lanes=4, alive=3, epoch=2)))
-    ray.get(board.report.remote("b", PackProgress(lanes=4, alive=4, epoch=0)))
+    board: Any = Board.remote({"toy": RungBoard(eta=2)})  # type: ignore[attr-defined]
+    assert ray.get(board.judge.remote("toy", 1, {0: 0.4, 1: 0.8})) == [False, True]
+    assert ray.get(board.judge.remote("toy", 1, {2: 0.5, 3: 0.9, 4: 0.1})) == [True, True, False]
+    assert ray.get(board.judge.remote("toy", 1, {2: 0.5, 3: 0.9, 4: 0.1})) == [True, True, False]  # trained again
+    ray.get(board.report.remote("a", PackProgress(space="toy", lanes=4, alive=3, epoch=2)))
+    ray.get(board.report.remote("b", PackProgress(space="toy", lanes=4, alive=4, epoch=0)))
     ray.get(board.report.remote("b", None))
-    assert ray.get(board.packs.remote()) == {"a": PackProgress(lanes=4, alive=3, epoch=2)}
+    assert ray.get(board.packs.remote()) == {"a": PackProgress(space="toy", lanes=4, alive=3, epoch=2)}
     ray.kill(board)
 
 
 def test_an_actor_takes_pack_after_pack() -> None:
     import torch
 
-    board: Any = Board.remote(RungBoard())  # type: ignore[attr-defined]
+    board: Any = Board.remote({"toy": RungBoard()})  # type: ignore[attr-defined]
     threads = torch.get_num_threads()
     job = PackJob(
         study="study",
@@ -232,15 +266,16 @@ def test_an_actor_takes_pack_after_pack() -> None:
     )
 
     class Actor(PackTrainable):
-        def setup(self, config: dict[str, Any], job: PackJob = job) -> None:
-            super().setup(config, job=job)
+        def setup(self, config: dict[str, Any], jobs: Mapping[str, PackJob] = {"toy": job}) -> None:  # noqa: B006
+            super().setup(config, jobs=jobs)
 
     def lanes(*xs: float) -> dict[str, Any]:
         return {
+            "space": "toy",
             "lanes": [
                 {"number": i, "index": i, "seed": i, "params": {"layers": 0, "lr": 0.1, "x": x}}
                 for i, x in enumerate(xs)
-            ]
+            ],
         }
 
     try:
@@ -251,7 +286,7 @@ def test_an_actor_takes_pack_after_pack() -> None:
         assert json.loads(json.dumps(result)) is not None
         assert actor.reset(lanes(0.5))
         assert [x["number"] for x in actor.step()["lanes"]] == [0]
-        assert actor.reset({"lanes": [{"number": 0, "index": 0, "seed": 0, "params": {}}]})
+        assert actor.reset({"space": "toy", "lanes": [{"number": 0, "index": 0, "seed": 0, "params": {}}]})
         assert actor.step() == {"lanes": [], "crash": "KeyError: 'layers'", "done": True}
     finally:
         torch.set_num_threads(threads)
@@ -276,7 +311,10 @@ def test_workers_that_the_autoscaler_may_start_count(monkeypatch: pytest.MonkeyP
 
 def test_progress_line() -> None:
     counts = Counts(complete=6, pruned=5, failed=1, best=0.51234, best_h=0.41234)
-    packs = {"a": PackProgress(lanes=8, alive=8, epoch=5), "b": PackProgress(lanes=8, alive=2, epoch=10)}
+    packs = {
+        "a": PackProgress(space="toy", lanes=8, alive=8, epoch=5),
+        "b": PackProgress(space="toy", lanes=8, alive=2, epoch=10),
+    }
     line = progress_line(counts, packs, configs=48, already=4, epochs=20, seconds=60)
     # 8 configurations of this run, 2 + 7 worth of running ones: 17 of 44 in 60 s
     assert line == (
