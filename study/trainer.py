@@ -203,7 +203,8 @@ class Pack:
             kept[storage.data_ptr()] = storage
             return tensor
 
-        source_KB = torch.stack([indices[: self.batch] for indices in self.source_indices]).to(self.seen_KC.device)
+        rows = [indices[torch.arange(self.batch) % len(indices)] for indices in self.source_indices]
+        source_KB = torch.stack(rows).to(self.seen_KC.device)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             self._loss(source_KB, torch.zeros_like(source_KB))
         weights = sum(p.numel() * p.element_size() for p in self.module.parameters())
