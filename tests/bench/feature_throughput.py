@@ -2,7 +2,9 @@
 
 The bound: as many processes as the job has actors, one thread each, decode images and encode ready tensors with the
 same model and batch, measured side by side before and after the job; an image costs the sum of both. `whole` counts the
-job's images over all of its time, the start of its actors included; `steady` those after the first shard.
+job's images over all of its time, the start of Ray and its actors included; `steady` those after the first shard. On a
+machine that does other work, too, `cpu_ratio` is the one to read: the CPU time that the parts would need for the job's
+images over that of all of the job's processes, Ray's included; `busy` is that CPU time over what the cores had.
 The model has a ViT-B/32's image tower with random weights; images are JPEGs of 500 x 375 pixels.
 """
 
@@ -13,10 +15,12 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -55,29 +59,42 @@ def write_images(folder: Path, images: int) -> pa.Table:
 
 
 def measure_parts(checkpoint: Checkpoint, paths: list[str], barrier: Any, results: Any) -> None:
-    """Seconds per image of decoding and of encoding in this process."""
+    """Seconds per image of decoding and of encoding in this process, on the clock and of its CPU time."""
     preprocess, encoder = Preprocess(checkpoint), Encode(checkpoint, threads=1)
     unit = {"shard": "", "kind": "image", "rows": len(paths), "texts": None, "path": paths, "data": [None] * len(paths)}
     preprocess(unit | {"rows": 1, "path": paths[:1], "data": [None]})  # its import
     barrier.wait()
-    started = time.perf_counter()
+    laps = [(time.perf_counter(), time.process_time())]
     row = preprocess(unit)
-    decoded = time.perf_counter()
+    laps.append((time.perf_counter(), time.process_time()))
     encoder.images(row["inputs"])
-    results.put(((decoded - started) / len(paths), (time.perf_counter() - decoded) / len(paths)))
+    laps.append((time.perf_counter(), time.process_time()))
+    results.put(np.diff(laps, axis=0) / len(paths))
 
 
-def parts(checkpoint: Checkpoint, paths: list[str], processes: int) -> tuple[float, float]:
+def parts(checkpoint: Checkpoint, paths: list[str], processes: int) -> np.ndarray:
+    """Rows: decode, forward. Columns: seconds per image, of CPU time per image; means over processes."""
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(processes), context.Queue()
     arguments = (checkpoint, paths[:IMAGES_PER_SHARD], barrier, results)
     running = [context.Process(target=measure_parts, args=arguments) for _ in range(processes)]
     for process in running:
         process.start()
-    decode, forward = np.mean([results.get() for _ in running], axis=0)
+    costs = np.mean([results.get() for _ in running], axis=0)
     for process in running:
         process.join()
-    return float(decode), float(forward)
+    return costs
+
+
+def cpu_by_process() -> dict[str, float]:
+    """CPU seconds of this process and all of Ray's below it, by what they are."""
+    me = psutil.Process()
+    seconds: Counter[str] = Counter()
+    for process in [me, *me.children(recursive=True)]:
+        words = process.cmdline()
+        kind = "driver" if process == me else words[0] if words[0].startswith("ray::") else Path(words[0]).name
+        seconds[kind] += sum(process.cpu_times()[:4])
+    return dict(seconds)
 
 
 def main() -> None:
@@ -92,9 +109,10 @@ def main() -> None:
         checkpoint = write_checkpoint(Path(scratch) / "clip")
         images = write_images(Path(scratch) / "images", args.images)
         before = parts(checkpoint, images["path"].to_pylist(), args.cpus)
-        ray.init(num_cpus=args.cpus, include_dashboard=False, log_to_driver=False)
+        used = cpu_by_process()
         times: list[float] = []
         started = time.perf_counter()
+        ray.init(num_cpus=args.cpus, include_dashboard=False, log_to_driver=False)
         encode(
             images,
             ["a photo"],
@@ -103,9 +121,11 @@ def main() -> None:
             progress=lambda stage, done, total: times.append(time.perf_counter()),
         )
         whole = time.perf_counter() - started
+        cpu = Counter(cpu_by_process())
+        cpu.subtract(used)
         ray.shutdown()
         after = parts(checkpoint, images["path"].to_pylist(), args.cpus)
-    decode, forward = ((a + b) / 2 for a, b in zip(before, after, strict=True))
+    (decode, decode_cpu), (forward, forward_cpu) = (before + after) / 2
     bound = args.cpus / (decode + forward)
     shards = -(-args.images // IMAGES_PER_SHARD) + 1  # one of text
     steady = (len(times) - 2) / shards * args.images / (times[-1] - times[1])
@@ -114,11 +134,17 @@ def main() -> None:
         "cpus": args.cpus,
         "decode_ms": round(1e3 * decode, 2),
         "forward_ms": round(1e3 * forward, 2),
+        "decode_cpu_ms": round(1e3 * decode_cpu, 2),
+        "forward_cpu_ms": round(1e3 * forward_cpu, 2),
+        "forward_cpu_ms_before_after": [round(1e3 * float(costs[1, 1]), 2) for costs in (before, after)],
         "bound_images_per_s": round(bound, 1),
         "whole_images_per_s": round(args.images / whole, 1),
         "steady_images_per_s": round(steady, 1),
         "whole_ratio": round(args.images / whole / bound, 3),
         "steady_ratio": round(steady / bound, 3),
+        "cpu_ratio": round(args.images * (decode_cpu + forward_cpu) / cpu.total(), 3),
+        "busy": round(cpu.total() / (args.cpus * whole), 3),
+        "cpu_seconds": {kind: round(seconds, 1) for kind, seconds in cpu.most_common()},
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
