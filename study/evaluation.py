@@ -75,6 +75,10 @@ class Evaluation:
             return predictions_ST
         return torch.where(predictions_ST == self.labels_T, self.graded_labels_T, -1)
 
+    def metrics(self, predictions_ST: Tensor) -> list[dict[str, float]]:
+        """Test metrics of each seed's predictions."""
+        return evaluate(self.graded(predictions_ST), self.graded_labels_T, self.graded_seen_C)
+
     def _zero_shot_predictions(self, prototypes_CD: Tensor) -> Tensor:
         """Predicted class (1, T) of every target image."""
         data = self.data
@@ -132,7 +136,7 @@ class Evaluation:
         gain, low, high = _compare([self], [predictions_ST], [self.baseline_1T])
         curves = self._curves(division)
         measured: dict[str, Any] = {
-            **mean_over_seeds(evaluate(self.graded(predictions_ST), self.graded_labels_T, self.graded_seen_C)),
+            **mean_over_seeds(self.metrics(predictions_ST)),
             **_over_thresholds(curves),
         }
         measured = {name: None if math.isnan(value) else value for name, value in measured.items()}

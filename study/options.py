@@ -82,6 +82,11 @@ class SearchOptions:
         _check(self.epochs, "at least 1", option="--epochs", holds=self.epochs >= 1)
         _check(self.seed, "0 to 2^31 - 1", option="--seed", holds=0 <= self.seed < 2**31)
 
+    @property
+    def halves(self) -> bool:
+        """Whether lanes are pruned: successive halving needs one objective."""
+        return self.pruning and self.objective == "h"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionOptions:

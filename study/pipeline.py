@@ -3,23 +3,17 @@
 import functools
 import json
 import logging
-import math
 import os
-import platform
 import re
-import shlex
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
@@ -29,12 +23,11 @@ from data_prep.benchmarks import get_benchmark
 from data_prep.benchmarks.transfer import ARROW
 from data_prep.checkpoint import find_checkpoint
 from data_prep.feature_store import load, read_manifest
-from data_prep.storage import locate
 from data_prep.templates import find_templates
 from search_spaces import Ablation, Space
 from study.adapter import make_adapter, write_adapter
 from study.analysis import write_analysis
-from study.driver import Search, concurrent_packs, run_searches
+from study.driver import Search, run_searches
 from study.evaluation import Evaluation, Scored, average_rotations, select, with_test_labels
 from study.leaderboard import (
     read_leaderboard,
@@ -46,8 +39,10 @@ from study.leaderboard import (
 )
 from study.ledger import JOURNAL, Configuration, Ledger, open_ledger
 from study.methods import METHODS, Method
-from study.options import Options, ResourceOptions, SearchOptions, SelectionOptions, StudyOptions
-from study.protocol import TrialData, evaluate, rung_epochs, trial_data
+from study.options import Options, ResourceOptions
+from study.plan import make_plan
+from study.protocol import TrialData, rung_epochs, trial_data
+from study.provenance import command, jsonable, machine_and_versions, options_of_row
 from study.published import published_rows
 from study.refit import Refit, refit, score_on_folds
 from study.report import write_report
@@ -55,18 +50,10 @@ from study.search import PackSearcher
 from study.storage import Storage, open_storage, pull
 from study.tracking import check_tracker, log_configurations
 from study.trainable import precision_on_worker
-from study.trainer import Pack, Precision, pack_on_folds, seen_classes, train_lanes, trainable_images
-
-PACKAGES = ("ray", "torch", "transformers", "optuna", "numpy", "pyarrow", "networkx")
+from study.trainer import Precision, seen_classes, train_lanes, trainable_images
 
 IDENTITY = "study.json"
 """File in a study's folder that says which study it is; written before anything else."""
-
-LARGEST_AUTO_PACK = 16
-"""`--pack auto` goes no further: the sampler learns between packs, not within one."""
-
-PACKS_PER_ACTOR = 4
-"""Packs each actor should get to train under `--pack auto`, so that the sampler can learn and actors end together."""
 
 
 class Study:
@@ -75,7 +62,7 @@ class Study:
     def __init__(self, options: Options, console: Console | None = None) -> None:
         self.row: dict[str, Any] = {}
         if options.study.rerun:
-            options, self.row = _options_of_row(options)
+            options, self.row = options_of_row(options)
         self.console = Console(quiet=True) if options.output.quiet else console or Console()
         chosen_space = search_spaces.load(options.study.space)
         self.ablation = chosen_space if isinstance(chosen_space, Ablation) else None
@@ -130,12 +117,17 @@ class Study:
             r: trial_data(self.features, rotation=r, folds=folds, seed=seed, clip_path=self.clip_path)
             for r in rotations
         }
-        self.facts = _facts(datas[rotations[0]])
         self._check_methods(datas[rotations[0]])
-        sizes = {s.name: self._pack_size(s, datas[rotations[0]]) for s in (self.space, *self.baselines)}
-        self.packs = {name: lanes for name, (lanes, _) in sizes.items()}
-        self.megabytes = {name: round(bytes_ / 1e6, 1) for name, (_, bytes_) in sizes.items()}
-        self._print_plan(datas[rotations[0]], len(rotations))
+        self.plan = make_plan(
+            self.space, self.baselines, options, datas[rotations[0]], self.ablation, again=bool(self.row)
+        )
+        mark = " [bold red](ORACLE: looks at test labels)[/bold red]" if options.selection.select == "oracle" else ""
+        self.console.print(
+            f"[bold]{self.name}[/bold]{mark}: {options.study.space} on {self.features.benchmark} "
+            f"with {self.features.clip}\n{self.plan.text(len(rotations), self.features.rejected)}",
+            soft_wrap=True,
+            highlight=False,
+        )
         if options.output.dry_run:
             return self.storage.shown
         self.storage.write(IDENTITY, (json.dumps(self.identity, indent=2) + "\n").encode())
@@ -162,7 +154,7 @@ class Study:
         self.console.print(to_terminal(rows))
         self.console.print(*paths, sep="\n", soft_wrap=True)
         if interrupted:
-            again = f"{_command()}{'' if options.output.name else f' --name {self.name}'}"
+            again = f"{command()}{'' if options.output.name else f' --name {self.name}'}"
             self.console.print(f"interrupted; go on with: {again.replace(' --resume', '')} --resume", soft_wrap=True)
         return self.storage.shown
 
@@ -179,12 +171,7 @@ class Study:
         refits = self._timed("refit", lambda: self._refit([c["config"] for c in candidates], seeds, arrays, storage))
         evaluation = Evaluation(self.cache, self.features, data, selection.select)
         scored = evaluation.zero_shot(self.criterion)
-        provenance = {
-            "criterion": self.criterion,
-            "seeds": seeds,
-            "rotation": rotation,
-            "epochs": self.options.search.epochs,
-        }
+        provenance = {"seeds": seeds, "rotation": rotation, "epochs": self.options.search.epochs, **self._provenance()}
         trained: dict[str, tuple[Any, Refit]] = {}
         for candidate, done in zip(candidates, refits, strict=True):
             config, row = candidate["config"], candidate["row"]
@@ -202,7 +189,7 @@ class Study:
                 )
             )
             trained[row["config_id"]] = config, done
-            about = {"params": asdict(config), "space": candidate["space"], **provenance, **self._provenance()}
+            about = {"params": asdict(config), "space": candidate["space"], **provenance}
             write_config(storage, row["config_id"], asdict(scored[-1].row) | about)
         scored = select(scored, evaluation, self.reference)
         self._timed("export", lambda: self._export(storage, scored, trained, evaluation, provenance))
@@ -245,6 +232,7 @@ class Study:
         search, resources = self.options.search, self.options.resources
         with ExitStack() as stack:
             searches, known = [], []
+            packs = self.plan.packs
             for space, storage, _ in searched:
                 ledger = stack.enter_context(self._open_ledger(space, rotation, storage))
                 known.append({c.index for c in ledger.finished()})
@@ -252,7 +240,7 @@ class Study:
                     ledger,
                     space,
                     configs=search.configs,
-                    pack=self.packs.get(space.name, self.packs[self.space.name]),  # a variant's is its space's
+                    pack=packs.get(space.name, packs[self.space.name]),  # a variant's is its space's
                     sampler=search.sampler,
                     seed=search.seed,
                 )
@@ -266,7 +254,7 @@ class Study:
                 searches,
                 arrays,
                 epochs=search.epochs,
-                rungs=tuple(rung_epochs(search.epochs)) if self._halves else (),
+                rungs=tuple(rung_epochs(search.epochs)) if search.halves else (),
                 cpus_per_pack=resources.cpus_per_pack,
                 gpus_per_pack=resources.gpus_per_pack,
                 refill=search.refill,
@@ -408,8 +396,8 @@ class Study:
                 f"adapters/{of_row.row.rank}",
                 make_adapter(config, provenance["seeds"][0], done.weights, evaluation.data, self.features, clip),
                 row=of_row.row,
-                metrics=evaluate(of_row.predictions_ST[:1], evaluation.labels_T, evaluation.data.seen_C)[0],
-                provenance={**provenance, **self._provenance()},
+                metrics=evaluation.metrics(of_row.predictions_ST[:1])[0],
+                provenance=provenance,
             )
 
     def _check_folder(self, space: str) -> None:
@@ -486,70 +474,6 @@ class Study:
         return folder
 
     @property
-    def _halves(self) -> bool:
-        """Whether lanes are pruned: successive halving needs one objective."""
-        return self.options.search.pruning and self.options.search.objective == "h"
-
-    def _pack_size(self, space: Space, data: TrialData) -> tuple[int, int]:
-        """Configurations in a pack of a space, and the bytes that one of them takes.
-
-        `--pack`; auto: `PACKS_PER_ACTOR`, at most `LARGEST_AUTO_PACK`, and no more than memory holds.
-        Not by a timing: the sampler learns between packs, so a noisy choice would make two runs with a seed differ.
-        What the default configuration's estimate misses on other static knobs, actors mend by halving.
-        """
-        search, resources = self.options.search, self.options.resources
-        at_once = concurrent_packs(resources.cpus_per_pack, resources.gpus_per_pack)
-        bytes_ = pack_on_folds([space.config(**space.defaults())], seeds=[0], data=data, epochs=1).bytes()
-        if resources.pack != "auto":
-            return resources.pack, bytes_
-        fitting = LARGEST_AUTO_PACK
-        if not resources.gpus_per_pack:  # a GPU's memory is not known here
-            fitting = int(ray.cluster_resources().get("memory", math.inf) / at_once // max(bytes_, 1))
-        return max(1, min(LARGEST_AUTO_PACK, fitting, -(-search.configs // (PACKS_PER_ACTOR * at_once)))), bytes_
-
-    def _print_plan(self, data: TrialData, rotations: int) -> None:
-        """What will be done, and how long it should take: a step of the default configuration is timed for it."""
-        search, selection, resources = self.options.search, self.options.selection, self.options.resources
-        at_once = concurrent_packs(resources.cpus_per_pack, resources.gpus_per_pack)
-        seconds, pack = _seconds_per_epoch(data, self.space), self.packs[self.space.name]
-        variants = len(self.ablation.variants) if self.ablation else 1
-        search_seconds = 0.0
-        if self.row:
-            work, refits = f"none: {self.row['config_id']} once more", 1
-        elif self.ablation and not selection.re_search:
-            work, refits = f"none: {variants} variants", variants
-        else:
-            packs = -(-search.configs // pack)
-            work = (
-                f"{search.configs} configurations x {selection.folds} folds x {search.epochs} epochs "
-                f"in {packs} packs of {pack}, {at_once} at once "
-                f"({resources.cpus_per_pack:g} CPUs, {resources.gpus_per_pack:g} GPUs each)"
-            )
-            halving = 0.5 if self._halves else 1.0
-            work += f", for each of {variants} variants" if self.ablation else ""
-            search_seconds = variants * search.configs * selection.folds * search.epochs * seconds * halving / at_once
-            refits = variants if self.ablation else selection.top
-        refit_seconds = refits * selection.seeds * search.epochs * seconds / at_once
-        total = rotations * (search_seconds + refit_seconds)
-        facts = self.facts
-        mark = " [bold red](ORACLE: looks at test labels)[/bold red]" if selection.select == "oracle" else ""
-        self.console.print(
-            f"[bold]{self.name}[/bold]{mark}: {self.options.study.space} on {self.features.benchmark} "
-            f"with {self.features.clip}\n"
-            f"  images     {facts['source_images']} labelled source images of {facts['seen_classes']} seen "
-            f"classes, {facts['target_images']} unlabelled target images, "
-            f"{facts['unseen_classes']} unseen classes"
-            f"{f', {self.features.rejected} unreadable images left out' if self.features.rejected else ''}\n"
-            f"  search     {work}\n"
-            f"  refit      {refits} x {selection.seeds} seeds on all seen classes, then the test split once\n"
-            f"  rotations  {rotations}\n"
-            f"  memory     about {pack * self.megabytes[self.space.name]:.0f} MB of tensors per pack\n"
-            f"  time       about {total:.0f} s of training",
-            soft_wrap=True,
-            highlight=False,
-        )
-
-    @property
     def reference(self) -> str:
         """Method on the leaderboard that the others are compared with: the study's own, or an ablation's full model."""
         if self.row:
@@ -572,47 +496,21 @@ class Study:
 
     def _provenance(self, rotation: int | None = None) -> dict[str, Any]:
         """All that is needed to run the study (or the one rotation) again, and where it ran."""
-        resources = self.options.resources
         return {
             "name": self.name if rotation is None else f"{self.name}, rotation {rotation}",
-            "command": _command(),
+            "command": command(),
             "reference": self.reference,
             "criterion": self.criterion,
-            "data": self.facts,
-            "concurrent": concurrent_packs(resources.cpus_per_pack, resources.gpus_per_pack),
-            "options": _jsonable(asdict(self.options)),
+            "data": self.plan.images,
+            "concurrent": self.plan.at_once,
+            "options": jsonable(asdict(self.options)),
             "feature_fingerprint": self.features.fingerprint,
-            "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
-            "hardware": {
-                "machine": platform.machine(),
-                "cluster": {k: v for k, v in ray.cluster_resources().items() if ":" not in k},
-            },
-            "packs": self.packs,
-            "megabytes_per_configuration": self.megabytes,
+            **machine_and_versions(),
+            "packs": self.plan.packs,
+            "megabytes_per_configuration": self.plan.megabytes,
             "configurations_per_minute": self.per_minute,
             "seconds": {stage: round(s, 2) for stage, s in self.seconds.items()},
         }
-
-
-def _seconds_per_epoch(data: TrialData, space: Space) -> float:
-    """Seconds that one lane's epoch of the default configuration takes on one thread of this machine."""
-    config = space.config(**space.defaults())
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    lanes = 4
-    pack = Pack(
-        [config] * lanes,
-        seeds=list(range(lanes)),
-        seen_KC=seen_classes(data, 0).expand(lanes, -1),
-        trainable_KI=trainable_images(data, 0).expand(lanes, -1),
-        data=data,
-        epochs=2,
-    )
-    pack.train_epoch()
-    started = time.perf_counter()
-    pack.train_epoch()
-    torch.set_num_threads(threads)
-    return (time.perf_counter() - started) / lanes
 
 
 def _baselines(chosen: str, space: Space, is_ablation: bool) -> list[Space]:
@@ -662,51 +560,3 @@ def _winner_params(study: Path, space: Space, rotation: int) -> dict[str, Any]:
             swept = _method(space).swept
             return {k: v for k, v in json.loads(row.params).items() if k not in swept}
     raise UserError(f"--winner must be a study of {space.method}, got {study}")
-
-
-def _facts(data: TrialData) -> dict[str, int]:
-    """What the study has to learn from, in numbers."""
-    return {
-        "source_images": len(data.source_labels_I),
-        "target_images": len(data.target_features_TD),
-        "seen_classes": int(data.seen_C.sum()),
-        "unseen_classes": int((~data.seen_C).sum()),
-    }
-
-
-def _options_of_row(options: Options) -> tuple[Options, dict[str, Any]]:
-    """The options under which a row was made, with the resources and outputs of now; and its `configs/ID.json`."""
-    assert options.study.rerun is not None  # the caller sees to it
-    try:
-        folder, _, file = options.study.rerun.rpartition("/")
-        row = json.loads(locate(folder or ".", option="--rerun").read(file) or b"null")
-        of_row = {block: dict(row["options"][block]) for block in ("study", "search", "selection")}
-        root, no_ablation = of_row["study"]["data_root"], {"winner": None, "re_search": False}
-        study = {
-            **of_row["study"],
-            "data_root": Path(root) if root else None,
-            "templates": tuple(of_row["study"]["templates"]),
-            **{name: row[name] for name in ("space", "rotation")},
-            "rerun": options.study.rerun,
-        }
-        restored = replace(
-            options,
-            study=StudyOptions(**study),
-            search=SearchOptions(**{**of_row["search"], "baselines": "none"}),
-            selection=SelectionOptions(**{**of_row["selection"], **no_ablation, "criterion": row["criterion"]}),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"--rerun must be a file configs/ID.json of a study of this version, got {options.study.rerun}: {error!r}"
-        ) from None
-    return restored, row
-
-
-def _jsonable(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        k: _jsonable(v) if isinstance(v, Mapping) else str(v) if isinstance(v, Path) else v for k, v in options.items()
-    }
-
-
-def _command() -> str:
-    return shlex.join(["python", *sys.argv])

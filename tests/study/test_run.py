@@ -155,7 +155,7 @@ def test_an_ablation_may_search_every_variant_again(
 def test_prep_only_and_dry_run_stop_early(ray_cluster: None, embedded_cache: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     assert run(tmp_path, embedded_cache, "--name", "prep", "--prep-only") == 0
     assert run(tmp_path, embedded_cache, "--name", "plan", "--dry-run") == 0
-    assert "4 configurations x 2 folds x 2 epochs in 2 packs of 2, 1 at once" in capsys.readouterr().out
+    assert "4 configurations x 2 folds x 2 epochs in packs of 2, 1 at once" in capsys.readouterr().out
     assert not list(tmp_path.rglob("*.*"))
 
 
