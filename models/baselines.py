@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.prompts import BaseClasses, ClassTexts, PromptLearner, base_cross_entropy
-from models.stacked import StackedModule, check_static, lane_field, lane_normal, normalise
+from models.stacked import StackedModule, check_static, lane_field, lane_normal, normalise, unit
 from models.sweeps import calibration_curve, lanes_and_images, tip_adapter_grid
 
 ALPHAS = tuple(0.1 * i for i in range(201))
@@ -216,7 +216,7 @@ class TipAdapter(Baseline):
         index_KN = torch.stack([F.pad(d, (0, size - len(d))) for d in drawn])
         self.register_lane("cached_KN", torch.stack([torch.arange(size) < len(d) for d in drawn]))
         self.register_lane("cache_labels_KN", cache_labels_I[index_KN])
-        keys_KND = cache_features_ID[index_KN]
+        keys_KND = unit(cache_features_ID[index_KN])
         if configs[0].variant == "F":
             self.keys_KND = nn.Parameter(keys_KND)
         else:

@@ -20,6 +20,14 @@ def lane_field(configs: Sequence[Any], name: str) -> Tensor:
     return torch.tensor([float(getattr(c, name)) for c in configs])
 
 
+def unit(features: Tensor) -> Tensor:
+    """Image features as the modules take them, float32 rows of length one; float16 is how large ones are stored.
+
+    A row's value does not depend on the rows beside it: cast in batches or all at once, features are the same.
+    """
+    return nn.functional.normalize(features.float(), dim=-1) if features.dtype == torch.float16 else features
+
+
 def check_static(configs: Sequence[Any], lane_knobs: frozenset[str]) -> None:
     """Raise `ValueError` if configurations of one pack differ in a field that is not a lane knob."""
     for f in fields(configs[0]):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_prep.feature_store import FeatureSet
+from data_prep.feature_store import FeatureSet, mapped
 from models.sre_clip import ClassGraph
 from models.sweeps import harmonic_mean
 
@@ -26,8 +26,21 @@ Select = Literal["pseudo-unseen", "oracle"]
 MUTUAL_INFORMATION_WEIGHT = 0.15
 """Weight of the target's mutual information beside H in the selection score; how it was found stands in the README."""
 
+MAPPED_BYTES = 2**29
+"""Features in float32 of so many bytes are not sent to the nodes."""
+
 HELD_OUT_SHARE = 0.2
 """Share of source images per class held out where a benchmark has no validation split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InCache:
+    """Stands for features that every node maps for itself: float16, once for all processes there."""
+
+    cache: str
+    """Folder or URI of the feature cache, which all nodes see."""
+    name: str
+    """Its table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +48,13 @@ class TrialData:
     """All that the code which trains and scores trials can see."""
 
     source_features_ID: Tensor
-    """Labelled source images of SEEN classes only, float32, L2-normalised."""
+    """Labelled source images of SEEN classes only, L2-normalised: float32, or float16 as stored (see `unit`)."""
     source_labels_I: Tensor
     """Their classes, int64."""
     held_out_I: Tensor
     """Bool: not trained on while configurations are selected; they measure seen accuracy."""
     target_features_TD: Tensor
-    """Unlabelled target images, float32, L2-normalised."""
+    """Unlabelled target images, likewise."""
     seen_C: Tensor
     """Bool: classes with labels."""
     fold_C: Tensor
@@ -90,13 +103,17 @@ class TrialData:
         )
 
     def to_arrays(self) -> dict[str, Any]:
-        """Numpy arrays and scalars: what Ray's object store shares between actors without copies."""
+        """Numpy arrays and scalars: what Ray's object store shares between actors without copies.
+
+        `in_cache` says what may take the place of large ones.
+        """
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {k: v.contiguous().numpy() if isinstance(v, Tensor) else v for k, v in values.items()}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> "TrialData":
         """The inverse of `to_arrays`; tensors share the (read-only) arrays' memory."""
+        arrays = {k: mapped(v.cache, v.name) if isinstance(v, InCache) else v for k, v in arrays.items()}
         values: dict[str, Any] = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in arrays.items()}
         return cls(**values)
 
@@ -136,6 +153,19 @@ def trial_data(features: FeatureSet, *, rotation: int, folds: int, seed: int, cl
         halves=features.halves,
         clip_path=clip_path,
     )
+
+
+def in_cache(data: TrialData, features: FeatureSet, cache: str) -> dict[str, InCache]:
+    """What takes the place of large features in `data.to_arrays()`, where all nodes see the cache.
+
+    Only of tables without images of unseen classes: what a trial maps it can look at.
+    """
+    tables = {"source_features_ID": ("source", features.source), "target_features_TD": ("target", features.target)}
+    return {
+        field: InCache(cache=cache, name=name)
+        for field, (name, table) in tables.items()
+        if len(getattr(data, field)) == len(table.features_ID) and table.features_ID.nbytes >= MAPPED_BYTES
+    }
 
 
 def oracle_data(data: TrialData, target_labels_T: Tensor) -> TrialData:

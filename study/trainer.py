@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from models.data_parallel import average, over_workers, share
-from models.stacked import append_lanes
+from models.stacked import append_lanes, unit
 from study.methods import METHODS
 from study.protocol import MUTUAL_INFORMATION_WEIGHT, TrialData, seen_unseen, within_halves
 
@@ -187,8 +187,9 @@ class Pack:
         """The loss (K,) that each lane minimises on its images."""
         data = self.data
         with torch.autocast(self.seen_KC.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            target = (data.target_features_TD[target_KB],) if self.method.uses_target else ()
-            losses = self.module.losses(data.source_features_ID[source_KB], data.source_labels_I[source_KB], *target)
+            target = (unit(data.target_features_TD[target_KB]),) if self.method.uses_target else ()
+            source_KBD = unit(data.source_features_ID[source_KB])
+            losses = self.module.losses(source_KBD, data.source_labels_I[source_KB], *target)
             return self.module.total(losses)
 
     def bytes(self) -> int:
@@ -215,7 +216,7 @@ class Pack:
         if not self.method.swept:
             return [{} for _ in self.generators]
         lanes = (~self.diverged_K).nonzero().flatten().tolist()
-        self.module.sweep(features_ID, labels_I, allowed_KI=allowed_KI.to(features_ID.device), lanes=lanes)
+        self.module.sweep(unit(features_ID), labels_I, allowed_KI=allowed_KI.to(features_ID.device), lanes=lanes)
         for name in self.method.swept:  # a diverged lane is void, but must not stop its neighbours' predictions
             getattr(self.module, name)[self.diverged_K] = 0
         values = {name: getattr(self.module, name).tolist() for name in self.method.swept}
@@ -224,12 +225,15 @@ class Pack:
     def predict(self, features_ID: Tensor) -> Iterator[Tensor]:
         """Logits over all classes, (K, chunk, C) at a time, in order."""
         with torch.no_grad():
-            for chunk in features_ID.split(self._chunk):
+            for chunk in self._chunks(features_ID):
                 yield self.module.logits(chunk)
+
+    def _chunks(self, features_ID: Tensor) -> Iterator[Tensor]:
+        return map(unit, features_ID.split(self._chunk))
 
     def divide(self, features_ID: Tensor) -> Division:
         """How the lanes would classify images at any threshold between seen and unseen classes."""
-        chunks = features_ID.split(self._chunk)
+        chunks = self._chunks(features_ID)
         with torch.no_grad():
             if hasattr(self.module, "divide"):
                 parts = [self.module.divide(chunk) for chunk in chunks]
@@ -242,7 +246,7 @@ class Pack:
         """Best unseen class at every residual strength, (K, G, I) int16 on the CPU; None for methods without any."""
         if not hasattr(self.module, "unseen_by_lambda"):
             return None
-        parts = [self.module.unseen_by_lambda(chunk) for chunk in features_ID.split(self._chunk)]
+        parts = [self.module.unseen_by_lambda(chunk) for chunk in self._chunks(features_ID)]
         return None if parts[0] is None else torch.cat([p.to(torch.int16).cpu() for p in parts], dim=-1)
 
     def classify(self, features_ID: Tensor, among_KC: Tensor | None = None) -> Tensor:

@@ -1,0 +1,101 @@
+"""Features that a node maps from the cache, in float16, train what float32 ones train."""
+
+import pickle
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+
+from data_prep.feature_store import SCHEMA_VERSION, write_manifest
+from data_prep.parquet import feature_column, write_table
+from data_prep.storage import locate
+from models.baselines import CalibratedStackingConfig, CLIPAdapterConfig, TipAdapterConfig
+from models.pva import PVAConfig
+from models.sre_clip import SREConfig
+from models.stacked import unit
+from study import protocol
+from study.protocol import InCache, TrialData, in_cache, trial_data
+from study.refit import refit_pack
+from study.trainer import train_pack
+
+CONFIGS = [
+    SREConfig(heads=2, slots=4, attention_width=8, gcn_width=8, batch_size=16, lr=3e-3),
+    PVAConfig(latent_dim=12, hidden=8, batch_size=32, tau=0.1),
+    TipAdapterConfig(variant="F", shots=4, batch_size=32),
+    CLIPAdapterConfig(width=8, batch_size=32),
+    CalibratedStackingConfig(),
+]
+
+
+@pytest.fixture
+def seen_only(features: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A source without images of unseen classes, as published benchmarks have it; any table counts as large."""
+    monkeypatch.setattr(protocol, "MAPPED_BYTES", 1)
+    allowed_I = ~features.classes.unseen_RC[0][features.source_labels_I]
+    features.source_labels_I = features.source_labels_I[allowed_I]
+    features.source.split_I = features.source.split_I[allowed_I]
+    features.source.features_ID = features.source.features_ID[allowed_I]
+    return features
+
+
+@pytest.fixture
+def cache(seen_only: SimpleNamespace, tmp_path: Path) -> Path:
+    """Its features on disk; in memory they become what `load` would read from there."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    for name in ("source", "target"):
+        domain = getattr(seen_only, name)
+        stored_ID = domain.features_ID.half()
+        write_table(pa.table({"feature": feature_column(stored_ID.numpy())}), folder / f"{name}.parquet")
+        domain.features_ID = unit(stored_ID)
+    write_manifest(locate(folder), {"schema_version": SCHEMA_VERSION}, {})
+    return folder
+
+
+def results(config: Any, data: TrialData) -> tuple[dict[str, Any], torch.Tensor]:
+    (found,) = train_pack([config], seeds=[0], data=data, epochs=2)
+    refitted = refit_pack([config], seeds=[0], data=data, epochs=2)
+    return {k: v for k, v in asdict(found).items() if k != "train_seconds"}, refitted[0].predictions_ST
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+def test_two_nodes_map_their_own_files_and_train_the_same(
+    seen_only: SimpleNamespace, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = trial_data(seen_only, rotation=0, folds=3, seed=0)
+    sent = pickle.dumps(data.to_arrays() | in_cache(data, seen_only, str(cache)))
+    for node in ("a", "b"):
+        monkeypatch.setenv("ZEROSWEEP_SCRATCH", str(tmp_path / node))
+        there = TrialData.from_arrays(pickle.loads(sent))
+        assert there.source_features_ID.dtype == there.target_features_TD.dtype == torch.float16
+        assert len(list((tmp_path / node).glob("*.npy"))) == 2
+        for config in CONFIGS if node == "a" else CONFIGS[:1]:
+            found, expected = results(config, there), results(config, data)
+            assert found[0] == expected[0], config
+            assert torch.equal(found[1], expected[1])
+
+
+def test_only_large_tables_without_unseen_classes_are_mapped(
+    seen_only: SimpleNamespace, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = trial_data(seen_only, rotation=0, folds=3, seed=0)
+    target = InCache(cache=str(cache), name="target")
+    source = InCache(cache=str(cache), name="source")
+    assert in_cache(data, seen_only, str(cache)) == {"source_features_ID": source, "target_features_TD": target}
+    one_left_out = replace(data, source_features_ID=data.source_features_ID[1:])
+    assert in_cache(one_left_out, seen_only, str(cache)) == {"target_features_TD": target}
+    monkeypatch.setattr(protocol, "MAPPED_BYTES", 2**29)
+    assert in_cache(data, seen_only, str(cache)) == {}
+
+
+@pytest.mark.parametrize("dim", [192, 512, 640, 768, 1000])
+def test_casting_in_batches_is_casting_at_once(dim: int) -> None:
+    stored = torch.nn.functional.normalize(torch.randn(3000, dim, generator=torch.Generator().manual_seed(0))).half()
+    index = torch.randint(3000, (7, 33), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(unit(stored[index]), unit(stored)[index])
+    assert torch.equal(torch.cat([unit(part) for part in stored.split(17)]), unit(stored))
+    assert unit(stored).dtype == torch.float32
