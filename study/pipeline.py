@@ -44,7 +44,7 @@ from study.plan import make_plan
 from study.protocol import TrialData, rung_epochs, trial_data
 from study.provenance import command, jsonable, machine_and_versions, options_of_row
 from study.published import published_rows
-from study.refit import Refit, refit, score_on_folds
+from study.refit import Refit, cpus_per_worker, refit, score_on_folds
 from study.report import write_report
 from study.search import PackSearcher
 from study.storage import Storage, open_storage, pull
@@ -369,7 +369,7 @@ class Study:
             seeds=seeds,
             arrays=arrays,
             epochs=self.options.search.epochs,
-            cpus=resources.cpus_per_pack,
+            cpus=cpus_per_worker(resources.refit_workers, resources.cpus_per_pack, resources.gpus_per_pack),
             gpus=resources.gpus_per_pack,
             workers=resources.refit_workers,
             checkpoint_every=resources.checkpoint_every,

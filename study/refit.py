@@ -9,6 +9,7 @@ Suffixes: K lanes, T target images.
 
 import hashlib
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -94,6 +95,16 @@ class Checkpoints:
         due = pack.epoch[0] % self.every == 0 or pack.epoch[0] == pack.epochs
         if due and data_parallel_workers()[0] == 0:
             ray.get(self.keeper.save.remote(self.name, save(pack.state())))
+
+
+def cpus_per_worker(workers: int, cpus_per_pack: float, gpus_per_pack: float) -> float:
+    """CPUs of a refit's worker: a Ray Train run has the cluster to itself, plain tasks (0 workers) are like packs."""
+    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    fit = [r["CPU"] for r in nodes if r.get("CPU", 0) >= 1 and r.get("GPU", 0) >= gpus_per_pack]
+    if not workers or not fit:
+        return cpus_per_pack
+    on_a_node = math.ceil(workers / len(fit))
+    return max(cpus_per_pack, min(fit) // on_a_node)
 
 
 def refit(

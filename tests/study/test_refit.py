@@ -14,7 +14,7 @@ from models.baselines import CLIPAdapterConfig, TipAdapterConfig
 from models.pva import PVAConfig
 from models.sre_clip import SREConfig
 from study.protocol import TrialData
-from study.refit import Refit, refit, refit_pack
+from study.refit import Refit, cpus_per_worker, refit, refit_pack
 from study.trainer import Pack, seen_classes, trainable_images
 
 SRE = SREConfig(gcn_width=8, gcn_layers=2, batch_size=16, pseudo_label_threshold=0.2)
@@ -110,3 +110,14 @@ def test_two_workers_refit_what_one_does(ray_cluster: None, data: TrialData, tmp
         assert (two.predictions_ST == one.predictions_ST).float().mean() > 0.99
         assert not two.diverged
     assert not list(tmp_path.iterdir())  # checkpoints of a finished refit go
+
+
+def test_a_refits_workers_take_whole_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    head, node, gpu = {"memory": 1.0}, {"CPU": 8.0}, {"CPU": 6.0, "GPU": 2.0}
+    alive = [{"Alive": True, "Resources": r} for r in (head, node, node, gpu)]
+    dead = {"Alive": False, "Resources": {"CPU": 1.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [*alive, dead])
+    assert cpus_per_worker(0, 1, 0) == 1
+    assert cpus_per_worker(1, 1, 0) == cpus_per_worker(3, 1, 0) == 6  # the smallest node's, wherever it is placed
+    assert cpus_per_worker(4, 1, 0) == 3  # two on a node
+    assert cpus_per_worker(2, 2, 1) == 3 and cpus_per_worker(12, 2, 0) == 2
