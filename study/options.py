@@ -134,8 +134,8 @@ class ResourceOptions:
     """Of matrix products while configurations are searched (refits are float32). In bfloat16 a lane's metrics depend a
     little on its neighbours. auto: bfloat16 on GPUs, if eight configurations rank alike in both after an epoch."""
     refit_workers: int = 1
-    """Workers of the refits' Ray Train run, which share every batch: a divisor of the batch size. Each takes all CPUs of
-    a node, and a whole GPU if they are several. 0: plain Ray tasks, some 20 s faster to start, but without
+    """Workers of the refits' Ray Train run, which share every batch: a divisor of the batch size. Each takes the CPUs
+    of a node, and a whole GPU if they are several. 0: plain Ray tasks, some 20 s faster to start, but without
     checkpoints."""
     checkpoint_every: int = 10
     """Epochs between checkpoints of a refit, from which it goes on when a worker or the driver dies."""
