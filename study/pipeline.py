@@ -41,7 +41,7 @@ from study.ledger import JOURNAL, Configuration, Ledger, open_ledger
 from study.methods import METHODS, Method
 from study.options import Options, ResourceOptions
 from study.plan import make_plan
-from study.protocol import TrialData, rung_epochs, trial_data
+from study.protocol import InCache, TrialData, in_cache, rung_epochs, trial_data
 from study.provenance import command, jsonable, machine_and_versions, options_of_row
 from study.published import published_rows
 from study.refit import Refit, cpus_per_worker, refit, score_on_folds
@@ -165,7 +165,7 @@ class Study:
         selection = self.options.selection
         if selection.select == "oracle":
             data = with_test_labels(data, self.cache)
-        arrays = ray.put(data.to_arrays())
+        arrays = ray.put(data.to_arrays() | self._in_cache(data))
         candidates, interrupted = self._timed("search", lambda: self._all_candidates(rotation, arrays, storage))
         seeds = [self.options.search.seed * 1000 + i for i in range(selection.seeds)]
         refits = self._timed("refit", lambda: self._refit([c["config"] for c in candidates], seeds, arrays, storage))
@@ -426,10 +426,19 @@ class Study:
 
     # --- around them ------------------------------------------------------------------------------------------------
 
+    def _in_cache(self, data: TrialData) -> dict[str, InCache]:
+        """Large features that the nodes map for themselves, where all of them see the cache: from a URI, or alone."""
+        alone = self._address is None and len(ray.nodes()) == 1
+        return in_cache(data, self.features, str(self.cache)) if alone or "://" in str(self.cache) else {}
+
+    @property
+    def _address(self) -> str | None:
+        return self.options.resources.address or os.environ.get("RAY_ADDRESS")
+
     def _start_ray(self) -> None:
         if ray.is_initialized():
             return
-        address = self.options.resources.address or os.environ.get("RAY_ADDRESS")
+        address = self._address
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its coming change of default, and no warning
         if address:  # its nodes have the project, or get it with the job's working directory
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
