@@ -20,12 +20,12 @@ from rich.live import Live
 from rich.text import Text
 
 from data_prep.errors import UserError
+from study.board import Board, PackProgress, RungBoard
 from study.ledger import JOURNAL
 from study.metrics import StudyMetrics
-from study.protocol import RungBoard
 from study.search import Counts, PackSearcher, SearchersInTurn
 from study.storage import Storage, push
-from study.trainable import Board, PackJob, PackProgress, PackTrainable
+from study.trainable import PackJob, PackTrainable
 from study.trainer import Training, train_lanes
 
 TUNE_ENVIRONMENT = {

@@ -7,8 +7,8 @@ import torch
 from ray.util.metrics import Counter, Gauge
 
 if TYPE_CHECKING:
+    from study.board import PackProgress
     from study.search import Counts
-    from study.trainable import PackProgress
 
 TAGS = ("study", "space")
 

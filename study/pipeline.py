@@ -27,6 +27,7 @@ from data_prep.templates import find_templates
 from search_spaces import Ablation, Space
 from study.adapter import make_adapter, write_adapter
 from study.analysis import write_analysis
+from study.board import rung_epochs
 from study.driver import Search, run_searches
 from study.evaluation import Evaluation, Scored, average_rotations, select, with_test_labels
 from study.leaderboard import (
@@ -41,7 +42,7 @@ from study.ledger import JOURNAL, Configuration, Ledger, open_ledger
 from study.methods import METHODS, Method
 from study.options import Options, ResourceOptions
 from study.plan import make_plan
-from study.protocol import InCache, TrialData, in_cache, rung_epochs, trial_data
+from study.protocol import InCache, TrialData, in_cache, trial_data
 from study.provenance import command, jsonable, machine_and_versions, options_of_row
 from study.published import published_rows
 from study.refit import Refit, cpus_per_worker, refit, score_on_folds

@@ -1,4 +1,4 @@
-"""The actor that trains packs, and the board on which all packs of a study are judged and report how far they are."""
+"""The actor that trains packs."""
 
 import time
 import traceback
@@ -10,8 +10,8 @@ from typing import Any
 import ray
 from ray import tune
 
+from study.board import PackProgress
 from study.metrics import PackMetrics
-from study.protocol import RungBoard
 from study.trainer import (
     Criterion,
     LaneResult,
@@ -24,62 +24,6 @@ from study.trainer import (
 
 REPORT_EVERY_S = 0.2
 """Seconds between a pack's reports of its progress: an epoch of a small benchmark takes milliseconds."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PackProgress:
-    """How far a pack is."""
-
-    space: str
-    """Name of its search space."""
-    lanes: int
-    """Configurations it began with."""
-    alive: int
-    """Configurations not pruned yet."""
-    epoch: int
-    """Epochs trained."""
-
-
-@ray.remote(num_cpus=0)
-class Board:
-    """One per study: judges the lanes of all packs of a search together and knows how far the running packs are."""
-
-    def __init__(self, rungs: Mapping[str, RungBoard]) -> None:
-        """`rungs`: of each search, by the name of its space."""
-        self._rungs = rungs
-        self._entered: dict[tuple[str, int, int], float] = {}
-        self._packs: dict[str, PackProgress] = {}
-        self._given: dict[str, list[dict[str, Any]]] = {}
-
-    def judge(self, space: str, epoch: int, scores: Mapping[int, float]) -> list[bool]:
-        """For each configuration's score, whether it goes on (successive halving against all lanes so far).
-
-        A configuration that is trained again, because its pack died, takes its old score's place.
-        """
-        for index, score in scores.items():
-            if (space, epoch, index) in self._entered:
-                self._rungs[space].scores[epoch].remove(self._entered[space, epoch, index])
-            self._entered[space, epoch, index] = score
-        return self._rungs[space].judge(epoch, list(scores.values()))
-
-    def report(self, pack: str, progress: PackProgress | None) -> None:
-        """How far a pack is; None when it is finished."""
-        if progress:
-            self._packs[pack] = progress
-        else:
-            self._packs.pop(pack, None)
-
-    def packs(self) -> dict[str, PackProgress]:
-        """Progress of the running packs."""
-        return dict(self._packs)
-
-    def give(self, pack: str, lanes: list[dict[str, Any]]) -> None:
-        """Lanes to refill a pack with."""
-        self._given[pack] = lanes
-
-    def take(self, pack: str) -> list[dict[str, Any]]:
-        """The lanes that a pack was given, once."""
-        return self._given.pop(pack, [])
 
 
 @dataclass(frozen=True, kw_only=True)

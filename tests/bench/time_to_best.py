@@ -27,9 +27,10 @@ from ray.tune.search.optuna import OptunaSearch  # noqa: E402
 from data_prep import prepare  # noqa: E402
 from data_prep.feature_store import load  # noqa: E402
 from search_spaces.sre import SPACE  # noqa: E402
+from study.board import rung_epochs  # noqa: E402
 from study.driver import TUNE_ENVIRONMENT, Search, run_searches  # noqa: E402
 from study.ledger import open_ledger, suggest_params  # noqa: E402
-from study.protocol import TrialData, rung_epochs, trial_data  # noqa: E402
+from study.protocol import TrialData, trial_data  # noqa: E402
 from study.search import PackSearcher  # noqa: E402
 
 

@@ -11,8 +11,9 @@ import ray
 
 from data_prep.benchmarks.icons2emoji import ASSETS
 from study import pipeline
+from study.board import RungBoard
 from study.driver import SearchOutcome
-from study.protocol import RungBoard, TrialData
+from study.protocol import TrialData
 from study.run import main
 from study.search import PackSearcher
 

@@ -4,17 +4,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from study.protocol import (
-    RungBoard,
     TrialData,
     class_accuracy,
     evaluate,
     oracle_data,
     paired_bootstrap,
-    rung_epochs,
     trial_data,
     within_halves,
 )
@@ -141,36 +137,6 @@ def test_bootstrap_averages_over_rotations() -> None:
         [(right[None], half[None], SEEN), (half[None], half[None], other)], labels, samples=10
     )
     assert gain == pytest.approx((0.5 + 0.0) / 2)
-
-
-# --- successive halving ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("epochs", "expected"), [(20, [5, 10]), (8, [2, 4]), (3, [1]), (1, [])])
-def test_rungs(epochs: int, expected: list[int]) -> None:
-    assert rung_epochs(epochs) == expected
-
-
-def test_the_board_keeps_the_best_half_of_all_lanes_so_far() -> None:
-    board = RungBoard(eta=2)
-    assert board.judge(5, [0.1, 0.4, 0.3, 0.2]) == [False, True, True, False]
-    assert board.judge(5, [0.25, 0.35]) == [False, True]  # best three of six: .4 .35 .3
-    assert board.judge(10, [0.0]) == [True]  # another rung, nobody else there yet
-
-
-def test_a_board_with_recorded_scores_judges_as_if_it_had_seen_them() -> None:
-    resumed = RungBoard(eta=2)
-    resumed.record(5, [0.1, 0.4, 0.3, 0.2])
-    assert resumed.judge(5, [0.25, 0.35]) == [False, True]
-
-
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.sampled_from([2, 3, 4]))
-def test_at_least_the_best_share_goes_on_and_no_worse_lane_before_a_better(scores: list[int], eta: int) -> None:
-    verdicts = RungBoard(eta=eta).judge(1, [float(s) for s in scores])
-    assert sum(verdicts) >= -(-len(scores) // eta)
-    assert min(s for s, v in zip(scores, verdicts, strict=True) if v) >= max(
-        (s for s, v in zip(scores, verdicts, strict=True) if not v), default=-1
-    )
 
 
 def test_replace_keeps_trial_data_frozen(data: TrialData) -> None:

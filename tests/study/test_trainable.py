@@ -21,12 +21,13 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 import search_spaces
+from study.board import Board, PackProgress, RungBoard
 from study.driver import Search, SearchOutcome, best_line, concurrent_packs, progress_line, run_searches
 from study.ledger import open_ledger, read_ledger
-from study.protocol import RungBoard, TrialData
+from study.protocol import TrialData
 from study.search import Counts, PackSearcher
 from study.storage import open_storage
-from study.trainable import Board, PackJob, PackProgress, PackTrainable
+from study.trainable import PackJob, PackTrainable
 from study.trainer import train_lanes, train_pack
 
 IDENTITY = {"benchmark": "toy", "select": "pseudo-unseen"}
@@ -233,18 +234,6 @@ def test_a_resumed_board_knows_the_ledgers_scores(tmp_path: Path) -> None:
     search(tmp_path / "study", configs=8, resume=True, board=board)
     curves = [dict(c.curve) for c in read_ledger(tmp_path / "study").finished()]
     assert board.scores == {epoch: [c[epoch] for c in curves if epoch in c] for epoch in toy.RUNGS}
-
-
-def test_the_board_judges_packs_together_and_knows_their_progress() -> None:
-    board: Any = Board.remote({"toy": RungBoard(eta=2)})  # type: ignore[attr-defined]
-    assert ray.get(board.judge.remote("toy", 1, {0: 0.4, 1: 0.8})) == [False, True]
-    assert ray.get(board.judge.remote("toy", 1, {2: 0.5, 3: 0.9, 4: 0.1})) == [True, True, False]
-    assert ray.get(board.judge.remote("toy", 1, {2: 0.5, 3: 0.9, 4: 0.1})) == [True, True, False]  # trained again
-    ray.get(board.report.remote("a", PackProgress(space="toy", lanes=4, alive=3, epoch=2)))
-    ray.get(board.report.remote("b", PackProgress(space="toy", lanes=4, alive=4, epoch=0)))
-    ray.get(board.report.remote("b", None))
-    assert ray.get(board.packs.remote()) == {"a": PackProgress(space="toy", lanes=4, alive=3, epoch=2)}
-    ray.kill(board)
 
 
 def test_an_actor_takes_pack_after_pack() -> None:

@@ -1,0 +1,94 @@
+"""The board on which all packs of a study are judged (successive halving) and report how far they are.
+
+Without torch: its actor starts in a fraction of the time that one of a pack takes.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+
+def rung_epochs(epochs: int, *, eta: int = 2, rungs: int = 2) -> list[int]:
+    """Epochs after which lanes are judged: the last `rungs` of epochs/eta, epochs/eta^2, ..."""
+    return sorted({epochs // eta**i for i in range(1, rungs + 1)} - {0})
+
+
+class RungBoard:
+    """Asynchronous successive halving (Li et al., 2020): a lane goes on if it is in the best 1/eta of all so far.
+
+    The board outlives packs, so a pack's lanes are judged against every lane that ever reached that epoch.
+    """
+
+    def __init__(self, eta: int = 2) -> None:
+        self.eta = eta
+        self.scores: dict[int, list[float]] = {}
+
+    def record(self, epoch: int, scores: Sequence[float]) -> None:
+        """Enter scores without judging (a resumed study enters those of its ledger)."""
+        self.scores.setdefault(epoch, []).extend(scores)
+
+    def judge(self, epoch: int, scores: Sequence[float]) -> list[bool]:
+        """Enter scores, then say for each whether its lane goes on. Ties go on."""
+        self.record(epoch, scores)
+        board = sorted(self.scores[epoch], reverse=True)
+        bar = board[math.ceil(len(board) / self.eta) - 1]
+        return [score >= bar for score in scores]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackProgress:
+    """How far a pack is."""
+
+    space: str
+    """Name of its search space."""
+    lanes: int
+    """Configurations it began with."""
+    alive: int
+    """Configurations not pruned yet."""
+    epoch: int
+    """Epochs trained."""
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """One per study: judges the lanes of all packs of a search together and knows how far the running packs are."""
+
+    def __init__(self, rungs: Mapping[str, RungBoard]) -> None:
+        """`rungs`: of each search, by the name of its space."""
+        self._rungs = rungs
+        self._entered: dict[tuple[str, int, int], float] = {}
+        self._packs: dict[str, PackProgress] = {}
+        self._given: dict[str, list[dict[str, Any]]] = {}
+
+    def judge(self, space: str, epoch: int, scores: Mapping[int, float]) -> list[bool]:
+        """For each configuration's score, whether it goes on (successive halving against all lanes so far).
+
+        A configuration that is trained again, because its pack died, takes its old score's place.
+        """
+        for index, score in scores.items():
+            if (space, epoch, index) in self._entered:
+                self._rungs[space].scores[epoch].remove(self._entered[space, epoch, index])
+            self._entered[space, epoch, index] = score
+        return self._rungs[space].judge(epoch, list(scores.values()))
+
+    def report(self, pack: str, progress: PackProgress | None) -> None:
+        """How far a pack is; None when it is finished."""
+        if progress:
+            self._packs[pack] = progress
+        else:
+            self._packs.pop(pack, None)
+
+    def packs(self) -> dict[str, PackProgress]:
+        """Progress of the running packs."""
+        return dict(self._packs)
+
+    def give(self, pack: str, lanes: list[dict[str, Any]]) -> None:
+        """Lanes to refill a pack with."""
+        self._given[pack] = lanes
+
+    def take(self, pack: str) -> list[dict[str, Any]]:
+        """The lanes that a pack was given, once."""
+        return self._given.pop(pack, [])
