@@ -22,16 +22,15 @@ from models.baselines import nearest_prototype, zero_shot_prototypes
 from models.sweeps import Curve, seen_unseen_curve
 from study.leaderboard import Row, mean_over_seeds, rank_rows
 from study.protocol import TrialData, evaluate, oracle_data, paired_bootstrap, within_halves
-from study.trainer import (
+from study.selection import (
     Criterion,
-    Division,
-    lead_of_seen,
     mutual_information,
     pseudo_unseen_scores,
     seen_classes,
     selection_score,
     summarise,
 )
+from study.trainer import Division, lead_of_seen
 
 BASELINE = "ensemble"
 """The zero-shot CLIP to which gains refer; an untrained adapter equals it."""

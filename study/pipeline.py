@@ -48,10 +48,11 @@ from study.published import published_rows
 from study.refit import Refit, cpus_per_worker, refit, score_on_folds
 from study.report import write_report
 from study.search import PackSearcher
+from study.selection import seen_classes, trainable_images
 from study.storage import Storage, open_storage, pull
 from study.tracking import check_tracker, log_configurations
 from study.trainable import precision_on_worker
-from study.trainer import Precision, seen_classes, train_lanes, trainable_images
+from study.trainer import Precision, train_lanes
 
 IDENTITY = "study.json"
 """File in a study's folder that says which study it is; written before anything else."""

@@ -12,7 +12,8 @@ from search_spaces import Ablation, Space
 from study.driver import concurrent_packs
 from study.options import Options
 from study.protocol import TrialData
-from study.trainer import Pack, pack_on_folds, seen_classes, trainable_images
+from study.selection import seen_classes, trainable_images
+from study.trainer import Pack, pack_on_folds
 
 LARGEST_AUTO_PACK = 16
 """`--pack auto` goes no further: the sampler learns between packs, not within one."""

@@ -29,7 +29,8 @@ from data_prep.storage import Storage
 from models.data_parallel import workers as data_parallel_workers
 from study.methods import static_fields
 from study.protocol import TrialData
-from study.trainer import Criterion, Division, LaneResult, Pack, on_worker, seen_classes, train_pack, trainable_images
+from study.selection import Criterion, seen_classes, trainable_images
+from study.trainer import Division, LaneResult, Pack, on_worker, train_pack
 
 TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train tab

@@ -12,15 +12,8 @@ from ray import tune
 
 from study.board import PackProgress
 from study.metrics import PackMetrics
-from study.trainer import (
-    Criterion,
-    LaneResult,
-    Precision,
-    Training,
-    bfloat16_keeps_ranking,
-    on_worker,
-    train_lanes,
-)
+from study.selection import Criterion
+from study.trainer import LaneResult, Precision, Training, bfloat16_keeps_ranking, on_worker, train_lanes
 
 REPORT_EVERY_S = 0.2
 """Seconds between a pack's reports of its progress: an epoch of a small benchmark takes milliseconds."""

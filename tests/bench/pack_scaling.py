@@ -21,7 +21,8 @@ from models.pva import PVAConfig  # noqa: E402
 from models.sre_clip import SREConfig  # noqa: E402
 from study.methods import METHODS  # noqa: E402
 from study.protocol import TrialData  # noqa: E402
-from study.trainer import Pack, seen_classes, trainable_images  # noqa: E402
+from study.selection import seen_classes, trainable_images  # noqa: E402
+from study.trainer import Pack  # noqa: E402
 
 CONFIGS: dict[str, Any] = {"sre": SREConfig(), "pva": PVAConfig()}
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from models.graph_conv import normalised_adjacency
 from models.sre_clip import SREConfig
 from study.protocol import TrialData
-from study.trainer import (
+from study.selection import (
     mutual_information,
     pseudo_unseen_scores,
     seen_classes,

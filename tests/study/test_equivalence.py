@@ -16,7 +16,8 @@ from models.pva import PVAConfig
 from models.sre_clip import SREConfig
 from study.methods import METHODS
 from study.protocol import TrialData
-from study.trainer import Pack, seen_classes, trainable_images
+from study.selection import seen_classes, trainable_images
+from study.trainer import Pack
 
 CHANGED: dict[str, float] = dict(
     **dict(lr=4e-3, weight_decay=0.3, rho=1.5, residual_scale=2.0, relation_temperature=0.3, target_temperature=1.4),

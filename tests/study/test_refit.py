@@ -15,7 +15,8 @@ from models.pva import PVAConfig
 from models.sre_clip import SREConfig
 from study.protocol import TrialData
 from study.refit import Refit, cpus_per_worker, refit, refit_pack
-from study.trainer import Pack, seen_classes, trainable_images
+from study.selection import seen_classes, trainable_images
+from study.trainer import Pack
 
 SRE = SREConfig(gcn_width=8, gcn_layers=2, batch_size=16, pseudo_label_threshold=0.2)
 PVA = PVAConfig(latent_dim=8, hidden=8, tau=0.2, batch_size=16)

@@ -9,16 +9,8 @@ from models.sre_clip import SREConfig
 from study import trainer
 from study.protocol import TrialData, oracle_data, trial_data
 from study.refit import refit_pack
-from study.trainer import (
-    Pack,
-    StackedAdamW,
-    bfloat16_keeps_ranking,
-    mutual_information,
-    pack_on_folds,
-    train_lanes,
-    train_pack,
-    trainable_images,
-)
+from study.selection import mutual_information, trainable_images
+from study.trainer import Pack, StackedAdamW, bfloat16_keeps_ranking, pack_on_folds, train_lanes, train_pack
 
 SMALL = SREConfig(heads=2, slots=4, attention_width=8, gcn_width=8, batch_size=16, lr=3e-3)
 KNOBS = [
