@@ -4,8 +4,8 @@ A threshold or a constant subtracted from seen logits only matters through the o
 sort and two cumulative sums score every value it can take. A residual strength enters cosines as a quadratic, and
 Tip-Adapter's alpha enters logits linearly; both need their matrix products once.
 
-Suffixes: I images, C classes, D CLIP dimension, M thresholds, G grid of residual strengths, A alphas, B betas,
-N cached images.
+Suffixes: I images, C classes, D CLIP dimension, M thresholds or cached classes, G grid of residual strengths, A alphas,
+B betas, N cached images, R rivals of the label.
 """
 
 import math
@@ -232,37 +232,39 @@ def tip_adapter_grid(
         weights_SI = torch.full_like(labels_I, 1, dtype=torch.float64)[None] / len(labels_I)
     else:
         weights_SI = torch.stack(class_mean_weights(labels_I, base_C))
-    values_NC = F.one_hot(cache_labels_N, clip_logits_IC.shape[1]).to(affinity_IN)
+    # a class without a cached image keeps CLIP's logit: the best such rival, the last column, stands for all of them
+    cached_M, place_N = cache_labels_N.unique(return_inverse=True)
+    values_NM = F.one_hot(place_N, len(cached_M)).to(affinity_IN)
+    own_IM = labels_I[:, None] == cached_M
+    own_I1 = clip_logits_IC.gather(1, labels_I[:, None])
+    others_IC = clip_logits_IC.index_fill(1, cached_M, -math.inf).scatter_(1, labels_I[:, None], -math.inf)
+    lead_IM = (own_I1 - clip_logits_IC[:, cached_M]).masked_fill_(own_IM, math.inf)  # no rival of itself
+    lead_IR = torch.cat([lead_IM, own_I1 - others_IC.amax(1, keepdim=True)], dim=1)
     grid = []
     for beta in betas:
-        cache_IC = torch.exp(beta * (affinity_IN - 1)) @ values_NC
-        accuracy_SA = weights_SI @ _correct_at(clip_logits_IC, cache_IC, labels_I, alpha_A).double()
+        cache_IM = torch.exp(beta * (affinity_IN - 1)) @ values_NM
+        own_I1 = (cache_IM * own_IM).sum(1, keepdim=True)
+        slope_IR = torch.cat([own_I1 - cache_IM, own_I1], dim=1)
+        reach = clip_logits_IC.abs().max() + alpha_A.abs().max() * cache_IM.abs().max()
+        doubt = 16 * torch.finfo(reach.dtype).eps * reach  # of a difference of two logits, anywhere on the grid
+        falling_IR, rising_IR = slope_IR < 0, slope_IR > 0
+        correct_IA = _leads(lead_IR - doubt, slope_IR, falling_IR, rising_IR, alpha_A)
+        doubtful = (_leads(lead_IR + doubt, slope_IR, falling_IR, rising_IR, alpha_A) & ~correct_IA).nonzero()
+        for rows_P2 in doubtful.split(2**16):
+            i, a = rows_P2.unbind(1)
+            logits_PC = clip_logits_IC[i].index_add_(1, cached_M, alpha_A[a, None] * cache_IM[i])
+            correct_IA[i, a] = logits_PC.argmax(-1) == labels_I[i]
+        accuracy_SA = weights_SI @ correct_IA.double()
         grid.append(accuracy_SA[0] if base_C is None else harmonic_mean(accuracy_SA[0], accuracy_SA[1]))
     return torch.stack(grid)
 
 
-def _correct_at(clip_IC: Tensor, cache_IC: Tensor, labels_I: Tensor, alpha_A: Tensor) -> Tensor:
-    """Bool (I, A): whether `argmax(clip + alpha cache)` is the label."""
-    own_I1 = labels_I[:, None]
-    lead_IC = (clip_IC.gather(1, own_I1) - clip_IC).scatter_(1, own_I1, math.inf)  # no rival of itself
-    slope_IC = cache_IC.gather(1, own_I1) - cache_IC
-    reach = clip_IC.abs().max() + alpha_A.abs().max() * cache_IC.abs().max()
-    doubt = 16 * torch.finfo(clip_IC.dtype).eps * reach  # of a difference of two logits, anywhere on the grid
-    falling_IC, rising_IC = slope_IC < 0, slope_IC > 0
-    sure_IA = _leads(lead_IC - doubt, slope_IC, falling_IC, rising_IC, alpha_A)
-    doubtful = (_leads(lead_IC + doubt, slope_IC, falling_IC, rising_IC, alpha_A) & ~sure_IA).nonzero()
-    for rows_P2 in doubtful.split(2**16):
-        i, a = rows_P2.unbind(1)
-        sure_IA[i, a] = (clip_IC[i] + alpha_A[a, None] * cache_IC[i]).argmax(-1) == labels_I[i]
-    return sure_IA
-
-
-def _leads(lead_IC: Tensor, slope_IC: Tensor, falling_IC: Tensor, rising_IC: Tensor, alpha_A: Tensor) -> Tensor:
+def _leads(lead_IR: Tensor, slope_IR: Tensor, falling_IR: Tensor, rising_IR: Tensor, alpha_A: Tensor) -> Tensor:
     """Bool (I, A): whether `lead + alpha slope > 0` against every rival; the slope's sign is given."""
-    bound_IC = -lead_IC / slope_IC
-    low_I = torch.where(rising_IC, bound_IC, -math.inf).amax(1)
-    high_I = torch.where(falling_IC, bound_IC, math.inf).amin(1)
-    level_I = torch.where(rising_IC | falling_IC, math.inf, lead_IC).amin(1)  # least lead that no alpha changes
+    bound_IR = -lead_IR / slope_IR
+    low_I = torch.where(rising_IR, bound_IR, -math.inf).amax(1)
+    high_I = torch.where(falling_IR, bound_IR, math.inf).amin(1)
+    level_I = torch.where(rising_IR | falling_IR, math.inf, lead_IR).amin(1)  # least lead that no alpha changes
     return (alpha_A > low_I[:, None]) & (alpha_A < high_I[:, None]) & (level_I > 0)[:, None]
 
 
