@@ -1,8 +1,8 @@
 """The charts of the report. Each shows numbers from a study's files; Optuna draws its own where it has them."""
 
 import json
-import warnings
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,9 @@ import optuna
 import pandas as pd
 import plotly.graph_objects as go
 from optuna import visualization
-from optuna.trial import TrialState
+from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from study.leaderboard import Row, difference
 from study.ledger import Configuration
@@ -19,6 +21,8 @@ from study.results import Results
 
 OWN, OTHER, MUTED = "#1f78c8", "#e07b1a", "#8a94a3"
 PALETTE = (OWN, OTHER, "#2a9d6f", "#c2489a", "#8a6fd1", "#b58b00", "#d1495b", "#5b8c9a", "#9c755f", "#7f9f3f")
+FEWEST_FOR_IMPORTANCES = 4
+"""Completed configurations from which on importances are shown."""
 
 
 # --- rows of the leaderboard ------------------------------------------------------------------------------------------
@@ -107,14 +111,23 @@ def tested_chart(results: Results) -> Chart:
         title="The refitted ones on the test images",
         caption="Stars are the rows that selection chose. Dotted lines join equal H.",
         figure=figure,
+        height=440,
     )
 
 
-def honest_chart(results: Results) -> Chart:
-    """Refitted rows by H on the selection folds and on the test images."""
+def honest_chart(results: Results, oracles: Sequence[Row]) -> Chart:
+    """Refitted rows by H on the selection folds and on the test images, and what `oracles` chose."""
     rows = [r for r in results.rows if r.val_h_mean is not None and r.n_seeds and r.test_h_mean is not None]
     hover = "folds %{x:.2f}, test %{y:.2f}"
     figure = _by_method(results, rows, "val_h_mean", "test_h_mean", hover=hover, deviation="test_h_std")
+    for row in oracles:
+        assert row.test_h_mean is not None
+        figure.add_hline(
+            y=100 * row.test_h_mean,
+            line={"dash": "dash", "width": 1, "color": MUTED},
+            annotation={"text": "chosen by the test labels", "font": {"color": MUTED}},
+            annotation_position="top left",
+        )
     figure.update_layout(xaxis_title="H on the selection folds, %", yaxis_title="H on the test images, %")
     return Chart(
         id="chart-honest",
@@ -196,24 +209,39 @@ def rotations_chart(results: Results) -> Chart:
     )
 
 
-def ablation_chart(variants: Sequence[Row], names: Sequence[str]) -> Chart:
-    """H of every variant minus that of the full model, the first one."""
-    behind = [(-(r.h_behind or 0.0), -(r.h_behind_hi or 0.0), -(r.h_behind_lo or 0.0)) for r in variants]
+def ablation_chart(variants: Mapping[str, Row], published_h: Mapping[str, float]) -> Chart:
+    """H of every variant minus that of the full model, the first one; the same of the published ones, if any."""
+    names = list(variants)
+    behind = [(-(r.h_behind or 0.0), -(r.h_behind_hi or 0.0), -(r.h_behind_lo or 0.0)) for r in variants.values()]
     figure = go.Figure(
         go.Bar(
             x=[100 * value for value, _, _ in behind],
-            y=list(names),
+            y=names,
+            name="this study",
             orientation="h",
-            marker={"color": [OWN, *[MUTED] * (len(names) - 1)]},
-            error_x=_whiskers(behind),
+            marker={"color": OWN},
+            error_x=_whiskers(behind) | {"color": MUTED},
             hovertemplate="%{x:+.2f}<extra>%{y}</extra>",
         )
     )
-    figure.update_layout(xaxis_title="H minus the full model's, points", yaxis={"autorange": "reversed"})
+    both = [name for name in names if name in published_h]
+    if both:
+        figure.add_scatter(
+            x=[100 * (published_h[name] - published_h[names[0]]) for name in both],
+            y=both,
+            name="published, on other data",
+            mode="markers",
+            marker={"symbol": "diamond", "size": 10, "color": OTHER},
+            hovertemplate="%{x:+.2f}, published<extra>%{y}</extra>",
+        )
+    figure.update_layout(
+        xaxis_title="H minus the full model's, points", yaxis={"autorange": "reversed"}, showlegend=bool(both)
+    )
     return Chart(
         id="chart-ablation",
         title="H without the part",
-        caption="Difference to the full model on the same test images; bars with 95 % intervals.",
+        caption="Difference to the full model on the same test images, with 95 % intervals."
+        + (" Diamonds: the same difference as published, on another data set; only their order compares." * bool(both)),
         figure=figure,
         height=120 + 36 * len(names),
     )
@@ -290,56 +318,56 @@ def configurations_chart(done: Sequence[Configuration]) -> Chart:
         caption="Pseudo-unseen against seen accuracy. Dotted lines join equal H; along the front neither accuracy can "
         "be had without giving up some of the other.",
         figure=figure,
+        height=440,
     )
 
 
-def optuna_charts(looking: optuna.Study, *, brief: bool = False) -> list[Chart]:
-    """Optuna's own charts of a search."""
+def history_chart(looking: optuna.Study) -> Chart:
+    """The score over the search."""
+    figure = visualization.plot_optimization_history(looking, target_name="score")
+    return Chart(
+        id="chart-history",
+        title="How the score rose",
+        caption="Selection score of every finished configuration in the order asked, and the best so far.",
+        figure=figure.for_each_trace(
+            lambda line: line.update(name="best so far"), {"name": "Best Value"}
+        ).update_layout(xaxis_title="configuration"),
+    )
+
+
+def lanes_chart(done: Sequence[Configuration]) -> Chart:
+    """Learning curves. All of a kind are one line with gaps: a line for each of a thousand takes a browser seconds."""
+    figure = go.Figure()
+    for name, colour, kept in (("stopped", MUTED, False), ("trained to the end", OWN, True)):
+        curves = [(c.config_id, c.curve) for c in done if (c.state == "complete") == kept]
+        points = [(i, *point) for i, curve in curves for point in (*curve, (None, None))]
+        figure.add_scatter(
+            x=[epoch for _, epoch, _ in points],
+            y=[score for _, _, score in points],
+            text=[config_id for config_id, _, _ in points],
+            name=name,
+            mode="lines+markers",
+            marker={"size": 4, "color": colour},
+            line={"width": 1, "color": colour},
+            opacity=0.6,
+            hovertemplate="%{text}<br>epoch %{x}: %{y:.4f}<extra></extra>",
+        )
+    figure.update_layout(xaxis_title="epoch", yaxis_title="score")
+    return Chart(
+        id="chart-curves-of-lanes",
+        title="Learning curves",
+        caption="Score of each configuration whenever it was judged; grey ones were stopped where they end.",
+        figure=figure,
+    )
+
+
+def knob_charts(looking: optuna.Study) -> list[Chart]:
+    """What the knobs did to the score, where there is more than one completed configuration."""
     done = [t for t in looking.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE]
+    knobs = {name for t in done for name in t.params}
+    if len(done) < 2 or not knobs:
+        return []
     charts = [
-        Chart(
-            id="chart-history",
-            title="How the score rose",
-            caption="Selection score of every finished configuration in the order asked, and the best so far.",
-            figure=visualization.plot_optimization_history(looking, target_name="score").update_layout(
-                xaxis_title="configuration"
-            ),
-        )
-    ]
-    lanes = visualization.plot_intermediate_values(looking)
-    states = {f"Trial{t.number}": t.state for t in looking.get_trials(deepcopy=False)}
-    for trace in lanes.data:
-        complete = states[trace.name] == TrialState.COMPLETE
-        trace.update(marker={"size": 4}, line={"width": 1, "color": OWN if complete else MUTED}, opacity=0.6)
-    lanes.update_layout(showlegend=False, xaxis_title="epoch", yaxis_title="score")
-    charts.append(
-        Chart(
-            id="chart-curves-of-lanes",
-            title="Learning curves",
-            caption="Score of each configuration at every judgement; grey ones were stopped there.",
-            figure=lanes,
-        )
-    )
-    knobs = {name for t in looking.get_trials(deepcopy=False) for name in t.params}
-    if brief or len(done) < 2 or not knobs:
-        return charts
-    changing = [k for k in knobs if len({t.params[k] for t in done if k in t.params}) > 1]
-    if len(done) >= 4 and changing:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the caption says that few configurations say little
-            importances = visualization.plot_param_importances(looking, target_name="score")
-        importances.update_layout(xaxis_title="importance", yaxis_title=None)
-        charts.append(
-            Chart(
-                id="chart-importances",
-                title="What mattered",
-                caption="Share of each knob in being among the best configurations (PED-ANOVA, Watanabe et al., 2023). "
-                "With few configurations it is a hint, not a finding.",
-                figure=importances,
-                height=60 + 30 * max(4, len(changing)),
-            )
-        )
-    charts += [
         Chart(
             id="chart-parallel",
             title="Parallel coordinates",
@@ -351,15 +379,62 @@ def optuna_charts(looking: optuna.Study, *, brief: bool = False) -> list[Chart]:
         Chart(
             id="chart-slices",
             title="Score over each knob",
-            caption="Completed configurations; a knob whose best values crowd at one end asks for a wider range there.",
+            caption="Completed configurations; a knob whose best values crowd at one end asks for a wider range there. "
+            "Dark ones were tried late.",
             figure=visualization.plot_slice(looking, target_name="score"),
             width=210 * len(knobs),
             height=340,
         ),
     ]
     for chart in charts:
-        chart.figure.update_layout(width=None, height=None)
+        chart.figure.update_layout(width=None, height=None, margin={"l": 40})
+    if len(done) >= FEWEST_FOR_IMPORTANCES and len({t.value for t in done}) > 1:
+        charts.insert(0, _importances_chart(done, knobs))
     return charts
+
+
+def _importances_chart(done: Sequence[FrozenTrial], knobs: Collection[str]) -> Chart:
+    importances = importances_of(done)
+    absent = ", ".join(sorted(knobs - importances.keys()))
+    figure = go.Figure(
+        go.Bar(
+            x=[100 * share for share in importances.values()],
+            y=list(importances),
+            orientation="h",
+            marker={"color": OWN},
+            hovertemplate="%{x:.1f} %<extra>%{y}</extra>",
+        )
+    )
+    figure.update_layout(xaxis_title="share of the score's variance, %", yaxis={"autorange": "reversed"})
+    return Chart(
+        id="chart-importances",
+        title="What mattered",
+        caption="How much of the variance of the score over the searched ranges each knob explains alone (fANOVA, "
+        f"Hutter et al., 2014), by a random forest fitted to {len(done)} completed configurations: with few it is a "
+        "hint, not a finding." + (f" Not every configuration has {absent}: not judged." if absent else ""),
+        figure=figure,
+        height=90 + 26 * len(importances),
+    )
+
+
+def importances_of(done: Sequence[FrozenTrial]) -> dict[str, float]:
+    """Each knob's share, in [0, 1], of the score's variance, largest first; only knobs that all trials have.
+
+    Optuna's forest weighs a range evenly: knobs that were drawn on a logarithmic scale go in as logarithms.
+    """
+
+    def unlogged(trial: FrozenTrial) -> FrozenTrial:
+        params, distributions = dict(trial.params), dict(trial.distributions)
+        for name, range_ in trial.distributions.items():
+            if isinstance(range_, FloatDistribution | IntDistribution) and range_.log:
+                params[name] = math.log(trial.params[name])
+                distributions[name] = FloatDistribution(math.log(range_.low), math.log(range_.high))
+        return create_trial(value=trial.value, params=params, distributions=distributions)
+
+    study = optuna.create_study(direction="maximize")
+    study.add_trials([unlogged(t) for t in done])
+    evaluator = FanovaImportanceEvaluator(seed=0)
+    return get_param_importances(study, evaluator=evaluator, normalize=False)
 
 
 # --- the winner -------------------------------------------------------------------------------------------------------
@@ -390,7 +465,7 @@ def landscape_chart(landscape: pd.DataFrame, chosen: Mapping[str, Any]) -> Chart
         showlegend=False,
     )
     figure.update_layout(
-        xaxis={"title": "lambda, CLIP's share in the branch of unseen classes", "type": "category"},
+        xaxis={"title": "lambda, CLIP's share in the branch of unseen classes", "type": "category", "nticks": 14},
         yaxis_title="tau, score from which an image counts as seen",
     )
     return Chart(

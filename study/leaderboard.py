@@ -212,8 +212,8 @@ def difference(value: float | None, low: float | None = None, high: float | None
     """A difference of fractions in points, with its interval if there is one; "" for None."""
     if value is None:
         return ""
-    interval = "" if low is None or high is None else f" [{100 * low:+.2f}, {100 * high:+.2f}]"
-    return f"{100 * value:+.2f}{interval}"
+    points = [f"{round(100 * v, 2) + 0.0:+.2f}" for v in (value, low, high) if v is not None]  # + 0.0: no minus zero
+    return points[0] + (f" [{points[1]}, {points[2]}]" if len(points) == 3 else "")
 
 
 def _gain(row: Row) -> str:

@@ -67,6 +67,11 @@ class Table:
     filter: bool = False
     """Whether a field to filter by is shown."""
 
+    @property
+    def numeric(self) -> list[bool]:
+        """For each column, whether it holds numbers."""
+        return [any(isinstance(cell.value, int | float) for cell in column) for column in zip(*self.rows, strict=True)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Section:

@@ -25,9 +25,11 @@ from study.charts import (
     curves_chart,
     errors_chart,
     gain_chart,
+    history_chart,
     honest_chart,
+    knob_charts,
     landscape_chart,
-    optuna_charts,
+    lanes_chart,
     rotations_chart,
     seconds_chart,
     tested_chart,
@@ -102,12 +104,39 @@ def selection_in_words(results: Results) -> list[str]:
             "The score adds how decided and how varied the predictions on unlabelled target images are (their mutual "
             "information), which needs no label."
         )
+    many = "Each variant was" if _is_ablation(results) else f"The best {selection.get('top', '')} configurations were"
     words.append(
-        f"The best {selection.get('top', '')} configurations were then trained again on all seen classes with "
-        f"{selection.get('seeds', '')} seeds each, and the test images were scored once. The row to quote is the one "
-        "that selection ranked first (marked selected), not the best on the test images."
+        f"{many} then trained again on all seen classes with {selection.get('seeds', '')} seeds each, and the test "
+        "images were scored once."
     )
+    if not _is_ablation(results):
+        words[-1] += (
+            " The row to quote is the one that selection ranked first (marked selected), not the best in the test."
+        )
     return words
+
+
+def _is_ablation(results: Results) -> bool:
+    return ":" in results.run["reference"]
+
+
+def _about(results: Results) -> str:
+    """What was done, in short, for a reader who has not seen the project."""
+    data, done = results.run.get("data"), [c for r in results.rotations or [results] for c in r.configurations]
+    knobs = len((results.rotations or [results])[0].identity.get("knobs", ()))
+    words = (
+        f"{len(done)} configurations of its {knobs} knobs were compared" if done else "Given configurations were scored"
+    )
+    if data:
+        words += (
+            " for learning {seen_classes} seen classes from {source_images} labelled images and recognising "
+            "{unseen_classes} more classes of which only the names are known".format(**data)
+        )
+    honest = (
+        "" if any(r.select == ORACLE for r in results.rows) else "without a label of an unseen class or a test image"
+    )
+    chosen = f", and the choice among them was made {honest}" if done and honest else ""
+    return f"{words}{chosen}. H is the harmonic mean of the accuracies on seen and on unseen classes."
 
 
 def _verdict(own: Row) -> str:
@@ -125,7 +154,7 @@ def _verdict(own: Row) -> str:
 
 def finished_sections(results: Results, others: Sequence[Results] = ()) -> list[Section]:
     """All sections for which the study has what they need."""
-    ablations = [r for r in (results, *others) if ":" in r.run["reference"]]
+    ablations = [r for r in (results, *others) if _is_ablation(r)]
     sections = [
         _headline(results),
         Section(
@@ -165,7 +194,7 @@ def running_sections(ledger: Ledger) -> list[Section]:
                 words if done else "No configuration has finished yet.",
                 f"This page loads itself again every {REFRESH_S} s.",
             ],
-            charts=[configurations_chart(done), *optuna_charts(for_looking(ledger), brief=True)] if best else [],
+            charts=[configurations_chart(done), history_chart(for_looking(ledger)), lanes_chart(done)] if best else [],
             tables=[best_table(best)] if best else [],
         )
     ]
@@ -181,7 +210,12 @@ def _headline(results: Results) -> Section:
         f"{own.benchmark}, {difference(own.h_gain)} points over zero-shot CLIP ({over}95 % interval "
         f"{difference(own.h_gain_lo)} to {difference(own.h_gain_hi)})."
     )
-    return Section(id="headline", title="Result", paragraphs=[sentence, _verdict(own)], charts=[gain_chart(results)])
+    return Section(
+        id="headline",
+        title="Result",
+        paragraphs=[sentence, _verdict(own), _about(results)],
+        charts=[gain_chart(results)],
+    )
 
 
 def _seen_unseen(results: Results) -> Section:
@@ -206,15 +240,17 @@ def _trust(results: Results, others: Sequence[Results]) -> Section:
             f"Of the {len(refitted)} refitted configurations, the one that selection ranked first is "
             f"{percent(best - own.test_h_mean)} points of H behind the one that is best on the test images."
         )
-    for other in others:
-        if own and other.own and other.own.select == ORACLE:
-            assert other.own.test_h_mean is not None and own.test_h_mean is not None
+    oracles = {o.name: o.own for o in others if o.own and o.own.select == ORACLE and o.own.test_h_mean is not None}
+    for name, oracle in oracles.items():
+        if own and own.test_h_mean is not None and oracle.test_h_mean is not None:
+            gap = oracle.test_h_mean - own.test_h_mean
             paragraphs.append(
-                f"The oracle study {other.name}, which chose by the test labels, reaches H = "
-                f"{percent(other.own.test_h_mean)}: choosing without them cost "
-                f"{percent(other.own.test_h_mean - own.test_h_mean)} points."
+                f"The oracle study “{name}”, which chose by the test labels themselves, reaches H = "
+                f"{percent(oracle.test_h_mean)} ({oracle.config_id}): the gap to it is {difference(gap)} points, the "
+                "price of choosing without those labels."
             )
-    return Section(id="trust", title="Can I trust it?", paragraphs=paragraphs, charts=[honest_chart(results)])
+    charts = [honest_chart(results, list(oracles.values()))]
+    return Section(id="trust", title="Can I trust it?", paragraphs=paragraphs, charts=charts)
 
 
 def _search(results: Results) -> Section | None:
@@ -238,7 +274,7 @@ def _search(results: Results) -> Section | None:
             f"were better, {states['failed']} failed. Sampler: {identity['sampler']}."
             + (f" Baselines were searched with the same budget: {others}." if others else "")
         ],
-        charts=optuna_charts(results.looking),
+        charts=[history_chart(results.looking), lanes_chart(done), *knob_charts(results.looking)],
         tables=tables,
     )
 
@@ -298,19 +334,31 @@ def _confusions(results: Results) -> Section | None:
 
 def _ablation(ablation: Results) -> Section:
     reference = ablation.run["reference"]
-    variants = [r for r in ablation.rows if r.method.partition(":")[0] == ablation.searched]
-    variants.sort(key=lambda r: (r.method != reference, r.h_behind or 0.0))
-    names = [r.method.partition(": ")[2] or r.method for r in variants]
+    rows = [r for r in ablation.rows if r.method.partition(":")[0] == ablation.searched]
+    rows.sort(key=lambda r: (r.method != reference, r.h_behind or 0.0))
+    variants = {r.method.partition(": ")[2] or r.method: r for r in rows}
+    paragraphs = [
+        f"Study “{ablation.name}”: the same configuration with one part removed or changed at a time, each variant "
+        "trained and scored like the full model. An interval that includes zero means that these test images cannot "
+        "tell the variant from the full model."
+    ]
+    lines = ablation.tables["ablation"].to_pylist() if "ablation" in ablation.tables else []
+    published = {
+        line["variant"]: [line[f"published_{name}"] for name in ("seen", "unseen", "h")]
+        for line in lines
+        if line["published_h"] is not None
+    }
+    if published:
+        paragraphs.append(
+            f"Published numbers are those of {lines[0]['published_in']}: another data set, so only the order of the "
+            "variants can be compared."
+        )
     return Section(
         id="ablation",
         title="What does each part do?",
-        paragraphs=[
-            f"Study {ablation.name}: the same configuration with one part removed at a time, each variant trained and "
-            "scored like the full model. An interval that includes zero means that these test images cannot tell the "
-            "variant from the full model."
-        ],
-        charts=[ablation_chart(variants, names)],
-        tables=[ablation_table(variants, names)],
+        paragraphs=paragraphs,
+        charts=[ablation_chart(variants, {name: h for name, (_, _, h) in published.items()})],
+        tables=[ablation_table(variants, published)],
     )
 
 
@@ -365,9 +413,13 @@ def _provenance(results: Results) -> Section:
         "seed": str(options.get("search", {}).get("seed", "")),
         "selection criterion": run.get("criterion", ""),
         "versions": ", ".join(f"{k} {v}" for k, v in run.get("versions", {}).items()),
-        "cluster": ", ".join(f"{k} {v:g}" for k, v in run.get("hardware", {}).get("cluster", {}).items()),
+        "cluster": ", ".join(_resource(*item) for item in run.get("hardware", {}).get("cluster", {}).items()),
     }
     return Section(id="provenance", title="Where it comes from", tables=[facts_table(facts, options)])
+
+
+def _resource(name: str, amount: float) -> str:
+    return f"{name} {amount / 2**30:.1f} GB" if name.endswith("memory") else f"{name} {amount:g}"
 
 
 def main(study: Path, /, *, beside: tuple[Path, ...] = ()) -> None:

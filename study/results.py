@@ -44,7 +44,7 @@ class Results:
     rotations: list["Results"]
     """One per rotation if there were several."""
     tables: dict[str, pa.Table]
-    """What `analysis` wrote."""
+    """What `analysis` wrote, and an ablation's table."""
 
     @property
     def own(self) -> Row | None:
@@ -73,7 +73,7 @@ def read_results(storage: Storage) -> Results:
     run.setdefault("reference", next((m for m in methods if m.endswith(": full")), methods[0]))  # older studies
     configurations, identity, looking = _read_ledger(storage)
     spaces = [i.base_name for i in _folders(storage, "baselines")]
-    tables = {name: read_table(storage, name) for name in ("curves", "landscape", "errors", "confusions")}
+    tables = {name: read_table(storage, name) for name in ("curves", "landscape", "errors", "confusions", "ablation")}
     return Results(
         name=run.get("name") or storage.root.rpartition("/")[2],
         folder=storage.shown,

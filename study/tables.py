@@ -14,16 +14,16 @@ from study.page import Cell, Table
 from study.results import Results
 
 _NUMBERS = {
-    "val H": "val_h_mean",
-    "S": "test_seen_mean",
-    "U": "test_unseen_mean",
     "H": "test_h_mean",
     "H gain [95 %]": "h_gain",
+    "S": "test_seen_mean",
+    "U": "test_unseen_mean",
+    "val H": "val_h_mean",
     "behind [95 %]": "h_behind",
+    "AUSUC": "test_ausuc",
     "known": "test_known_micro",
     "unknown": "test_unknown_micro",
     "all": "test_all_micro",
-    "AUSUC": "test_ausuc",
 }
 """The leaderboard's column behind each heading: what its cells are sorted by."""
 
@@ -154,14 +154,24 @@ def confusions_table(confusions: pa.Table) -> Table:
     )
 
 
-def ablation_table(variants: Sequence[Row], names: Sequence[str]) -> Table:
-    """Every variant and how far it lies behind the full model."""
+def ablation_table(variants: Mapping[str, Row], published: Mapping[str, Sequence[float | None]]) -> Table:
+    """Every variant and how far it lies behind the full model. `published`: S, U, H by variant, if any were."""
+    ours, theirs = ("S", "U", "H", "behind [95 %]"), ("S", "U", "H")
     return Table(
         id="ablation-table",
-        columns=("variant", "S", "U", "H", "behind the full model [95 %]"),
+        columns=(
+            "variant",
+            *ours[:-1],
+            "behind the full model [95 %]",
+            *(f"published {name}" for name in theirs if published),
+        ),
         rows=[
-            [Cell(text=name), *_numbers(r, ("S", "U", "H", "behind [95 %]"))]
-            for name, r in zip(names, variants, strict=True)
+            [
+                Cell(text=name),
+                *_numbers(row, ours),
+                *(Cell(text=percent(v), value=v) for v in published.get(name, (None,) * len(theirs)) if published),
+            ]
+            for name, row in variants.items()
         ],
     )
 
