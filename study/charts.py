@@ -42,7 +42,7 @@ def gain_chart(results: Results) -> Chart:
             marker={"size": 11, "color": OWN if r is results.own else MUTED},
             hovertemplate=f"{difference(r.h_gain, r.h_gain_lo, r.h_gain_hi)}<extra>{r.method}</extra>",
         )
-    figure.update_layout(showlegend=False, xaxis_title="points of H over zero-shot CLIP")
+    figure.update_layout(showlegend=False, xaxis_title="points of H")
     return Chart(
         id="chart-gain",
         title="Gain over zero-shot CLIP",
@@ -173,16 +173,14 @@ def curves_chart(results: Results) -> Chart:
             hovertemplate=f"chosen{'' if tau is None else f' (tau {tau:.4g})'}: S %{{x:.2f}}, U %{{y:.2f}}"
             f"<extra>{row.method}</extra>",
         )
-    figure.update_layout(
-        xaxis_title="S, %", yaxis_title="U, %", legend={"orientation": "h", "y": -0.2, "font": {"size": 11}}
-    )
+    figure.update_layout(xaxis_title="S, %", yaxis_title="U, %")
     return Chart(
         id="chart-curves",
         title="At every threshold between seen and unseen classes",
         caption="Test images; a line per seed, the area under it in the legend. Stars (means over seeds) are where the "
         "chosen threshold (tau, or none) puts each method: a star far from its curve's corner lost H to the choice.",
         figure=figure,
-        height=520,
+        height=460,
     )
 
 
@@ -465,7 +463,7 @@ def landscape_chart(landscape: pd.DataFrame, chosen: Mapping[str, Any]) -> Chart
         showlegend=False,
     )
     figure.update_layout(
-        xaxis={"title": "lambda, CLIP's share in the branch of unseen classes", "type": "category", "nticks": 14},
+        xaxis={"title": "lambda: CLIP's share for unseen classes", "type": "category", "nticks": 14},
         yaxis_title="tau, score from which an image counts as seen",
     )
     return Chart(

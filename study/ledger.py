@@ -38,6 +38,7 @@ VERSIONS = {"python": platform.python_version()} | {name: version(name) for name
 # user attributes of trials
 INDEX, SEED, RESULT, REASON, RETRY_OF = "config_index", "seed", "result", "reason", "retry_of"
 DEATHS = "deaths"  # packs that have died under the configuration
+LOOKED_AT = ("val_h_mean", "val_seen", "val_unseen")  # metrics of the result, attributes of their own for dashboards
 REQUEUED = "requeued"  # the trial is void, another one takes its configuration over, with this number of deaths
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -186,6 +187,9 @@ class Ledger:
         elif self.objective == "h":
             for epoch, score in result["curve"]:
                 self.storage.set_trial_intermediate_value(lane.trial_id, epoch, score)
+        shown = {k: v for k, v in result["metrics"].items() if k in LOOKED_AT}
+        for name, value in {**shown, "epochs": result["epochs"]}.items():
+            self.storage.set_trial_user_attr(lane.trial_id, name, value)
         kept = {k: result[k] for k in ("score", "metrics", "curve", "epochs", "train_seconds")}
         self.storage.set_trial_user_attr(lane.trial_id, RESULT, {**kept, "versions": VERSIONS})
         optuna_state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[state]

@@ -9,20 +9,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_four_lines(ray_cluster: None, embedded_cache: Path, tmp_path: Path) -> None:
-    from study import load_benchmark, plot, read_leaderboard, run_study
+def test_four_lines(pva_study: Path, embedded_cache: Path) -> None:
+    from study import load_benchmark, plot, read_leaderboard
 
     features = load_benchmark("icons2emoji", cache=str(embedded_cache.parent))
-    small = dict(configs=2, pack=2, epochs=1, folds=2, seeds=1, top=1, cpus_per_pack=2, refit_workers=0, quiet=True)
-    folder = run_study(space="sre", storage=str(tmp_path), cache=str(embedded_cache.parent), name="four", **small)
-    table = read_leaderboard(folder)
-    figure = plot(folder, "gain")
+    table = read_leaderboard(pva_study)  # which run_study() made
+    figure = plot(pva_study, "gain")
     assert len(features.classes.names) == 228
-    assert set(table.feature_fingerprint) == {features.fingerprint} and "SRE-CLIP" in set(table.method)
-    best = table[table.method == "SRE-CLIP"].iloc[0]
-    assert {trace.y[0]: trace.x[0] for trace in figure.data}["SRE-CLIP"] == pytest.approx(100 * best.h_gain)
+    assert set(table.feature_fingerprint) == {features.fingerprint} and "PVA" in set(table.method)
+    best = table[(table.method == "PVA") & table.selected].iloc[0]
+    assert {trace.y[0]: trace.x[0] for trace in figure.data}["PVA"] == pytest.approx(100 * best.h_gain)
     with pytest.raises(ValueError, match="chart must be one of gain, configurations, .*; got 'pie'"):
-        plot(folder, "pie")
+        plot(pva_study, "pie")
 
 
 def test_unknown_options_and_bad_values_are_said_at_once() -> None:

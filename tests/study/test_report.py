@@ -11,8 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from optuna.samplers import RandomSampler
+from optuna.trial import create_trial
 
+import search_spaces
 from data_prep.storage import locate
+from study.ledger import JOURNAL, open_ledger, read_ledger
 from study.report import write_report
 from study.results import read_results
 from study.run import main
@@ -20,25 +24,45 @@ from study.tables import leaderboard_table
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
-SMALL = "--configs 6 --pack 3 --epochs 2 --folds 2 --seeds 2 --top 2 --cpus-per-pack 2 --refit-workers 0".split()
+LARGE = 1000
+"""Configurations of a large study."""
 
 
 @pytest.fixture(scope="module")
-def pva_study(embedded_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study with all that a report can show: swept knobs, a searched baseline and one without knobs."""
-    storage = tmp_path_factory.mktemp("report")
-    more = [
-        "--space",
-        "pva",
-        "--benchmark",
-        "icons2emoji",
-        "--baselines",
-        "calibrated-stacking,linear-probe",
-        "--price",
-        "2",
-    ]
-    assert main([*SMALL, *more, "--storage", str(storage), "--cache", str(embedded_cache.parent), "--name", "pva"]) == 0
-    return storage / "pva"
+def large_study(pva_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small study with a ledger of a thousand configurations; running.html is its page before the search ended."""
+    folder = tmp_path_factory.mktemp("large") / "pva"
+    shutil.copytree(pva_study, folder)
+    (folder / JOURNAL).unlink()
+    space, sampler = search_spaces.load("pva"), RandomSampler(seed=0)
+    assert isinstance(space, search_spaces.Space)
+    identity = {k: v for k, v in read_ledger(pva_study).identity.items() if k not in ("space", "objective", "knobs")}
+    with open_ledger(folder, space=space, identity=identity) as ledger:
+        for i, state in enumerate(("complete", "pruned", "failed")):
+            lane = ledger.ask(space, sampler, index=i, seed=i)
+            metrics = {"val_h_mean": 0.5, "val_h_std": 0.01, "val_seen": 0.625, "val_unseen": 0.375, "tau": 0.125}
+            curve = [(epoch, 0.123456 * epoch) for epoch in (5, 10, 20)]
+            told = {"score": 0.5, "metrics": metrics, "curve": curve, "epochs": 20, "train_seconds": 1.0}
+            ledger.tell(lane, {**told, "state": state, "error": "loss was not finite by epoch 1"})
+        kinds, draw = ledger.trials(), np.random.default_rng(0).random
+        others = []
+        for i in range(len(kinds), LARGE):  # what was written for a kind, with other numbers, in one line each
+            like, score = kinds[2 if i % 50 == 0 else i % 2], float(draw())
+            result = {**like.user_attrs["result"], "score": score, "curve": [[e, score * e / 20] for e in (5, 10, 20)]}
+            result["metrics"] = {k: v * score for k, v in result["metrics"].items()}
+            others.append(
+                create_trial(
+                    state=like.state,
+                    value=score if like.value else None,
+                    params={k: v * (1 - 0.1 * draw()) if isinstance(v, float) else v for k, v in like.params.items()},
+                    distributions=like.distributions,
+                    user_attrs={**like.user_attrs, "config_index": i, "result": result},
+                )
+            )
+        ledger.study.add_trials(others)
+        running = Path(write_report(locate(folder), ledger=ledger))
+    running.rename(folder / "running.html")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +124,27 @@ def test_every_chart_is_drawn_offline_without_an_error(pva_study: Path, browser:
     assert browser.execute_script(pictures) and len(browser.find_elements("tag name", "img")) > 10
 
 
+def test_a_thousand_configurations_take_seconds_and_under_8_mb(large_study: Path) -> None:
+    started = time.process_time()
+    page = Path(write_report(locate(large_study)))
+    assert time.process_time() - started < 20
+    assert page.stat().st_size < 8_000_000 and (large_study / "running.html").stat().st_size < 6_000_000
+    assert f"{LARGE} configurations of its 11 knobs" in page.read_text() and "http-equiv" not in page.read_text()
+
+
+def test_the_page_of_a_running_search_is_drawn_and_loads_itself_again(large_study: Path, browser: Any) -> None:
+    show(browser, large_study / "running.html", 1280)
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    assert browser.find_element("css selector", "meta[http-equiv=refresh]").get_attribute("content") == "30"
+    charts = browser.execute_script(
+        "return [...document.querySelectorAll('.chart')].map(c => [c.id, c.querySelectorAll('svg path').length])"
+    )
+    assert [id_ for id_, _ in charts] == ["chart-configurations", "chart-history", "chart-curves-of-lanes"]
+    assert all(marks > 100 for _, marks in charts)
+    best = max(c.score or 0.0 for c in read_ledger(large_study).finished() if c.state == "complete")
+    assert float(column(browser, "best", "score")[0]) == best
+
+
 def test_the_table_sorts_and_filters(pva_study: Path, browser: Any) -> None:
     show(browser, pva_study / "report.html", 1280)
     table = pd.read_parquet(pva_study / "leaderboard.parquet")
@@ -125,7 +170,7 @@ def test_numbers_are_those_of_the_leaderboard(pva_study: Path) -> None:
     selected = table[table.selected & (table.method == "PVA")].iloc[0]
     page = (pva_study / "report.html").read_text()
     assert f"H = {100 * selected.test_h_mean:.2f}" in page and f"{100 * selected.h_gain_lo:+.2f} to" in page
-    assert len(page) < 6_000_000
+    assert len(page) < 6_000_000 and "http-equiv" not in page
 
 
 def test_tables_beside_the_leaderboard_agree_with_it(pva_study: Path) -> None:

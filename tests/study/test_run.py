@@ -5,12 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pandas as pd
 import pytest
 from small import run
 
 import search_spaces
+from data_prep.storage import locate
+from study import plot
+from study.report import write_report
 from study.run import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,9 +54,12 @@ def test_the_ledger_is_an_optuna_study_with_every_configuration(small_study: Pat
     assert len(states) == 4 and set(states) <= {"COMPLETE", "PRUNED"}
     for trial in study.trials:
         assert trial.intermediate_values  # its learning curve
+        assert {"val_h_mean", "val_seen", "val_unseen", "epochs"} <= set(trial.user_attrs)  # dashboards show them
     table = pd.read_parquet(small_study / "leaderboard.parquet")
     best = max((t for t in study.trials if t.state.name == "COMPLETE"), key=lambda t: t.value)
-    assert table[table.method == "SRE-CLIP"].val_score.item() == pytest.approx(best.value)
+    selected = table[table.method == "SRE-CLIP"].iloc[0]
+    assert selected.val_score == pytest.approx(best.value)
+    assert selected.val_h_mean == pytest.approx(best.user_attrs["val_h_mean"])
 
 
 def test_the_same_seed_gives_the_same_leaderboard(small_study: Path, embedded_cache: Path) -> None:
@@ -91,6 +98,15 @@ def test_an_oracle_study_is_marked(small_study: Path, embedded_cache: Path) -> N
     assert set(table["select"]) == {"oracle"}
     assert "ORACLE" in (folder / "leaderboard.md").read_text()
     assert json.loads((folder / "configs" / "sre-0000.json").read_text())["select"] == "oracle"
+    page = (folder / "report.html").read_text()
+    assert "This is an oracle study" in page and 'role="alert"' in page
+    # the honest study's report, written anew, finds the oracle's beside it
+    honest = pd.read_parquet(small_study / "leaderboard.parquet").query("method == 'SRE-CLIP' and selected").iloc[0]
+    oracle = table[table.selected & (table.method == "SRE-CLIP")].iloc[0]
+    again = Path(write_report(locate(small_study))).read_text()
+    gap = f"{100 * (oracle.test_h_mean - honest.test_h_mean):+.2f}"
+    assert f"reaches H = {100 * oracle.test_h_mean:.2f} (sre-0000): the gap to it is {gap} points" in again
+    assert "chosen by the test labels" in again and 'role="alert"' not in again
 
 
 def test_two_objectives_mark_their_pareto_front(small_study: Path, embedded_cache: Path) -> None:
@@ -131,6 +147,11 @@ def test_an_ablation_refits_the_winner_and_each_variant(small_study: Path, embed
     assert ablation.loc["no L_srs", "h_behind"] == pytest.approx(
         ablation.loc["full", "test_h_mean"] - ablation.loc["no L_srs", "test_h_mean"], abs=1e-5
     )
+    shown = plot(small_study.parent / "ablation", "ablation")
+    (bars,) = shown.data
+    assert dict(zip(bars.y, bars.x, strict=True)) == pytest.approx(dict(-100 * ablation.h_behind.fillna(0.0)))
+    upper = dict(zip(bars.y, np.add(bars.x, bars.error_x.array), strict=True))
+    assert upper["no L_srs"] == pytest.approx(-100 * ablation.loc["no L_srs", "h_behind_lo"])
 
 
 def test_an_ablation_may_search_every_variant_again(
@@ -147,6 +168,11 @@ def test_an_ablation_may_search_every_variant_again(
         0.733,
     ]
     assert "PVA, ECCV 2024: ImageNet" in (folder / "ablation.md").read_text()
+    published = plot(folder, "ablation").data[1]
+    assert published.name == "published, on other data" and "another data set" in (folder / "report.html").read_text()
+    assert dict(zip(published.y, published.x, strict=True)) == pytest.approx(
+        {"full": 0.0, "no variational inference": -1.3, "no separation": -1.4, "no residual": -1.2}
+    )
     board = pd.read_parquet(folder / "leaderboard.parquet").set_index("method")
     assert json.loads(board.loc["PVA: separation by cosine", "params"])["score"] == "cosine"
     assert sorted(p.name for p in (folder / "variants").iterdir()) == [f"pva-ablation-{i}" for i in range(5)]
