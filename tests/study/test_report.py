@@ -46,6 +46,10 @@ def large_study(pva_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
             ledger.tell(lane, {**told, "state": state, "error": "loss was not finite by epoch 1"})
         kinds, draw = ledger.trials(), np.random.default_rng(0).random
         others = []
+
+        def within(range_: Any, value: Any) -> Any:
+            return range_.low + (range_.high - range_.low) * draw() if isinstance(value, float) else value
+
         for i in range(len(kinds), LARGE):  # what was written for a kind, with other numbers, in one line each
             like, score = kinds[2 if i % 50 == 0 else i % 2], float(draw())
             result = {**like.user_attrs["result"], "score": score, "curve": [[e, score * e / 20] for e in (5, 10, 20)]}
@@ -54,7 +58,7 @@ def large_study(pva_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
                 create_trial(
                     state=like.state,
                     value=score if like.value else None,
-                    params={k: v * (1 - 0.1 * draw()) if isinstance(v, float) else v for k, v in like.params.items()},
+                    params={k: within(like.distributions[k], v) for k, v in like.params.items()},
                     distributions=like.distributions,
                     user_attrs={**like.user_attrs, "config_index": i, "result": result},
                 )
