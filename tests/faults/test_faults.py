@@ -5,15 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 MATRIX = Path(__file__).parent / "matrix.py"
 
 
-@pytest.mark.parametrize("fault", ["node_killed", "disk_full"])
-def test_no_configuration_is_lost_or_done_twice(fault: str) -> None:
+def test_no_configuration_is_lost_or_done_twice_when_a_node_is_killed() -> None:
     done = subprocess.run(
-        [sys.executable, str(MATRIX), "--once", "--only", fault], capture_output=True, text=True, timeout=200
+        [sys.executable, str(MATRIX), "--once", "--only", "node_killed"], capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

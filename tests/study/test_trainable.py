@@ -39,7 +39,7 @@ def toy_travels(ray_cluster: None) -> None:
 
 
 def search(folder: Path, *, configs: int = 12, resume: bool = False, **options: Any) -> SearchOutcome:
-    """One search with packs of four; `options` go to `run_search`."""
+    """One search with packs of four; `options` go to it and to `run_searches`."""
     with open_ledger(folder, space=toy.SPACE, identity=IDENTITY, resume=resume) as book:
         searcher = PackSearcher(book, toy.SPACE, configs=configs, pack=4, sampler="random", seed=5)
         of_search = {name: options.pop(name) for name in ("train", "board", "mirror") if name in options}
