@@ -87,10 +87,11 @@ def make_plan(
 
     refits = 1 if again else variants if ablation else selection.top
     searches = 0 if again or (ablation and not selection.re_search) else variants
-    baselines_said = f", and of each baseline ({', '.join(b.method for b in baselines)})" if baselines else ""
+    also = "".join(f", {baseline.method}" for baseline in baselines if baseline.knobs)
     searched = (
-        f"{search.configs} configurations{' of each variant' if ablation else ''}{baselines_said} x {selection.folds} "
-        f"folds x {search.epochs} epochs in packs of {packs[space.name]}, {at_once} at once "
+        f"{search.configs} configurations{' of each variant' if ablation else ''}"
+        f"{f' each of {space.method}{also}' if also else ''} x {selection.folds} folds x {search.epochs} epochs "
+        f"in packs of {packs[space.name]}, {at_once} at once "
         f"({resources.cpus_per_pack:g} CPUs, {resources.gpus_per_pack:g} GPUs each)"
     )
     return Plan(
