@@ -2,9 +2,8 @@
 
 The bound: as many processes as the job has actors, one thread each, decode images and encode ready tensors with the
 same model and batch, measured side by side before and after the job; an image costs the sum of both. `whole` counts the
-job's images over all of its time, the start of Ray and its actors included; `steady` those after the first shard. On a
-machine that does other work, too, `cpu_ratio` is the one to read: the CPU time that the parts would need for the job's
-images over that of all of the job's processes, Ray's included; `busy` is that CPU time over what the cores had.
+job's images over all of its time, the start of Ray and its actors included; `steady` those after the first shard. The
+machine must be idle otherwise; `forward_cpu_ms` tells whether it was (it equals `forward_ms`).
 The model has a ViT-B/32's image tower with random weights; images are JPEGs of 500 x 375 pixels.
 """
 
@@ -15,12 +14,10 @@ import shutil
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -86,17 +83,6 @@ def parts(checkpoint: Checkpoint, paths: list[str], processes: int) -> np.ndarra
     return costs
 
 
-def cpu_by_process() -> dict[str, float]:
-    """CPU seconds of this process and all of Ray's below it, by what they are."""
-    me = psutil.Process()
-    seconds: Counter[str] = Counter()
-    for process in [me, *me.children(recursive=True)]:
-        words = process.cmdline()
-        kind = "driver" if process == me else words[0] if words[0].startswith("ray::") else Path(words[0]).name
-        seconds[kind] += sum(process.cpu_times()[:4])
-    return dict(seconds)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=4096)
@@ -109,7 +95,6 @@ def main() -> None:
         checkpoint = write_checkpoint(Path(scratch) / "clip")
         images = write_images(Path(scratch) / "images", args.images)
         before = parts(checkpoint, images["path"].to_pylist(), args.cpus)
-        used = cpu_by_process()
         times: list[float] = []
         started = time.perf_counter()
         ray.init(num_cpus=args.cpus, include_dashboard=False, log_to_driver=False)
@@ -121,8 +106,6 @@ def main() -> None:
             progress=lambda stage, done, total: times.append(time.perf_counter()),
         )
         whole = time.perf_counter() - started
-        cpu = Counter(cpu_by_process())
-        cpu.subtract(used)
         ray.shutdown()
         after = parts(checkpoint, images["path"].to_pylist(), args.cpus)
     (decode, decode_cpu), (forward, forward_cpu) = (before + after) / 2
@@ -142,9 +125,6 @@ def main() -> None:
         "steady_images_per_s": round(steady, 1),
         "whole_ratio": round(args.images / whole / bound, 3),
         "steady_ratio": round(steady / bound, 3),
-        "cpu_ratio": round(args.images * (decode_cpu + forward_cpu) / cpu.total(), 3),
-        "busy": round(cpu.total() / (args.cpus * whole), 3),
-        "cpu_seconds": {kind: round(seconds, 1) for kind, seconds in cpu.most_common()},
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
