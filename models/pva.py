@@ -214,12 +214,12 @@ class PVA(StackedModule):
         image_KBL = self._sample(image_mean, image_log_var, shared=True)
         text_KNL = self._sample(text_mean, text_log_var, self.base.classes_KN)
         logits_KBN = self.logit_scale * normalise(image_KBL) @ normalise(text_KNL).mT
-        own = place_KB[:, :, None].expand(-1, -1, text_mean.shape[2])
+        own_mean, own_log_var = _rows(text_mean, place_KB), _rows(text_log_var, place_KB)
         distance = {"kl": symmetric_kl, "w2": wasserstein}[self.config.alignment]
         self.steps += 1
         losses = {
             "cls": base_cross_entropy(logits_KBN, place_KB, mask_KN),
-            "align": distance(image_mean, image_log_var, text_mean.gather(1, own), text_log_var.gather(1, own)).mean(1),
+            "align": distance(image_mean, image_log_var, own_mean, own_log_var).mean(1),
             "out": base_cross_entropy(self._out_logits(images_KBD, image_KBL, text_KNL), place_KB, mask_KN),
         }
         if self.config.variational:

@@ -48,7 +48,6 @@ from study.published import published_rows
 from study.refit import Refit, cpus_per_worker, refit, score_on_folds
 from study.report import write_report
 from study.search import PackSearcher
-from study.selection import seen_classes, trainable_images
 from study.storage import Storage, open_storage, pull
 from study.tracking import check_tracker, log_configurations
 from study.trainable import precision_on_worker
@@ -119,7 +118,6 @@ class Study:
             r: trial_data(self.features, rotation=r, folds=folds, seed=seed, clip_path=self.clip_path)
             for r in rotations
         }
-        self._check_methods(datas[rotations[0]])
         self.plan = make_plan(
             self.space, self.baselines, options, datas[rotations[0]], self.ablation, again=bool(self.row)
         )
@@ -490,13 +488,6 @@ class Study:
         if self.row:
             return str(self.row["method"])
         return self.ablation.method(next(iter(self.ablation.variants))) if self.ablation else self.space.method
-
-    def _check_methods(self, data: TrialData) -> None:
-        """Build every method once on one lane: what a benchmark or checkpoint lacks shows before the search starts."""
-        seen_1C, trainable_1I = seen_classes(data, 0)[None], trainable_images(data, 0)[None]
-        for space in (self.space, *self.baselines):
-            config = space.config(**space.defaults())
-            METHODS[type(config)].build([config], [0], seen_1C, trainable_1I, data)
 
     def _timed(self, stage: str, work: Callable[[], Any]) -> Any:
         started = time.monotonic()

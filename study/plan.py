@@ -71,7 +71,8 @@ def make_plan(
 ) -> Plan:
     """The plan of a study on the Ray that is initialised; `again`: of one row that is made once more.
 
-    Estimates the memory and times an epoch of every method's default configuration.
+    Estimates the memory and times an epoch of every method's default configuration: what a benchmark or checkpoint
+    lacks for one of them shows here, before the search starts.
     """
     search, selection, resources = options.search, options.selection, options.resources
     at_once = concurrent_packs(resources.cpus_per_pack, resources.gpus_per_pack)

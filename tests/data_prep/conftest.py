@@ -117,3 +117,21 @@ def write_image() -> Callable[..., None]:
         image.convert("P" if path.suffix == ".gif" else mode).save(path)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def interrupted_build(prepare_small: Callable[..., Path]) -> Callable[[Path | str], None]:
+    """Begins to prepare the small folder and stops after the first shard."""
+
+    class Stop(Exception):
+        pass
+
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if done == 1:
+            raise Stop
+
+    def call(cache_dir: Path | str) -> None:
+        with pytest.raises(Stop):
+            prepare_small(cache_dir, progress=interrupt)
+
+    return call

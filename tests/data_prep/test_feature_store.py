@@ -25,6 +25,7 @@ EMBEDDED = [
     ],
 ]  # source and target, images 0, 500 and the last
 Prepare = Callable[..., Path]
+Interrupt = Callable[[Path | str], None]
 
 
 @pytest.fixture
@@ -71,17 +72,9 @@ def test_load_does_not_need_the_target_labels(copy: Path) -> None:
 
 
 def test_a_restart_goes_on_and_gives_the_same_bytes(
-    small_cache: Path, prepare_small: Prepare, tmp_path: Path, without_ray: None
+    small_cache: Path, prepare_small: Prepare, interrupted_build: Interrupt, tmp_path: Path, without_ray: None
 ) -> None:
-    class Stop(Exception):
-        pass
-
-    def interrupt(stage: str, done: int, total: int) -> None:
-        if done == 1:
-            raise Stop
-
-    with pytest.raises(Stop):
-        prepare_small(tmp_path, progress=interrupt)
+    interrupted_build(tmp_path)
     assert not list(tmp_path.glob("folder-*"))  # no half cache
     calls: list[tuple[str, int, int]] = []
     cache = prepare_small(tmp_path, progress=lambda *call: calls.append(call))

@@ -27,6 +27,7 @@ from data_prep.recompute import recompute
 from data_prep.storage import locate
 
 Prepare = Callable[..., Path]
+Interrupt = Callable[[Path | str], None]
 CLIP = ASSETS / "clip"
 
 
@@ -77,20 +78,13 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_a_cache_in_s3_is_that_on_disk(
     s3: str,
     prepare_small: Prepare,
+    interrupted_build: Interrupt,
     small_cache: Path,
     without_ray: None,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    class Stop(Exception):
-        pass
-
-    def interrupt(stage: str, done: int, total: int) -> None:
-        if done == 1:
-            raise Stop
-
-    with pytest.raises(Stop):
-        prepare_small(s3, progress=interrupt)
+    interrupted_build(s3)
     calls: list[tuple[str, int, int]] = []
     cache = prepare_small(s3, progress=lambda *call: calls.append(call))
     assert calls == [("features", 1, 2), ("features", 2, 2)]
@@ -210,21 +204,17 @@ def test_a_batch_that_does_not_fit_is_halved_for_good(monkeypatch: pytest.Monkey
 
 
 def test_a_job_is_probed_once_and_keeps_its_batch(
-    prepare_small: Prepare, tmp_path: Path, without_ray: None, monkeypatch: pytest.MonkeyPatch
+    prepare_small: Prepare,
+    interrupted_build: Interrupt,
+    tmp_path: Path,
+    without_ray: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     probed: list[int] = []
     monkeypatch.setattr(clip_features, "_probe", lambda checkpoint: probed.append(1) or 16)
     monkeypatch.setattr(clip_features, "PROBED_IMAGES", 32)  # the small folder has just so many
 
-    class Stop(Exception):
-        pass
-
-    def interrupt(stage: str, done: int, total: int) -> None:
-        if done == 1:
-            raise Stop
-
-    with pytest.raises(Stop):
-        prepare_small(tmp_path, progress=interrupt)
+    interrupted_build(tmp_path)
     assert read_manifest(prepare_small(tmp_path))["batch"] == 16
     assert probed == [1]
 
