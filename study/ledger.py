@@ -1,30 +1,33 @@
-"""The ledger: an Optuna study in a journal file. It alone says which configurations were asked for and what became of
-them; Tune's own snapshots are never read.
+"""The ledger: an Optuna study in a journal file or a database. It alone says which configurations were asked for and
+what became of them; Tune's own snapshots are never read.
 
 A *configuration* is a parameter assignment with an index and a seed. Normally it is one Optuna trial; when the pack or
 the driver that trains it dies, that trial is FAILed with a reason and a new trial takes the configuration over.
 """
 
-import fcntl
+import functools
 import json
 import math
 import platform
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from data_prep.errors import UserError
-from search_spaces import Space, Value
+from search_spaces import Knob, Space, Value
+from study.journal import Journal, lock, mend
 
 Objective = Literal["h", "seen,unseen"]
 State = Literal["complete", "pruned", "failed"]
@@ -96,11 +99,21 @@ class Configuration:
 
 
 class Ledger:
-    """One study's journal."""
+    """One study's journal, or its part of a database."""
 
-    def __init__(self, folder: Path, lock: IO[str] | None = None) -> None:
-        self.folder, self._lock = folder, lock
-        self.storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+    def __init__(self, folder: Path, *, url: str | None = None, name: str | None = None) -> None:
+        """`folder`: of the study; `url`: of the database, where the study is called `name`."""
+        self.folder, self.url, self.name = folder, url, name or folder.name
+        self.held = ExitStack()
+        """What keeps other processes from the study."""
+        self._journal = None if url else Journal(folder / JOURNAL)
+        self.storage: BaseStorage
+        if self._journal:
+            self.storage = JournalStorage(self._journal)
+        else:
+            from study.database import connect  # half a second, which a journal saves
+
+            self.storage = optuna.storages.get_storage(connect(cast(str, url)))  # finished trials are read once
         self.study: optuna.Study
 
     @property
@@ -147,17 +160,25 @@ class Ledger:
         replaces: Lane | None = None,
     ) -> Lane:
         """A new trial: `given` parameters, or those the sampler draws. `replaces`: the lane whose place it takes."""
-        attrs: dict[str, int] = {INDEX: index, SEED: seed}
+        attrs: dict[str, int] = {SEED: seed}
         if replaces:
             attrs |= {RETRY_OF: replaces.number, DEATHS: replaces.deaths}
-        if given is not None:  # one journal line: if the driver dies now, the configuration is already complete
-            self.study.enqueue_trial(dict(given), user_attrs=attrs)
+        if given is not None:
+            attrs[INDEX] = index
+        # not `study.ask`, which looks through all trials for enqueued ones
+        new = optuna.create_trial(
+            state=TrialState.RUNNING,
+            params=dict(given or {}),
+            distributions={k.name: _distribution(k) for k in space.knobs if given and k.name in given},
+            user_attrs=attrs,
+        )
         self.study.sampler = sampler
-        trial = self.study.ask()
-        params = suggest_params(trial, space)
-        if given is None:  # last of all: a trial with an index has all its parameters
-            trial.set_user_attr(SEED, seed)
-            trial.set_user_attr(INDEX, index)
+        with self._together():
+            trial_id = self.storage.create_new_trial(self.study._study_id, new)
+            trial = optuna.Trial(self.study, trial_id)
+            params = dict(given) if given is not None else suggest_params(trial, space)
+            if given is None:  # last of all: a trial with an index has all its parameters
+                trial.set_user_attr(INDEX, index)
         return Lane(
             number=trial.number,
             trial_id=trial._trial_id,
@@ -182,26 +203,28 @@ class Ledger:
             values = [float(named[name]) for name in OBJECTIVES[self.objective]]
             if not all(map(math.isfinite, values)):
                 state, values, error = "failed", None, f"objective was not finite: {values}"
-        if state == "failed":
-            self.storage.set_trial_user_attr(lane.trial_id, REASON, error)
-        elif self.objective == "h":
-            for epoch, score in result["curve"]:
-                self.storage.set_trial_intermediate_value(lane.trial_id, epoch, score)
         shown = {k: v for k, v in result["metrics"].items() if k in LOOKED_AT}
-        for name, value in {**shown, "epochs": result["epochs"]}.items():
-            self.storage.set_trial_user_attr(lane.trial_id, name, value)
         kept = {k: result[k] for k in ("score", "metrics", "curve", "epochs", "train_seconds")}
-        self.storage.set_trial_user_attr(lane.trial_id, RESULT, {**kept, "versions": VERSIONS})
         optuna_state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[state]
-        self.study.tell(lane.number, values, optuna_state, skip_if_finished=True)
+        with self._together():
+            if state == "failed":
+                self.storage.set_trial_user_attr(lane.trial_id, REASON, error)
+            elif self.objective == "h":
+                for epoch, score in result["curve"]:
+                    self.storage.set_trial_intermediate_value(lane.trial_id, epoch, score)
+            for name, value in {**shown, "epochs": result["epochs"]}.items():
+                self.storage.set_trial_user_attr(lane.trial_id, name, value)
+            self.storage.set_trial_user_attr(lane.trial_id, RESULT, {**kept, "versions": VERSIONS})
+            self.study.tell(lane.number, values, optuna_state, skip_if_finished=True)
         return state
 
     def fail(self, trial_id: int, reason: str, *, requeue_with: int | None) -> None:
         """Mark a trial that will not finish; unless None, `requeue_with` deaths its configuration is trained again."""
-        self.storage.set_trial_user_attr(trial_id, REASON, reason)
-        if requeue_with is not None:
-            self.storage.set_trial_user_attr(trial_id, REQUEUED, requeue_with)
-        self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
+        with self._together():
+            self.storage.set_trial_user_attr(trial_id, REASON, reason)
+            if requeue_with is not None:
+                self.storage.set_trial_user_attr(trial_id, REQUEUED, requeue_with)
+            self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
     def recover(self) -> list[Lane]:
         """Void the trials that a dead driver left unfinished; all configurations that nobody has taken over."""
@@ -222,18 +245,45 @@ class Ledger:
                         trial_id=trial._trial_id,
                         index=attrs[INDEX],
                         seed=attrs[SEED],
-                        params=_params(trial),
+                        params=trial.params,
                         deaths=deaths,
                     )
                 )
         return orphans
 
+    def _together(self) -> AbstractContextManager[None]:
+        return self._journal.together() if self._journal else nullcontext()
+
     # --- life ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def shown(self) -> str:
+        """Where it is, for messages."""
+        return f"{self.url}, {self.name}" if self.url else str(self.folder)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the study is there; a journal has one only, a database those of others."""
+        names = optuna.get_all_study_names(self.storage)
+        return self.name in names if self.url else bool(names)
+
+    def load(self) -> None:
+        """Open the study that is there."""
+        self.study = optuna.load_study(study_name=self.name if self.url else None, storage=self.storage)
 
     def close(self) -> None:
         """Let other processes have the study."""
-        if self._lock:
-            self._lock.close()
+        self.held.close()
+
+    def write_journal(self) -> Path:
+        """The study as a journal in its folder, for readers without the database; returns its path."""
+        part = self.folder / f"{JOURNAL}.part"
+        part.unlink(missing_ok=True)
+        journal = Journal(part)
+        copy = JournalStorage(journal)
+        with journal.together():
+            optuna.copy_study(from_study_name=self.name, from_storage=self.storage, to_storage=copy)
+        return part.replace(self.folder / JOURNAL)
 
     def __enter__(self) -> "Ledger":
         return self
@@ -242,52 +292,61 @@ class Ledger:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Tune pickles its searcher: a copy reads the same journal, without the lock."""
-        return read_ledger, (self.folder,)
+        """Tune pickles its searcher: a copy reads the same study, without the lock."""
+        return functools.partial(read_ledger, url=self.url, name=self.name), (self.folder,)
 
 
 def open_ledger(
-    folder: Path, *, space: Space, objective: Objective = "h", identity: Mapping[str, Any], resume: bool = False
+    folder: Path,
+    *,
+    space: Space,
+    objective: Objective = "h",
+    identity: Mapping[str, Any],
+    resume: bool = False,
+    url: str | None = None,
+    name: str | None = None,
 ) -> Ledger:
-    """Create a study in `folder`, or with `resume` continue the one that is there; hold it until it is closed.
+    """Create a study in `folder`, or with `resume` go on with one that is there; hold it until it is closed.
 
     `identity`: every option that makes results comparable (benchmark, clip, fingerprint, select, folds, epochs, ...)
-    with JSON values; a study is only resumed with the same ones. Raises `UserError`.
+    with JSON values; a study is only resumed with the same ones. `url`: of a database to keep it in, as `name`.
+    Raises `UserError`.
     """
-    journal = folder / JOURNAL
-    if resume and not journal.exists():
-        raise UserError(f"--resume needs a study to continue, there is none in {folder}")
-    if not resume and journal.exists() and journal.stat().st_size:
-        raise UserError(f"--name must be new or --resume given: {folder} already holds a study")
     knobs = {k.name: [k.scope, k.low, k.high, k.log, k.choices, k.when] for k in space.knobs}
     mine = json.loads(json.dumps({"space": space.name, "objective": objective, **identity, "knobs": knobs}))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = _lock(folder)
-        _mend(journal)
-        ledger = Ledger(folder, lock)
-    except OSError as error:
-        raise UserError(f"--storage must be a writable folder, got {folder}: {error.strerror or error}") from error
-    if optuna.get_all_study_names(ledger.storage):
-        ledger.study = optuna.load_study(study_name=None, storage=ledger.storage)
-    else:
-        ledger.study = optuna.create_study(
-            study_name=folder.name, storage=ledger.storage, directions=["maximize"] * len(OBJECTIVES[objective])
-        )
-    if "identity" not in ledger.study.user_attrs:  # new, or its driver died right here
-        ledger.study.set_user_attr("identity", mine)
-    try:
-        _check_identity(folder, ledger.identity, mine)
-    except UserError:
-        ledger.close()
-        raise
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(lock(folder / "driver.lock", str(folder)))
+            mend(folder / JOURNAL)
+            ledger = Ledger(folder, url=url, name=name)
+        except OSError as error:
+            raise UserError(f"--storage must be a writable folder, got {folder}: {error.strerror or error}") from error
+        if url:  # a driver elsewhere has another folder
+            from study.database import hold
+
+            held.enter_context(closing(hold(url, ledger.name)))
+        if not ledger.begun:
+            ledger.study = optuna.create_study(
+                study_name=ledger.name,
+                storage=ledger.storage,
+                directions=[StudyDirection.MAXIMIZE] * len(OBJECTIVES[objective]),
+            )
+        elif resume:
+            ledger.load()
+        else:
+            raise UserError(f"--name must be new or --resume given: {ledger.shown} already holds a study")
+        if "identity" not in ledger.study.user_attrs:  # new, or its driver died right here
+            ledger.study.set_user_attr("identity", mine)
+        _check_identity(ledger.shown, ledger.identity, mine)
+        ledger.held = held.pop_all()
     return ledger
 
 
-def read_ledger(folder: Path) -> Ledger:
+def read_ledger(folder: Path, *, url: str | None = None, name: str | None = None) -> Ledger:
     """An existing study without holding it, for looking only."""
-    ledger = Ledger(folder)
-    ledger.study = optuna.load_study(study_name=None, storage=ledger.storage)
+    ledger = Ledger(folder, url=url, name=name)
+    ledger.load()
     return ledger
 
 
@@ -295,22 +354,18 @@ def suggest_params(trial: optuna.Trial, space: Space) -> dict[str, Value]:
     """Values of all active knobs; a conditional knob is asked for only where its condition holds."""
     params: dict[str, Value] = {}
     for knob in space.knobs:
-        if knob not in space.active(params):
-            continue
-        if knob.choices is not None:
-            params[knob.name] = cast(Value, trial.suggest_categorical(knob.name, knob.choices))
-            continue
-        assert knob.low is not None and knob.high is not None  # Knob sees to it
-        if knob.is_int:
-            params[knob.name] = trial.suggest_int(knob.name, int(knob.low), int(knob.high), log=knob.log)
-        else:
-            params[knob.name] = trial.suggest_float(knob.name, knob.low, knob.high, log=knob.log)
+        if knob in space.active(params):
+            params[knob.name] = cast(Value, trial._suggest(knob.name, _distribution(knob)))
     return params
 
 
-def _params(trial: FrozenTrial) -> dict[str, Value]:
-    """A trial's parameters, with those that were given to it and not yet drawn when its driver died."""
-    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+def _distribution(knob: Knob) -> BaseDistribution:
+    if knob.choices is not None:
+        return CategoricalDistribution(knob.choices)
+    assert knob.low is not None and knob.high is not None  # Knob sees to it
+    if knob.is_int:
+        return IntDistribution(int(knob.low), int(knob.high), log=knob.log)
+    return FloatDistribution(knob.low, knob.high, log=knob.log)
 
 
 def _configuration(trial: FrozenTrial, space: str, pareto: bool) -> Configuration:
@@ -320,7 +375,7 @@ def _configuration(trial: FrozenTrial, space: str, pareto: bool) -> Configuratio
         index=attrs[INDEX],
         number=trial.number,
         config_id=f"{space}-{attrs[INDEX]:04d}",
-        params=_params(trial),
+        params=trial.params,
         seed=attrs[SEED],
         state=states.get(trial.state, "failed"),
         score=result.get("score"),
@@ -333,32 +388,10 @@ def _configuration(trial: FrozenTrial, space: str, pareto: bool) -> Configuratio
     )
 
 
-def _check_identity(folder: Path, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+def _check_identity(where: str, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
     differing = [key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key)]
     if differing == ["knobs"]:
-        raise UserError(f"--resume needs the knobs of space {mine['space']} as they were when {folder} was begun")
+        raise UserError(f"--resume needs the knobs of space {mine['space']} as they were when {where} was begun")
     if differing:
         shown = "; ".join(f"{k} was {theirs.get(k)!r}, now {mine.get(k)!r}" for k in differing if k != "knobs")
-        raise UserError(f"--resume must repeat the study's options, {folder} holds another study: {shown}")
-
-
-def _lock(folder: Path) -> IO[str]:
-    """Hold the study for this process; the kernel lets go when the process dies, however it dies."""
-    lock = open(folder / "driver.lock", "w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise UserError(f"--name must be a study that nobody runs: another process holds {folder}") from None
-    return lock
-
-
-def _mend(journal: Path) -> None:
-    """Undo what a killed driver may have left: Optuna's lock file, and a torn last line, which Optuna cannot read."""
-    journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
-    if not journal.exists():
-        return
-    text = journal.read_bytes()
-    if text and not text.endswith(b"\n"):
-        with journal.open("rb+") as file:
-            file.truncate(text.rfind(b"\n") + 1)
+        raise UserError(f"--resume must repeat the study's options, {where} holds another study: {shown}")

@@ -161,6 +161,9 @@ class OutputOptions:
     """Name of the study's folder; <space>-<benchmark>-<time> by default."""
     resume: bool = False
     """Continue the study of that name: finished configurations are kept, interrupted ones trained again."""
+    ledger: str | None = None
+    """Database that keeps the search as it runs, postgresql://USER@HOST/DATABASE or sqlite:///FILE (no password: libpq
+    finds it in ~/.pgpass or PGPASSWORD); by default the file study.journal, which is otherwise written at the end."""
     prep_only: bool = False
     """Prepare the feature cache and stop."""
     dry_run: bool = False

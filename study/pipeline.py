@@ -48,7 +48,7 @@ from study.published import published_rows
 from study.refit import Refit, cpus_per_worker, refit, score_on_folds
 from study.report import write_report
 from study.search import PackSearcher
-from study.storage import Storage, open_storage, pull
+from study.storage import Storage, open_storage, pull, push
 from study.tracking import check_tracker, log_configurations
 from study.trainable import precision_on_worker
 from study.trainer import Precision, train_lanes
@@ -96,6 +96,10 @@ class Study:
         if options.output.resume and options.output.name is None:
             raise UserError("--resume must come with the --name of the study to continue, got none")
         slug = re.sub(r"[^\w.-]", "-", chosen.slug)
+        if options.output.ledger:
+            from study.database import connect  # half a second, which a journal saves
+
+            connect(options.output.ledger)
         self.name = options.output.name or f"{chosen_space.name}-{slug}-{datetime.now():%Y%m%d-%H%M%S}"
         self.storage = open_storage(options.output.storage, self.name)
         self._check_folder(chosen_space.name)
@@ -247,7 +251,7 @@ class Study:
                 train = functools.partial(
                     train_lanes, criterion=self.criterion, precision=self._precision(space, arrays)
                 )
-                mirror = None if storage.is_local else storage
+                mirror = None if storage.is_local or ledger.url else storage
                 searches.append(Search(searcher=searcher, train=train, mirror=mirror))
             of_study, first = searched[0][1], searches[0].searcher.ledger
             outcomes = run_searches(
@@ -262,8 +266,12 @@ class Study:
                 look=functools.partial(write_report, of_study, ledger=first) if of_study.is_local else None,
             )
             candidates = []
-            for (space, _, top), of_space, outcome, before in zip(searched, searches, outcomes, known, strict=True):
+            for (space, of_storage, top), of_space, outcome, before in zip(
+                searched, searches, outcomes, known, strict=True
+            ):
                 ledger = of_space.searcher.ledger
+                if ledger.url:
+                    self._keep_journal(ledger, of_storage)
                 candidates += [self._candidate(space, c) for c in ledger.best(top)]
                 if self.options.output.log:
                     new = [c for c in ledger.finished() if c.index not in before]
@@ -285,8 +293,22 @@ class Study:
             "criterion": self.criterion,
             "precision": self.options.resources.precision,
         }
-        resume = self.options.output.resume and (folder / JOURNAL).exists()
-        return open_ledger(folder, space=space, objective=search.objective, identity=identity, resume=resume)
+        return open_ledger(
+            folder,
+            space=space,
+            objective=search.objective,
+            identity=identity,
+            resume=self.options.output.resume,
+            url=self.options.output.ledger,
+            name=self.name + storage.root.removeprefix(self.storage.root),
+        )
+
+    @staticmethod
+    def _keep_journal(ledger: Ledger, storage: Storage) -> None:
+        """What is in the database, for the report and whoever has the study's folder only."""
+        journal = ledger.write_journal()
+        if not storage.is_local:
+            push(storage, journal)
 
     def _candidate(self, space: Space, c: Configuration) -> dict[str, Any]:
         """A searched configuration, with the inference-time knobs that were found for it."""
@@ -409,6 +431,7 @@ class Study:
             **{name: getattr(study, name) for name in ("clip", "rotation", "templates")},
             **{name: getattr(search, name) for name in ("epochs", "seed", "objective")},
             **{name: getattr(selection, name) for name in ("select", "folds")},
+            "ledger": self.options.output.ledger,
         }
         self.identity = json.loads(json.dumps(identity))  # as it is read again
         content = self.storage.read(IDENTITY)

@@ -1,7 +1,7 @@
 """Does the study scale, in nodes and in configurations?
 
     python tests/bench/scale_out.py nodes                     # the same work on 1, 2, 4 simulated nodes
-    python tests/bench/scale_out.py ledger --configs 10000    # searcher and ledger alone: time and memory
+    python tests/bench/scale_out.py ledger --configs 10000    # searcher, ledger, leaderboard: time and memory
 
 `nodes` runs packs that sleep, on nodes of one CPU each, so that this machine's cores do not decide: what is measured is
 what scheduling, ledger and searcher add. `ledger` asks and tells without Ray, as one driver does.
@@ -10,13 +10,17 @@ what scheduling, ledger and searcher add. `ledger` asks and tells without Ray, a
 import argparse
 import functools
 import io
+import json
 import os
 import resource
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PATHS = [str(ROOT), str(ROOT / "tests" / "study")]
@@ -31,8 +35,11 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from study.driver import Search, run_searches  # noqa: E402
-from study.ledger import open_ledger  # noqa: E402
-from study.search import PackSearcher  # noqa: E402
+from study.leaderboard import Row, rank_rows, read_leaderboard, write_leaderboard  # noqa: E402
+from study.ledger import Configuration, Ledger, open_ledger  # noqa: E402
+from study.report import write_report  # noqa: E402
+from study.search import PackSearcher, SamplerName  # noqa: E402
+from study.storage import open_storage  # noqa: E402
 
 
 def nodes(counts: list[int], *, packs: int, seconds: float, pack: int = 8) -> None:
@@ -68,16 +75,19 @@ def run(*, packs: int, seconds: float, pack: int) -> float:
         return (max(t.datetime_complete for t in trials if t.datetime_complete) - first).total_seconds()
 
 
-def ledger(configs: int, *, sampler: Literal["tpe", "random"], pack: int) -> None:
-    """CPU time and memory per configuration, tenth by tenth; then how long opening it again takes."""
-    from dataclasses import asdict
+def ledger(configs: int, *, sampler: SamplerName, pack: int, url: str | None) -> None:
+    """CPU time and memory per configuration, tenth by tenth; then how long its readers take."""
 
-    print("| configurations | CPU ms each | memory of the driver, MB |\n|--:|--:|--:|")
+    def opened(folder: Path, **options: Any) -> Ledger:
+        return open_ledger(folder, space=toy.SPACE, identity={}, url=url, name=f"bench-{os.getpid()}", **options)
+
+    print("| configurations | CPU ms each | seconds | memory of the driver, MB |\n|--:|--:|--:|--:|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "study"
-        with open_ledger(folder, space=toy.SPACE, identity={}) as book:
+        with opened(folder) as book:
             searcher = PackSearcher(book, toy.SPACE, configs=configs, pack=pack, sampler=sampler)
-            asked, started, step = 0, time.process_time(), max(1, configs // 10)
+            asked, step = 0, max(1, configs // 10)
+            started, clock = time.process_time(), time.perf_counter()
             while isinstance(lanes := searcher.suggest("pack"), dict):
                 told = [
                     {"number": x["number"], **asdict(toy.lane_result(x["params"], x["seed"]))} for x in lanes["lanes"]
@@ -86,15 +96,45 @@ def ledger(configs: int, *, sampler: Literal["tpe", "random"], pack: int) -> Non
                 if (asked + len(told)) // step > asked // step:
                     each = 1000 * (time.process_time() - started) / step
                     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-                    print(f"| {asked + len(told)} | {each:.2f} | {memory:.0f} |", flush=True)
+                    spent = time.perf_counter() - clock
+                    print(f"| {asked + len(told)} | {each:.2f} | {spent:.1f} | {memory:.0f} |", flush=True)
                     started = time.process_time()
                 asked += len(told)
-        started = time.perf_counter()
-        with open_ledger(folder, space=toy.SPACE, identity={}, resume=True) as book:
+        with timed("opened again and recovered"):
+            book = opened(folder, resume=True)
             PackSearcher(book, toy.SPACE, configs=configs, pack=pack, sampler=sampler)
-            best = book.best(5)
-        print(f"opened again, recovered and ranked in {time.perf_counter() - started:.1f} s; best {best[0].score}")
+        with timed(f"a leaderboard of all {configs}"):
+            storage = open_storage(name, "board")
+            write_leaderboard(storage, rank_rows([_row(c) for c in book.best(configs)]))
+            assert len(read_leaderboard(storage)) == sum(c.state == "complete" for c in book.finished())
+        with timed("the running study's page"):
+            write_report(storage, ledger=book)
+        if url:
+            with timed("written as a journal"):
+                book.write_journal()
+        book.close()
         print(f"journal: {sum(f.stat().st_size for f in folder.iterdir()) / 1e6:.1f} MB")
+
+
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    print(f"{what}: {time.perf_counter() - started:.1f} s", flush=True)
+
+
+def _row(c: Configuration) -> Row:
+    return Row(
+        method="Toy",
+        config_id=c.config_id,
+        select="pseudo-unseen",
+        benchmark="toy",
+        clip="toy",
+        feature_fingerprint="",
+        val_score=c.score,
+        test_h_mean=c.metrics["val_h_mean"],
+        params=json.dumps(c.params),
+    )
 
 
 def main() -> None:
@@ -106,11 +146,12 @@ def main() -> None:
     parser.add_argument("--configs", type=int, default=10_000)
     parser.add_argument("--sampler", choices=["tpe", "random"], default="random")
     parser.add_argument("--pack", type=int, default=16)
+    parser.add_argument("--ledger", help="database instead of a journal, as of study/run.py")
     options = parser.parse_args()
     if options.what == "nodes":
         nodes(options.counts, packs=options.packs, seconds=options.seconds)
     else:
-        ledger(options.configs, sampler=options.sampler, pack=options.pack)
+        ledger(options.configs, sampler=options.sampler, pack=options.pack, url=options.ledger)
 
 
 if __name__ == "__main__":

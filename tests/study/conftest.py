@@ -85,10 +85,12 @@ def small_study(ray_cluster: None, embedded_cache: Path, tmp_path_factory: pytes
 @pytest.fixture(scope="session")
 def pva_study(ray_cluster: None, embedded_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a finished study with all that a report can show, run as in a notebook: swept knobs, a searched
-    baseline and one without knobs."""
+    baseline and one without knobs; searched in a database."""
     from study import run_study
 
     small = {"configs": 4, "pack": 4, "epochs": 2, "folds": 2, "seeds": 2, "top": 2, "cpus_per_pack": 2}
-    where = {"storage": str(tmp_path_factory.mktemp("report")), "cache": str(embedded_cache.parent), "name": "pva"}
+    storage = tmp_path_factory.mktemp("report")
+    where = {"storage": str(storage), "cache": str(embedded_cache.parent), "name": "pva"}
+    where["ledger"] = f"sqlite:///{storage}/ledger.db"
     more = {"baselines": "calibrated-stacking,linear-probe", "price": 2.0, "refit_workers": 0, "quiet": True}
     return Path(run_study(space="pva", benchmark="icons2emoji", **small, **where, **more))

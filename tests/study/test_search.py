@@ -293,7 +293,7 @@ def test_every_moment_of_death_is_survived(tmp_path: Path) -> None:
         run(search)
         expected = [(c.index, c.params, c.seed, c.score) for c in book.finished()]
     lines = (tmp_path / "whole/study.journal").read_bytes().splitlines(keepends=True)
-    assert len(first["lanes"]) == 2 and len(lines) > 50
+    assert len(first["lanes"]) == 2 and len(lines) > 40
     for cut in range(len(lines) + 1):
         folder = tmp_path / f"cut{cut}"
         folder.mkdir()
@@ -339,8 +339,6 @@ def test_one_clear_line_for_another_studys_ledger(tmp_path: Path) -> None:
     narrower = replace(toy.SPACE, knobs=toy.SPACE.knobs[:-1])
     with pytest.raises(UserError, match="needs the knobs of space toy as they were"):
         ledger(tmp_path, resume=True, space=narrower)
-    with pytest.raises(UserError, match="there is none"):
-        ledger(tmp_path / "other", resume=True)
     with ledger(tmp_path, resume=True), pytest.raises(UserError, match="another process holds"):
         ledger(tmp_path, resume=True)
 
