@@ -4,11 +4,15 @@ Without torch: its actor starts in a fraction of the time that one of a pack tak
 """
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+
+LOOK_EVERY_S = 1.0
+"""Seconds between looks at which nodes are being drained."""
 
 
 def rung_epochs(epochs: int, *, eta: int = 2, rungs: int = 2) -> list[int]:
@@ -50,6 +54,8 @@ class PackProgress:
     """Configurations not pruned yet."""
     epoch: int
     """Epochs trained."""
+    node: str = ""
+    """Id of the node it is on."""
 
 
 @ray.remote(num_cpus=0)
@@ -59,27 +65,36 @@ class Board:
     def __init__(self, rungs: Mapping[str, RungBoard]) -> None:
         """`rungs`: of each search, by the name of its space."""
         self._rungs = rungs
-        self._entered: dict[tuple[str, int, int], float] = {}
+        self._entered: dict[tuple[str, int], dict[int, tuple[float, bool]]] = {}
         self._packs: dict[str, PackProgress] = {}
         self._given: dict[str, list[dict[str, Any]]] = {}
+        self._drained: Mapping[str, int] = {}
+        self._looked = 0.0
 
     def judge(self, space: str, epoch: int, scores: Mapping[int, float]) -> list[bool]:
         """For each configuration's score, whether it goes on (successive halving against all lanes so far).
 
-        A configuration that is trained again, because its pack died, takes its old score's place.
+        One that is trained again, because its pack died, keeps its verdict; with another score than it had, this one
+        takes the old one's place and is judged.
         """
-        for index, score in scores.items():
-            if (space, epoch, index) in self._entered:
-                self._rungs[space].scores[epoch].remove(self._entered[space, epoch, index])
-            self._entered[space, epoch, index] = score
-        return self._rungs[space].judge(epoch, list(scores.values()))
+        entered = self._entered.setdefault((space, epoch), {})
+        new = {i: score for i, score in scores.items() if i not in entered or entered[i][0] != score}
+        for i in new.keys() & entered.keys():
+            self._rungs[space].scores[epoch].remove(entered[i][0])
+        verdicts = self._rungs[space].judge(epoch, list(new.values())) if new else []
+        entered |= {i: (score, verdict) for (i, score), verdict in zip(new.items(), verdicts, strict=True)}
+        return [entered[i][1] for i in scores]
 
-    def report(self, pack: str, progress: PackProgress | None) -> None:
-        """How far a pack is; None when it is finished."""
-        if progress:
-            self._packs[pack] = progress
-        else:
+    def report(self, pack: str, progress: PackProgress | None) -> bool:
+        """How far a pack is; None when it is finished. Whether it should move: its node is being drained."""
+        if progress is None:
             self._packs.pop(pack, None)
+            return False
+        self._packs[pack] = progress
+        if time.monotonic() - self._looked >= LOOK_EVERY_S:
+            # no public name; Ray's own Data and Train ask this way
+            self._drained, self._looked = ray._private.state.state.get_draining_nodes(), time.monotonic()
+        return progress.node in self._drained
 
     def packs(self) -> dict[str, PackProgress]:
         """Progress of the running packs."""

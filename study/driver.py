@@ -21,6 +21,7 @@ from rich.text import Text
 
 from data_prep.errors import UserError
 from study.board import Board, PackProgress, RungBoard
+from study.keeper import Keeper
 from study.ledger import JOURNAL
 from study.metrics import StudyMetrics
 from study.search import Counts, PackSearcher, SearchersInTurn
@@ -43,6 +44,8 @@ MIRROR_EVERY_S = 10.0
 """Seconds between copies of the ledger."""
 LOOK_EVERY_S = 30.0
 """Seconds between calls of `look`."""
+PACKS = "packs"
+"""Folder of the packs' checkpoints, while a search is not over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +111,8 @@ def run_searches(
     cpus_per_pack: float = 1.0,
     gpus_per_pack: float = 0.0,
     refill: bool = False,
+    checkpoints: Storage | None = None,
+    checkpoint_every: int = 1,
     console: Console | None = None,
     look: Callable[[], Any] | None = None,
 ) -> list[SearchOutcome]:
@@ -115,8 +120,10 @@ def run_searches(
 
     One Tune run whose actors serve all of them: starting an actor costs seconds, as much as a pack of a simple method,
     and where one search has no pack left to give, the next one's fill the cores. `arrays`: `TrialData.to_arrays()` or
-    a reference to it. `refill`: whether packs take new configurations in the room of ended ones. `look`: called now and
-    then with new results in the first ledger (the report of the running study).
+    a reference to it. `refill`: whether packs take new configurations in the room of ended ones. `checkpoints`: where
+    packs leave checkpoints, `checkpoint_every` epochs apart at least, and go on from those they find; those that are
+    refilled leave none. `look`: called now and then with new results in the first ledger (the report of the running
+    study).
     Ctrl-C lets go of the running packs, to be trained on resume, and returns.
     """
     concurrent = concurrent_packs(cpus_per_pack, gpus_per_pack)
@@ -130,6 +137,9 @@ def run_searches(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     boards = {search.searcher.space.name: search.board for search in searches}
     board = Board.options(scheduling_strategy=here).remote(boards)  # type: ignore[attr-defined]
+    keeper = None
+    if checkpoints and not refill:
+        keeper = Keeper.options(scheduling_strategy=here).remote(checkpoints / PACKS)  # type: ignore[attr-defined]
     folder = searches[0].searcher.ledger.folder.resolve()
     study = "/".join(folder.parts[-2:])  # its name, or its name and the rotation
     arrays = arrays if isinstance(arrays, ray.ObjectRef) else ray.put(dict(arrays))
@@ -146,6 +156,8 @@ def run_searches(
             gpus=gpus_per_pack,
             refill=refill,
             train=search.train,
+            keeper=keeper,
+            checkpoint_every=checkpoint_every,
         )
         for search in searches
     }
@@ -176,8 +188,11 @@ def run_searches(
                 ),
             ).fit()
     finally:
-        ray.kill(board)
+        for actor in filter(None, (board, keeper)):
+            ray.kill(actor)
         shutil.rmtree(folder / "tune", ignore_errors=True)  # Tune's own state, which nobody reads
+    if checkpoints and all(search.over for search in searches):
+        checkpoints.clear(PACKS)
     return [_outcome(search, concurrent, finished) for search, finished in zip(searches, already, strict=True)]
 
 

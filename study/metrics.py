@@ -14,19 +14,29 @@ TAGS = ("study", "space")
 
 
 class PackMetrics:
-    """A pack actor's numbers."""
+    """A pack actor's numbers; Ray tags them with its `WorkerId`."""
 
     def __init__(self, study: str, space: str) -> None:
         self._images = Gauge("zerosweep_images_per_second", description="Images trained on, all lanes", tag_keys=TAGS)
         self._memory = Gauge("zerosweep_gpu_bytes", description="GPU memory of a pack's actor at most", tag_keys=TAGS)
-        for gauge in (self._images, self._memory):
+        self._alive = Gauge("zerosweep_pack_lanes_alive", description="Lanes alive in an actor's pack", tag_keys=TAGS)
+        self._best_h = Gauge("zerosweep_pack_best_h", description="Best H of an actor's last pack", tag_keys=TAGS)
+        for gauge in (self._images, self._memory, self._alive, self._best_h):
             gauge.set_default_tags({"study": study, "space": space})
 
-    def update(self, images: int, seconds: float) -> None:
-        """Publish how fast the pack trained on so many images (times lanes)."""
+    def update(self, images: int, seconds: float, alive: int) -> None:
+        """Publish how fast the pack trained on so many images (times lanes), and how many lanes it has left."""
         self._images.set(images / max(seconds, 1e-9))
+        self._alive.set(alive)
         if torch.cuda.is_available():
             self._memory.set(torch.cuda.max_memory_allocated())
+
+    def end(self, best_h: float | None) -> None:
+        """The pack trains no more; its best H, if any lane has one."""
+        self._images.set(0)
+        self._alive.set(0)
+        if best_h is not None:
+            self._best_h.set(best_h)
 
 
 class StudyMetrics:

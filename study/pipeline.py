@@ -262,6 +262,8 @@ class Study:
                 cpus_per_pack=resources.cpus_per_pack,
                 gpus_per_pack=resources.gpus_per_pack,
                 refill=search.refill,
+                checkpoints=of_study,
+                checkpoint_every=resources.checkpoint_every,
                 console=self.console,
                 look=functools.partial(write_report, of_study, ledger=first) if of_study.is_local else None,
             )

@@ -22,11 +22,12 @@ from typing import Any
 import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from safetensors.torch import load, save
 from torch import Tensor
 
 from data_prep.storage import Storage
 from models.data_parallel import workers as data_parallel_workers
+from study.checkpoints import Checkpoints
+from study.keeper import Keeper
 from study.methods import static_fields
 from study.protocol import TrialData
 from study.selection import Criterion, seen_classes, trainable_images
@@ -56,46 +57,6 @@ class Refit:
     """Whether the loss of any seed was not finite."""
     unseen_GT: Tensor | None = None
     """Best unseen class of the first seed at each of `LAMBDAS`, int16; None where there is no residual to vary."""
-
-
-@ray.remote(num_cpus=0)
-class Keeper:
-    """Checkpoints, kept where the driver runs: it may write to the study's storage, workers often may not."""
-
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
-
-    def save(self, name: str, content: bytes) -> None:
-        """Write a checkpoint, whole or not at all."""
-        self._storage.write(name, content)
-
-    def load(self, name: str) -> bytes | None:
-        """The last checkpoint of that name."""
-        return self._storage.read(name)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoints:
-    """Where a pack's checkpoints go, as its workers see it."""
-
-    keeper: Any
-    """Handle of the `Keeper`."""
-    name: str
-    """The pack's file."""
-    every: int
-    """Epochs between two of them."""
-
-    def restore(self, pack: Pack) -> None:
-        """Let a new pack go on from the last one, if there is any."""
-        content = ray.get(self.keeper.load.remote(self.name))
-        if content:
-            pack.restore(load(content))
-
-    def save(self, pack: Pack) -> None:
-        """Write one if it is time to; all workers hold the same lanes, so the first does it."""
-        due = pack.epoch[0] % self.every == 0 or pack.epoch[0] == pack.epochs
-        if due and data_parallel_workers()[0] == 0:
-            ray.get(self.keeper.save.remote(self.name, save(pack.state())))
 
 
 def cpus_per_worker(workers: int, cpus_per_pack: float, gpus_per_pack: float) -> float:
@@ -147,7 +108,7 @@ def refit(
                     "arrays": [arrays],  # in a list: the reference travels, not what it refers to
                     "packs": [[configs[i] for i in pack] for pack in packs],
                     "checkpoints": [
-                        Checkpoints(keeper=keeper, name=f"{name}/{i}.safetensors", every=checkpoint_every)
+                        Checkpoints(keeper, f"{name}/{i}.safetensors", every=checkpoint_every)
                         for i in range(len(packs))
                     ],
                     "seeds": seeds,
@@ -262,8 +223,8 @@ def refit_pack(
         data=data,
         epochs=epochs,
     )
-    if checkpoints:
-        checkpoints.restore(pack)
+    if checkpoints and (kept := checkpoints.load()):
+        pack.restore(kept[0])
     while pack.epoch[0] < epochs:
         pack.train_epoch()
         if checkpoints:

@@ -138,8 +138,13 @@ class PackSearcher(Searcher):
         return {"space": self.space.name, "lanes": [_job(lane) for lane in lanes]}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Write the lanes that a running pack reports as ended, and refill their room."""
+        """Write the lanes that a running pack reports as ended, and refill their room; let go of one that moves."""
         lanes = self._running.get(trial_id, [])
+        if result.get("moved"):
+            for lane in lanes:
+                self._requeue(lane, "its node was drained", deaths=lane.deaths)
+            self._running[trial_id] = []
+            return
         before = len(lanes)
         self._tell(trial_id, result)
         if self.give and lanes:
@@ -194,7 +199,10 @@ class PackSearcher(Searcher):
     def _fill(self, size: int, static: dict[str, Any] | None) -> list[Lane]:
         """Up to `size` lanes with these static knobs (None: the next ones' own): waiting ones first, then new ones."""
         fresh = max(0, self.left - len(self._queue))
-        waiting = [lane for lane in self._queue if self.space.static(lane.params) == static][:size]
+        waiting = [lane for lane in self._queue if self.space.static(lane.params) == static]
+        if not self.give:  # a group stays together, and goes on from its checkpoint
+            waiting = [lane for lane in waiting if lane.index // self.pack == waiting[0].index // self.pack]
+        waiting = waiting[:size]
         for lane in waiting:
             self._queue.remove(lane)
         lanes = [

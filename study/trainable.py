@@ -1,5 +1,6 @@
 """The actor that trains packs."""
 
+import hashlib
 import time
 import traceback
 import warnings
@@ -11,6 +12,7 @@ import ray
 from ray import tune
 
 from study.board import PackProgress
+from study.checkpoints import Checkpoints, Moving
 from study.metrics import PackMetrics
 from study.selection import Criterion
 from study.trainer import LaneResult, Precision, Training, bfloat16_keeps_ranking, on_worker, train_lanes
@@ -45,6 +47,10 @@ class PackJob:
     """Whether packs report lanes as they end and take others in their room."""
     train: Callable[..., Training] = train_lanes
     """`trainer.train_lanes`, or a partial of it."""
+    keeper: Any = None
+    """Handle of the `Keeper` of the packs' checkpoints; None: there are none."""
+    checkpoint_every: int = 1
+    """Epochs between two checkpoints at least."""
 
 
 class PackTrainable(tune.Trainable):
@@ -63,13 +69,22 @@ class PackTrainable(tune.Trainable):
         self.lanes: list[Mapping[str, Any]] = list(new_config.get("lanes", []))
         self.training: Training | None = None
         self.told = 0
+        self.moved = False
+        self.checkpoints = None
+        if self.job.keeper:
+            work = [self.job.space, *((lane["index"], lane["seed"]) for lane in self.lanes)]
+            name = hashlib.sha256(repr(work).encode()).hexdigest()[:12]
+            self.checkpoints = Checkpoints(self.job.keeper, f"{name}.safetensors", every=self.job.checkpoint_every)
         return True
 
     def step(self) -> dict[str, Any]:
         """Train the pack to its end, or, where it is refilled, until some lanes have ended.
 
-        An exception is a result too: the searcher decides what becomes of the lanes.
+        An exception is a result too: the searcher decides what becomes of the lanes. A pack whose node is being
+        drained says that it has moved, and with the next call its actor is over, which Tune would use again there.
         """
+        if self.moved:
+            raise Moving
         ended: dict[int, LaneResult] = {}
         done = False
         try:
@@ -78,15 +93,26 @@ class PackTrainable(tune.Trainable):
                     ended |= self._train_on()
                 except StopIteration:
                     done = True
+        except Moving:
+            self.moved = True
+            self._over()
+            return {"lanes": [], "moved": True, "done": False}
         except Exception as error:
             traceback.print_exc()  # the whole story, for the actor's log
-            self.job.board.report.remote(self.trial_id, None)
+            self._over()
             return {"lanes": [], "crash": f"{type(error).__name__}: {error}", "done": True}
         self.told += len(ended)
         if done:
-            self.job.board.report.remote(self.trial_id, None)
+            if self.checkpoints:
+                self.checkpoints.remove()
+            self._over(max((r.metrics["val_h_mean"] for r in ended.values() if r.metrics), default=None))
         told = [{"number": self.lanes[i]["number"], **asdict(result)} for i, result in sorted(ended.items())]
         return {"lanes": told, "done": done}
+
+    def _over(self, best_h: float | None = None) -> None:
+        """Nothing is in training any more."""
+        self.job.board.report.remote(self.trial_id, None)
+        self.metrics.end(best_h)
 
     def _train_on(self) -> dict[int, LaneResult]:
         """Results of the next lanes that end; `StopIteration` when there is none any more."""
@@ -99,21 +125,26 @@ class PackTrainable(tune.Trainable):
 
     def _begin(self) -> Training:
         job, board, lanes, last_report, lane_epochs = self.job, self.job.board, self.lanes, 0.0, 0
+        node, checkpoints = ray.get_runtime_context().get_node_id(), self.checkpoints
+        answer: ray.ObjectRef | None = None
         images = len(self.data.source_labels_I) * (1 if self.data.oracle_labels_T is not None else self.data.folds)
 
         def judge(epoch: int, scores: list[tuple[int, float]]) -> list[bool]:
             return ray.get(board.judge.remote(job.space, epoch, {lanes[i]["index"]: score for i, score in scores}))
 
         def on_epoch(epoch: int, alive: int) -> None:
-            nonlocal last_report, lane_epochs
+            nonlocal last_report, lane_epochs, answer
             lane_epochs += alive
             now = time.monotonic()
             if now - last_report >= REPORT_EVERY_S:
                 if epoch:
-                    self.metrics.update(images * lane_epochs, now - last_report)
+                    self.metrics.update(images * lane_epochs, now - last_report, alive)
                 last_report, lane_epochs = now, 0
-                progress = PackProgress(space=job.space, lanes=len(lanes) - self.told, alive=alive, epoch=epoch)
-                board.report.remote(self.trial_id, progress)
+                if checkpoints and answer:  # to the report before: it is there
+                    checkpoints.moving = ray.get(answer)
+                left = len(lanes) - self.told
+                progress = PackProgress(space=job.space, lanes=left, alive=alive, epoch=epoch, node=node)
+                answer = board.report.remote(self.trial_id, progress)
 
         on_epoch(0, len(lanes))
         return job.train(
@@ -124,12 +155,12 @@ class PackTrainable(tune.Trainable):
             rungs=job.rungs,
             judge=judge if job.rungs else None,
             on_epoch=on_epoch,
+            checkpoints=checkpoints,
         )
 
     def __repr__(self) -> str:
-        """What the dashboard shows."""
-        numbers = [lane["number"] for lane in self.config.get("lanes", [])]
-        return f"pack(space={self.job.space}, lanes={len(numbers)}, first={min(numbers, default='-')})"
+        """What the dashboard shows; Ray asks when the actor starts and never again: what changes is in its gauges."""
+        return f"packs(study={self.job.study}, spaces={','.join(self.jobs)}, cpus={self.job.cpus:g})"
 
 
 def precision_on_worker(

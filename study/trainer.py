@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from models.stacked import append_lanes, unit
 from study.methods import METHODS
 from study.protocol import TrialData
 from study.selection import Criterion, score, seen_classes, trainable_images
+
+if TYPE_CHECKING:
+    from study.checkpoints import Checkpoints
 
 PREDICT_CHUNK = 4096
 """Images per forward pass outside training, divided by the lanes: bounds memory on large benchmarks."""
@@ -355,7 +358,11 @@ def train_lanes(
     starts from its own first epoch. Only `data` is looked at: its held-out and pseudo-unseen source images and its
     unlabelled target images. `options`: see `_train_together`.
 
-    Where memory does not suffice, the configurations not yet ended start again, one half after the other.
+    With `checkpoints` a pack that was cut off goes on from its last one, with the same results to the bit. Only for
+    packs that no configuration joins.
+
+    Where memory does not suffice, the configurations not yet ended start again, one half after the other and without
+    checkpoints.
     """
     asked = list(zip(configs, seeds, strict=True))
     parts = [list(range(len(asked)))]
@@ -368,6 +375,7 @@ def train_lanes(
                 raise
             half = (len(alive) + 1) // 2
             parts[:0] = [alive[:half], alive[half:]]
+            options = {**options, "checkpoints": None}
             print(f"out of memory with {len(alive)} configurations, going on with {half}: {error}", flush=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -413,6 +421,7 @@ def _train_together(
     judge: Judge | None = None,
     on_epoch: Callable[[int, int], None] | None = None,
     precision: Precision = "float32",
+    checkpoints: "Checkpoints | None" = None,
 ) -> Training:
     """`train_lanes` as one pack, whatever memory it takes."""
     folds = _folds(data)
@@ -422,6 +431,15 @@ def _train_together(
 
     pack, count = pack_of(configs, seeds), len(configs)
     alive = {i: LaneResult() for i in range(count)}
+    results = dict(alive)
+    if checkpoints and (kept := checkpoints.load()):
+        results = dict(enumerate(kept[1]))
+        alive = {i: r for i, r in results.items() if r.state == "complete"}
+        pack.keep([k for k in range(count * len(folds)) if k // len(folds) in alive])
+        pack.restore(kept[0])
+        _judge_again(results, rungs, judge)
+        if len(alive) < count:
+            yield {i: r for i, r in results.items() if i not in alive}
     while alive:
         started = time.perf_counter()
         pack.train_epoch()
@@ -440,11 +458,13 @@ def _train_together(
         going_on = sum(r.state == "complete" for r in alive.values())
         if on_epoch and going_on:
             on_epoch(max(r.epochs for r in alive.values()), going_on)
+        alive = {i: r for i, r in alive.items() if i not in ended}
+        if alive and ended:
+            pack.keep([k for k, (i, _) in enumerate(lanes) if i in alive])
+        if alive and checkpoints:
+            checkpoints.save(pack, list(results.values()))
         if not ended:
             continue
-        alive = {i: r for i, r in alive.items() if i not in ended}
-        if alive:
-            pack.keep([k for k, (i, _) in enumerate(lanes) if i in alive])
         new = (yield ended) or ()
         if new:
             joining = pack_of([config for config, _ in new], [seed for _, seed in new])
@@ -490,3 +510,11 @@ def _prune(judged: Mapping[int, LaneResult], epochs: int, judge: Judge) -> None:
         for (i, _), goes_on in zip(scores, judge(epoch, scores) if scores else [], strict=True):
             if not goes_on:
                 judged[i].state = "pruned"
+
+
+def _judge_again(results: Mapping[int, LaneResult], rungs: Sequence[int], judge: Judge | None) -> None:
+    """Tell a judge who may be new, as after the driver's death, the scores of lanes whose verdicts stand."""
+    for epoch in rungs if judge else ():
+        scores = [(i, score) for i, r in results.items() for at, score in r.curve if at == epoch]
+        if judge and scores:
+            judge(epoch, scores)

@@ -4,9 +4,10 @@
     python tests/faults/matrix.py --once          # every fault once: what the test suite runs
     python tests/faults/matrix.py --only driver   # faults whose name has this in it
 
-On a cluster of its own, of a head without CPUs and two nodes with one each, on this machine. The configurations are of
-the tests' toy space, drawn at random and not pruned: what becomes of one does not depend on the order of things, so
-that every disturbed search must end with what an undisturbed loop finds.
+On a cluster of its own, of a head without CPUs and two nodes with one each, on this machine. The configurations are
+linear probes, drawn at random, slowed down and not pruned: what becomes of one does not depend on the order of things,
+so that every disturbed search must end with what an undisturbed loop finds, to the bit. A pack leaves a checkpoint when
+it may; `epochs again` are those that were lost and trained a second time, on an average of the tries (a pack has 16).
 """
 
 import argparse
@@ -29,27 +30,34 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-PATHS = [str(ROOT), str(ROOT / "tests" / "study")]
-sys.path[:0] = PATHS
+sys.path.insert(0, str(ROOT))
 # where a cluster says that it is there: otherwise every other `ray.init()` on this machine would join it
 if "RAY_TMPDIR" not in os.environ:
     os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="zs")
-os.environ["PYTHONPATH"] = os.pathsep.join([*PATHS, os.environ.get("PYTHONPATH", "")])  # Ray's workers inherit it
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])  # Ray's workers inherit it
 
 import psutil  # noqa: E402
 import ray  # noqa: E402
-import toy  # noqa: E402
+import torch  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 from rich.console import Console  # noqa: E402
 
+import search_spaces  # noqa: E402
 from data_prep.errors import UserError  # noqa: E402
+from data_prep.storage import locate  # noqa: E402
+from models.stacked import unit  # noqa: E402
+from search_spaces import Space  # noqa: E402
 from study.driver import Search, SearchOutcome, run_searches  # noqa: E402
 from study.leaderboard import Row, rank_rows, read_leaderboard, write_leaderboard  # noqa: E402
 from study.ledger import Ledger, open_ledger, read_ledger  # noqa: E402
+from study.protocol import TrialData  # noqa: E402
 from study.search import PackSearcher  # noqa: E402
 from study.storage import Storage, open_storage  # noqa: E402
+from study.trainer import Training, train_lanes, train_pack  # noqa: E402
 
-CONFIGS, PACK = 24, 4
+SPACE = search_spaces.load("linear-probe")
+assert isinstance(SPACE, Space)
+CONFIGS, PACK, EPOCHS = 24, 4, 16
 IDENTITY = {"benchmark": "toy", "select": "pseudo-unseen"}
 SECONDS = 0.8
 """What a pack takes."""
@@ -63,37 +71,81 @@ class Outcome:
     finished: int = 0
     duplicated: int = 0
     lost: int = 0
+    again: int = 0
+    """Epochs of packs that were trained a second time."""
     equal: bool = False
     """Configurations and leaderboard as in the undisturbed search."""
     disturbed: bool = False
     """Whether the fault came in time."""
 
 
-def search(folder: Path, *, resume: bool = False, **options: Any) -> SearchOutcome:
-    with open_ledger(folder, space=toy.SPACE, identity=IDENTITY, resume=resume) as book:
-        of_search = {name: options.pop(name) for name in ("train", "mirror") if name in options}
-        of_search = {"train": functools.partial(toy.train, seconds=SECONDS), **of_search}
+def data() -> TrialData:
+    """Ten classes of ten images around their text features, two of them unseen."""
+    g = torch.Generator().manual_seed(0)
+    names_CD, labels = unit(torch.randn(10, 16, generator=g).half()), torch.arange(10).repeat_interleave(10)
+    images_ID = unit((names_CD[labels] + 0.3 * torch.randn(100, 16, generator=g)).half())
+    return TrialData(
+        source_features_ID=images_ID[:80],
+        source_labels_I=labels[:80],
+        held_out_I=torch.arange(80) % 5 == 0,
+        target_features_TD=images_ID,
+        seen_C=torch.arange(10) < 8,
+        fold_C=torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, -1, -1]),
+        name_features_CD=names_CD,
+        node_features_ND=names_CD,
+        class_node_C=torch.arange(10),
+        edges_E2=torch.zeros(0, 2, dtype=torch.int64),
+        logit_scale=10.0,
+        fingerprint="toy",
+    )
+
+
+def train(
+    configs: list[Any], *, log: Path, on_epoch: Callable[[int, int], None], memory: int = PACK, **options: Any
+) -> Training:
+    """`train_lanes`, slowly, with a line in `log` for every epoch; out of memory above so many configurations."""
+    options["checkpoints"].seconds = 0.2
+
+    def slowly(epoch: int, alive: int) -> None:
+        time.sleep(SECONDS / EPOCHS)
+        if epoch > 2 and alive > memory and configs[0].lr < 1e-3:
+            raise MemoryError("as if the memory had no room for more")
+        with log.open("a") as file:
+            file.write(f"{options['seeds'][0]} {epoch}\n")
+        on_epoch(epoch, alive)
+
+    return train_lanes(configs, on_epoch=slowly, criterion="h", **options)
+
+
+def search(folder: Path, *, resume: bool = False, memory: int = PACK, mirror: Storage | None = None) -> SearchOutcome:
+    with open_ledger(folder, space=SPACE, identity=IDENTITY, resume=resume) as book:
+        slow = functools.partial(train, log=_log(folder), memory=memory)
         (done,) = run_searches(
-            [Search(searcher=_searcher(book), **of_search)],
-            toy.trial_data().to_arrays(),
-            epochs=toy.EPOCHS,
+            [Search(searcher=_searcher(book), train=slow, mirror=mirror)],
+            data().to_arrays(),
+            epochs=EPOCHS,
+            checkpoints=mirror or locate(folder),
             console=Console(file=io.StringIO()),
-            **options,
         )
         return done
 
 
+def _log(folder: Path) -> Path:
+    return folder.parent / "epochs"
+
+
 def _searcher(book: Ledger) -> PackSearcher:
-    return PackSearcher(book, toy.SPACE, configs=CONFIGS, pack=PACK, sampler="random", seed=5)
+    return PackSearcher(book, SPACE, configs=CONFIGS, pack=PACK, sampler="random", seed=5)
 
 
 @functools.cache
 def undisturbed() -> list[Any]:
     """What a plain loop makes of the same configurations."""
-    with tempfile.TemporaryDirectory() as name, open_ledger(Path(name), space=toy.SPACE, identity=IDENTITY) as book:
+    with tempfile.TemporaryDirectory() as name, open_ledger(Path(name), space=SPACE, identity=IDENTITY) as book:
         searcher = _searcher(book)
         while isinstance(pack := searcher.suggest("pack"), dict):
-            results = [toy.lane_result(lane["params"], lane["seed"]) for lane in pack["lanes"]]
+            configs, seeds = zip(*((SPACE.config(**x["params"]), x["seed"]) for x in pack["lanes"]), strict=True)
+            results = train_pack(configs, seeds=seeds, data=data(), epochs=EPOCHS, criterion="h")
             told = [{"number": x["number"], **asdict(r)} for x, r in zip(pack["lanes"], results, strict=True)]
             searcher.on_trial_complete("pack", {"lanes": told})
         return _essence(book)
@@ -103,7 +155,7 @@ def _essence(book: Ledger) -> list[Any]:
     """Every configuration and its score, and the leaderboard they make."""
     rows = [
         Row(
-            method="Toy",
+            method=SPACE.method,
             config_id=c.config_id,
             select="pseudo-unseen",
             benchmark="toy",
@@ -122,10 +174,12 @@ def judge(folder: Path, *, disturbed: bool) -> Outcome:
     """The ledger's own account of a search that has ended."""
     book = read_ledger(folder)
     indices = [c.index for c in book.finished()]
+    epochs = _log(folder).read_text().splitlines()
     return Outcome(
         finished=len(set(indices)),
         duplicated=len(indices) - len(set(indices)),
         lost=len(set(range(CONFIGS)) - set(indices)),
+        again=len(epochs) - len(set(epochs)),
         equal=_essence(book) == undisturbed(),
         disturbed=disturbed,
     )
@@ -138,7 +192,6 @@ class Machines:
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
         ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR")
-        toy.register()
 
     def kill_node(self) -> None:
         self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
@@ -180,13 +233,12 @@ def _title(process: psutil.Process) -> str:
 
 
 @contextmanager
-def once_running(folder: Path, moment: float, act: Callable[[], None]) -> Iterator[list[bool]]:
-    """Do `act` some seconds after the first configuration was asked for, beside what the block does."""
+def once(ready: Callable[[], bool], moment: float, act: Callable[[], None]) -> Iterator[list[bool]]:
+    """Do `act` some seconds after something is the case, beside what the block does."""
     done: list[bool] = []
 
     def wait() -> None:
-        journal = folder / "study.journal"
-        while not (journal.exists() and '"config_index"' in journal.read_text()):
+        while not ready():
             time.sleep(0.02)
         time.sleep(moment)
         act()
@@ -198,20 +250,36 @@ def once_running(folder: Path, moment: float, act: Callable[[], None]) -> Iterat
     thread.join(timeout=30)
 
 
+def asked(folder: Path) -> Callable[[], bool]:
+    """Whether the first configuration was asked for."""
+    journal = folder / "study.journal"
+    return lambda: journal.exists() and '"config_index"' in journal.read_text()
+
+
+def training(folder: Path) -> Callable[[], bool]:
+    """Whether both nodes train a pack."""
+    log = _log(folder)
+    return lambda: log.exists() and len({line.split()[0] for line in log.read_text().splitlines()}) > 1
+
+
 def node_killed(machines: Machines, folder: Path, rng: random.Random) -> Outcome:
-    with once_running(folder, rng.uniform(0.5, 2.5), machines.kill_node) as disturbed:
+    with once(training(folder), rng.uniform(0.0, 1.5), machines.kill_node) as disturbed:
         search(folder)
     return judge(folder, disturbed=bool(disturbed))
 
 
 def node_drained(machines: Machines, folder: Path, rng: random.Random) -> Outcome:
-    with once_running(folder, rng.uniform(0.5, 1.5), machines.drain_node) as disturbed:
-        search(folder)
-    return judge(folder, disturbed=bool(disturbed))
+    """Its pack leaves at the end of an epoch, with nothing lost: that is no death."""
+    with once(training(folder), rng.uniform(0.0, 1.0), machines.drain_node) as disturbed:
+        outcome = search(folder)
+    moved = any(t.user_attrs.get("reason") == "its node was drained" for t in read_ledger(folder).trials())
+    done = judge(folder, disturbed=bool(disturbed) and moved)
+    done.equal &= not outcome.counts.deaths and not done.again
+    return done
 
 
 def actor_killed(machines: Machines, folder: Path, rng: random.Random) -> Outcome:
-    with once_running(folder, rng.uniform(1.5, 3.0), machines.kill_actor) as disturbed:
+    with once(training(folder), rng.uniform(0.0, 1.5), machines.kill_actor) as disturbed:
         outcome = search(folder)
     return judge(folder, disturbed=bool(disturbed) and outcome.counts.deaths > 0)
 
@@ -220,7 +288,7 @@ def driver_killed(machines: Machines, folder: Path, rng: random.Random) -> Outco
     """With -9, at a random moment from its first configuration on; then resumed."""
     command = [sys.executable, str(Path(__file__)), "--drive", str(folder), "--address", machines.cluster.address]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    with once_running(folder, rng.uniform(0.0, 4.0), lambda: driver.send_signal(signal.SIGKILL)):
+    with once(asked(folder), rng.uniform(0.0, 6.0), lambda: driver.send_signal(signal.SIGKILL)):
         driver.wait(timeout=120)
     search(folder, resume=True)
     return judge(folder, disturbed=driver.returncode == -signal.SIGKILL)
@@ -240,11 +308,19 @@ def storage_fails(machines: Machines, folder: Path, rng: random.Random) -> Outco
         Path(storage.root).unlink()
         away.rename(storage.root)
 
-    with once_running(folder, rng.uniform(0.5, 1.5), fail) as disturbed:
+    with once(asked(folder), rng.uniform(0.5, 4.0), fail) as disturbed:
         search(folder, mirror=storage)
     outcome = judge(folder, disturbed=bool(disturbed))
     outcome.equal &= storage.read("study.journal") == (folder / "study.journal").read_bytes()
     return outcome
+
+
+def out_of_memory(machines: Machines, folder: Path, rng: random.Random) -> Outcome:
+    """Packs of certain configurations do not fit, and are halved until they do."""
+    memory = rng.choice([1, 2])
+    outcome = search(folder, memory=memory)
+    halves = _log(folder).read_text().split("\n")
+    return judge(folder, disturbed=not outcome.counts.deaths and len(halves) > 16 * CONFIGS // PACK)
 
 
 def disk_full(machines: Machines, folder: Path, rng: random.Random) -> Outcome:
@@ -253,7 +329,7 @@ def disk_full(machines: Machines, folder: Path, rng: random.Random) -> Outcome:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], check=True)
     try:
         filler, failed = folder / "filler", False
-        with once_running(folder, rng.uniform(0.5, 2.0), lambda: _fill(filler)):
+        with once(asked(folder), rng.uniform(0.5, 4.0), lambda: _fill(filler)):
             try:
                 search(folder)
             except Exception:  # Tune wraps the journal's "No space left on device"
@@ -297,6 +373,7 @@ FAULTS: dict[Callable[[Machines, Path, random.Random], Outcome], int] = {
     actor_killed: 5,
     driver_killed: 20,
     storage_fails: 3,
+    out_of_memory: 3,
     disk_full: 3,
 }
 """How often each is tried."""
@@ -312,10 +389,10 @@ def main() -> int:
     options = parser.parse_args()
     if options.drive:
         ray.init(address=options.address, log_to_driver=False, logging_level="ERROR")
-        toy.register()
         search(options.drive)
         return 0
-    print("| fault | times | in time | asked | finished | duplicated | lost | as undisturbed |\n" + "|---" * 8 + "|")
+    names = "fault | times | in time | asked | finished | duplicated | lost | epochs again | as undisturbed"
+    print(f"| {names} |\n" + "|---" * 9 + "|")
     machines, good = Machines(), True
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of `finally`: no node may stay
     try:
@@ -333,7 +410,9 @@ def main() -> int:
             sums = [sum(getattr(o, f) for o in outcomes) for f in ("asked", "finished", "duplicated", "lost")]
             equal, disturbed = sum(o.equal for o in outcomes), sum(o.disturbed for o in outcomes)
             good &= equal == len(outcomes) and sums[0] == sums[1] and not sums[2] + sums[3]
-            cells = [fault.__name__.replace("_", " "), len(outcomes), disturbed, *sums, f"{equal} of {len(outcomes)}"]
+            again = f"{sum(o.again for o in outcomes) / len(outcomes):.1f}"
+            name = fault.__name__.replace("_", " ")
+            cells = [name, len(outcomes), disturbed, *sums, again, f"{equal} of {len(outcomes)}"]
             print("| " + " | ".join(map(str, cells)) + " |", flush=True)
     finally:
         machines.close()

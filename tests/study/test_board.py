@@ -40,6 +40,8 @@ def test_the_board_judges_packs_together_and_knows_their_progress(ray_cluster: N
     assert ray.get(board.judge.remote("toy", 1, {0: 0.4, 1: 0.8})) == [False, True]
     assert ray.get(board.judge.remote("toy", 1, {2: 0.5, 3: 0.9, 4: 0.1})) == [True, True, False]
     assert ray.get(board.judge.remote("toy", 1, {2: 0.5, 3: 0.9, 4: 0.1})) == [True, True, False]  # trained again
+    assert ray.get(board.judge.remote("toy", 1, {5: 0.95, 6: 0.97, 2: 0.5})) == [True, True, True]  # its old verdict
+    assert ray.get(board.judge.remote("toy", 1, {2: 0.6, 3: 0.9})) == [False, True]  # another score: judged anew
     ray.get(board.report.remote("a", PackProgress(space="toy", lanes=4, alive=3, epoch=2)))
     ray.get(board.report.remote("b", PackProgress(space="toy", lanes=4, alive=4, epoch=0)))
     ray.get(board.report.remote("b", None))

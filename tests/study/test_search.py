@@ -252,6 +252,22 @@ def test_lanes_of_a_dead_pack_are_trained_again_with_their_seeds_then_given_up(t
         assert [(c.index, c.state) for c in book.finished()] == [(i, "failed") for i in range(4)]
 
 
+def test_a_pack_that_moves_is_asked_for_again_and_has_not_died(tmp_path: Path) -> None:
+    with ledger(tmp_path) as book:
+        search = searcher(book, configs=8)
+        first, second = search.suggest("a"), search.suggest("b")
+        assert isinstance(first, dict) and isinstance(second, dict)
+        for name in ("b", "a"):
+            search.on_trial_result(name, {"lanes": [], "moved": True})
+            search.on_trial_complete(name, None, error=True)  # its actor is given up
+        assert search.counts.deaths == search.counts.finished == 0
+        again = [[(x["index"], x["seed"]) for x in pack["lanes"]] for pack in run(search)]  # each group as it was
+        assert again == [[(x["index"], x["seed"]) for x in pack["lanes"]] for pack in (second, first)]
+        void = [t for t in book.trials() if "requeued" in t.user_attrs]
+        assert {t.user_attrs["reason"] for t in void} == {"its node was drained"} and len(void) == 8
+        assert not any(t.user_attrs.get("deaths") for t in book.trials())
+
+
 def test_lost_lanes_are_packed_with_their_like(tmp_path: Path) -> None:
     with ledger(tmp_path) as book:
         search = searcher(book, configs=24)

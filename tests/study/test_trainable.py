@@ -269,7 +269,7 @@ def test_an_actor_takes_pack_after_pack() -> None:
 
     try:
         actor = Actor(lanes(0.4, 0.99, 0.9))
-        assert repr(actor) == "pack(space=toy, lanes=3, first=0)"
+        assert repr(actor) == "packs(study=study, spaces=toy, cpus=0.5)"
         result = actor.step()
         assert [x["state"] for x in result["lanes"]] == ["complete", "failed", "pruned"] and result["done"]
         assert json.loads(json.dumps(result)) is not None

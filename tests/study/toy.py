@@ -84,6 +84,7 @@ def train(
     rungs: Sequence[int],
     judge: Callable[[int, list[tuple[int, float]]], list[bool]] | None,
     on_epoch: Callable[[int, int], None],
+    checkpoints: None = None,
     seconds: float = 0.0,
     threads: int = 1,
     die_once: Path | None = None,
