@@ -44,6 +44,8 @@ MIRROR_EVERY_S = 10.0
 """Seconds between copies of the ledger."""
 LOOK_EVERY_S = 30.0
 """Seconds between calls of `look`."""
+PAUSE = 20
+"""Both rest so many times as long as they took: with 10,000 configurations a look takes seconds."""
 PACKS = "packs"
 """Folder of the packs' checkpoints, while a search is not over."""
 
@@ -275,7 +277,8 @@ class _View:
         self.method = search.searcher.space.method
         self.counts = search.searcher.counts
         self.already = self.mirrored = self.counts.finished
-        self.began = self.mirrored_at = time.monotonic()
+        self.began = time.monotonic()
+        self.mirror_at = self.began + MIRROR_EVERY_S
         self.metrics = StudyMetrics(study, search.searcher.space.name)
         self.told = False
 
@@ -303,11 +306,17 @@ class _View:
     def copy_ledger(self, console: Console) -> None:
         """Mirror the ledger if it has grown."""
         if self.search.mirror and self.counts.finished != self.mirrored:
-            self.mirrored, self.mirrored_at = self.counts.finished, time.monotonic()
+            self.mirrored, began = self.counts.finished, time.monotonic()
             try:
                 push(self.search.mirror, self.search.searcher.ledger.folder / JOURNAL)
             except UserError as error:  # the search goes on; storage may come back
                 console.print(f"the ledger could not be copied: {error}", soft_wrap=True)
+            self.mirror_at = _rested(began, MIRROR_EVERY_S)
+
+
+def _rested(began: float, at_least: float) -> float:
+    """When what began then, and has just ended, may be done again."""
+    return began + max(at_least, PAUSE * (time.monotonic() - began))
 
 
 @contextmanager
@@ -326,13 +335,14 @@ def _progress(
     stop, views = threading.Event(), [_View(search, study, epochs) for search in searches]
 
     first = searches[0].searcher
-    looked, looked_at = first.counts.finished, time.monotonic()
+    looked, look_at = first.counts.finished, time.monotonic() + LOOK_EVERY_S
 
     def take_a_look() -> None:
-        nonlocal looked, looked_at
-        if look and first.counts.finished != looked and time.monotonic() - looked_at >= LOOK_EVERY_S:
-            looked, looked_at = first.counts.finished, time.monotonic()
+        nonlocal looked, look_at
+        if look and first.counts.finished != looked and time.monotonic() >= look_at:
+            looked, began = first.counts.finished, time.monotonic()
             look()
+            look_at = _rested(began, LOOK_EVERY_S)
 
     def tell(view: _View) -> None:
         view.told = True
@@ -342,7 +352,7 @@ def _progress(
         shown_at = time.monotonic()
         while not stop.wait(WATCH_EVERY_S):
             for view in views:
-                if time.monotonic() - view.mirrored_at >= MIRROR_EVERY_S:
+                if time.monotonic() >= view.mirror_at:
                     view.copy_ledger(console)
             take_a_look()
             try:
