@@ -99,6 +99,8 @@ class PackTrainable(tune.Trainable):
             return {"lanes": [], "moved": True, "done": False}
         except Exception as error:
             traceback.print_exc()  # the whole story, for the actor's log
+            if self.checkpoints:  # it may be the one that did not fit: the next try does without
+                self.checkpoints.remove()
             self._over()
             return {"lanes": [], "crash": f"{type(error).__name__}: {error}", "done": True}
         self.told += len(ended)

@@ -10,13 +10,15 @@ import pytest
 import ray
 
 from data_prep.storage import locate
+from models.baselines import LinearProbeConfig
 from models.pva import PVAConfig
 from models.sre_clip import SREConfig
 from study import checkpoints
-from study.board import RungBoard
+from study.board import Board, RungBoard
 from study.checkpoints import Checkpoints, Moving
 from study.keeper import Keeper
 from study.protocol import TrialData
+from study.trainable import PackJob, PackTrainable
 from study.trainer import LaneResult, Pack, train_lanes
 
 SRE = SREConfig(gcn_width=8, gcn_layers=2, batch_size=16, lr=3e-3)
@@ -150,4 +152,50 @@ def test_storage_that_fails_costs_checkpoints_but_no_pack(ray_cluster: None, dat
     kept.remove()
     assert Checkpoints(keeper, "pack").load() is None
     assert [p.name for p in tmp_path.iterdir()] == ["packs"]
+    ray.kill(keeper)
+
+
+def test_an_actor_moves_once_and_begins_anew_where_a_checkpoint_does_not_fit(data: TrialData, tmp_path: Path) -> None:
+    board: Any = Board.remote({"probe": RungBoard()})  # type: ignore[attr-defined]
+    keeper: Any = Keeper.remote(locate(tmp_path))  # type: ignore[attr-defined]
+    job = PackJob(
+        study="study",
+        space="probe",
+        config=LinearProbeConfig,
+        arrays=ray.put(data.to_arrays()),
+        board=board,
+        epochs=EPOCHS,
+        rungs=(),
+        cpus=1,
+        gpus=0,
+        keeper=keeper,
+    )
+
+    class Actor(PackTrainable):
+        def setup(self, config: dict[str, Any], jobs: dict[str, PackJob] = {"probe": job}) -> None:  # type: ignore[override]  # noqa: B006
+            super().setup(config, jobs=jobs)
+
+    lanes = [{"number": i, "index": i, "seed": i, "params": {"lr": 1e-3 * (i + 1)}} for i in range(2)]
+    pack = {"space": "probe", "lanes": lanes}
+    undisturbed = Actor(pack).step()["lanes"]
+    assert not list(tmp_path.iterdir())  # it took no ten seconds
+
+    actor = Actor(pack)
+    actor.checkpoints.moving = True
+    assert actor.step() == {"lanes": [], "moved": True, "done": False}
+    with pytest.raises(Moving):  # Tune lets go of the actor
+        actor.step()
+    (file,) = tmp_path.iterdir()
+    kept = file.read_bytes()
+    for moved, lane in zip(Actor(pack).step()["lanes"], undisturbed, strict=True):
+        assert moved | {"train_seconds": 0} == lane | {"train_seconds": 0}
+    ray.get(keeper.load.remote(""))  # has dealt with all before
+    assert not file.exists()
+
+    file.write_bytes(kept[: len(kept) // 2])
+    actor = Actor(pack)
+    assert "crash" in actor.step()
+    actor.reset(pack)
+    assert [lane["score"] for lane in actor.step()["lanes"]] == [lane["score"] for lane in undisturbed]
+    ray.kill(board)
     ray.kill(keeper)
