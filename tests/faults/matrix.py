@@ -285,10 +285,11 @@ def actor_killed(machines: Machines, folder: Path, rng: random.Random) -> Outcom
 
 
 def driver_killed(machines: Machines, folder: Path, rng: random.Random) -> Outcome:
-    """With -9, at a random moment from its first configuration on; then resumed."""
+    """With -9, at a random moment from its first configuration or from its first epochs on; then resumed."""
     command = [sys.executable, str(Path(__file__)), "--drive", str(folder), "--address", machines.cluster.address]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    with once(asked(folder), rng.uniform(0.0, 6.0), lambda: driver.send_signal(signal.SIGKILL)):
+    begun = rng.choice([asked, training])
+    with once(begun(folder), rng.uniform(0.0, 2.5), lambda: driver.send_signal(signal.SIGKILL)):
         driver.wait(timeout=120)
     search(folder, resume=True)
     return judge(folder, disturbed=driver.returncode == -signal.SIGKILL)
