@@ -65,13 +65,17 @@ class Journal(BaseJournalBackend):
     @contextmanager
     def together(self) -> Iterator[None]:
         """Write what is logged meanwhile in one piece; nobody else writes until then. Raises OSError."""
+        if self._waiting is not None:  # part of a larger piece
+            yield
+            return
         self._lock.acquire()
         self._waiting = []
         try:
             yield
         finally:
             try:
-                self._read += self._write(_folded(self._waiting))
+                if self._waiting:
+                    self._read += self._write(_folded(self._waiting))
             finally:
                 self._waiting, self._waiting_read = None, 0
                 self._lock.release()

@@ -173,7 +173,7 @@ class Ledger:
             user_attrs=attrs,
         )
         self.study.sampler = sampler
-        with self._together():
+        with self.together():
             trial_id = self.storage.create_new_trial(self.study._study_id, new)
             trial = optuna.Trial(self.study, trial_id)
             params = dict(given) if given is not None else suggest_params(trial, space)
@@ -206,7 +206,7 @@ class Ledger:
         shown = {k: v for k, v in result["metrics"].items() if k in LOOKED_AT}
         kept = {k: result[k] for k in ("score", "metrics", "curve", "epochs", "train_seconds")}
         optuna_state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[state]
-        with self._together():
+        with self.together():
             if state == "failed":
                 self.storage.set_trial_user_attr(lane.trial_id, REASON, error)
             elif self.objective == "h":
@@ -220,7 +220,7 @@ class Ledger:
 
     def fail(self, trial_id: int, reason: str, *, requeue_with: int | None) -> None:
         """Mark a trial that will not finish; unless None, `requeue_with` deaths its configuration is trained again."""
-        with self._together():
+        with self.together():
             self.storage.set_trial_user_attr(trial_id, REASON, reason)
             if requeue_with is not None:
                 self.storage.set_trial_user_attr(trial_id, REQUEUED, requeue_with)
@@ -251,7 +251,8 @@ class Ledger:
                 )
         return orphans
 
-    def _together(self) -> AbstractContextManager[None]:
+    def together(self) -> AbstractContextManager[None]:
+        """Write what is written meanwhile in one piece: a journal's every write waits for the disk."""
         return self._journal.together() if self._journal else nullcontext()
 
     # --- life ---------------------------------------------------------------------------------------------------------

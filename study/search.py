@@ -129,9 +129,8 @@ class PackSearcher(Searcher):
             return None if self._running else Searcher.FINISHED
         self._began = self._began or time.monotonic()
         size = min(self.pack, self.left)
-        lanes = self._running[trial_id] = self._fill(
-            size, self.space.static(self._queue[0].params) if self._queue else None
-        )
+        static = self.space.static(self._queue[0].params) if self._queue else None
+        lanes = self._running[trial_id] = self._fill(size, static)
         self._room[trial_id] = self.pack  # a pack refilled for ever would keep other static knobs from their turn
         self.counts.packs += 1
         self.counts.empty_lanes += self.pack - len(lanes)
@@ -157,13 +156,13 @@ class PackSearcher(Searcher):
     def _tell(self, trial_id: str, result: dict[str, Any]) -> None:
         """Write the lanes a pack reports; those written before are left alone."""
         told = {r["number"]: r for r in result.get("lanes", [])}
-        for lane in self._running.get(trial_id, []):
-            if lane.number in told:
-                state = self.ledger.tell(lane, told[lane.number])
-                if state:
-                    result_of_lane = told[lane.number]
-                    h = result_of_lane["metrics"].get("val_h_mean")
-                    self.counts.add(state, result_of_lane["score"], h, lane.params)
+        with self.ledger.together():
+            for lane in self._running.get(trial_id, []):
+                if lane.number in told:
+                    of_lane = told[lane.number]
+                    state = self.ledger.tell(lane, of_lane)
+                    if state:
+                        self.counts.add(state, of_lane["score"], of_lane["metrics"].get("val_h_mean"), lane.params)
         if told and trial_id in self._running:
             self._running[trial_id] = [x for x in self._running[trial_id] if x.number not in told]
 
@@ -175,18 +174,20 @@ class PackSearcher(Searcher):
         if lost:
             reason = (result or {}).get("crash") or "its actor or node died"
             self.counts.deaths, self.counts.last_death = self.counts.deaths + 1, reason
-        for lane in lost:
-            if lane.deaths < RETRIES:
-                self._requeue(lane, f"its pack died: {reason}", deaths=lane.deaths + 1)
-            else:
-                self.ledger.fail(lane.trial_id, f"its pack died: {reason}", requeue_with=None)
-                self.counts.add("failed")
+        with self.ledger.together():
+            for lane in lost:
+                if lane.deaths < RETRIES:
+                    self._requeue(lane, f"its pack died: {reason}", deaths=lane.deaths + 1)
+                else:
+                    self.ledger.fail(lane.trial_id, f"its pack died: {reason}", requeue_with=None)
+                    self.counts.add("failed")
 
     def interrupt(self, reason: str) -> None:
         """Void the running lanes, for a later resume to train them."""
-        for lanes in self._running.values():
-            for lane in lanes:
-                self._requeue(lane, reason, deaths=lane.deaths)
+        with self.ledger.together():
+            for lanes in self._running.values():
+                for lane in lanes:
+                    self._requeue(lane, reason, deaths=lane.deaths)
         self._running.clear()
 
     def save(self, checkpoint_path: str) -> None:
@@ -205,24 +206,25 @@ class PackSearcher(Searcher):
         waiting = waiting[:size]
         for lane in waiting:
             self._queue.remove(lane)
-        lanes = [
-            self.ledger.ask(
-                self.space,
-                self._sampler(lane.index),
-                index=lane.index,
-                seed=lane.seed,
-                given=lane.params,
-                replaces=lane,
-            )
-            for lane in waiting
-        ]
-        while len(lanes) < size and fresh:
-            # without refilling, groups are fixed by the indices: the first of a group draws its static knobs
-            group = static if self.give else self._static if self._next % self.pack else None
-            if static is not None and group != static:
-                break
-            lanes.append(self._draw(group))
-            static, fresh = self._static, fresh - 1
+        with self.ledger.together():
+            lanes = [
+                self.ledger.ask(
+                    self.space,
+                    self._sampler(lane.index),
+                    index=lane.index,
+                    seed=lane.seed,
+                    given=lane.params,
+                    replaces=lane,
+                )
+                for lane in waiting
+            ]
+            while len(lanes) < size and fresh:
+                # without refilling, groups are fixed by the indices: the first of a group draws its static knobs
+                group = static if self.give else self._static if self._next % self.pack else None
+                if static is not None and group != static:
+                    break
+                lanes.append(self._draw(group))
+                static, fresh = self._static, fresh - 1
         return lanes
 
     def _draw(self, static: dict[str, Any] | None) -> Lane:
