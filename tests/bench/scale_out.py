@@ -118,9 +118,10 @@ def ledger(configs: int, *, sampler: SamplerName, pack: int, url: str | None) ->
 
 @contextmanager
 def timed(what: str) -> Iterator[None]:
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     yield
-    print(f"{what}: {time.perf_counter() - started:.1f} s", flush=True)
+    spent, cpu = time.perf_counter() - started, time.process_time() - cpu
+    print(f"{what}: {spent:.1f} s, {cpu:.1f} s of CPU", flush=True)
 
 
 def _row(c: Configuration) -> Row:
