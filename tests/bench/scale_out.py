@@ -43,9 +43,13 @@ from study.storage import open_storage  # noqa: E402
 
 
 def nodes(counts: list[int], *, packs: int, seconds: float, pack: int = 8) -> None:
-    """Efficiency: (time on the fewest nodes x their number) / (time on n nodes x n), packs only."""
-    print("| nodes | seconds | configurations/s | efficiency |\n|--:|--:|--:|--:|")
-    base = 0.0
+    """Share of the nodes' time in which packs train; efficiency: that share over the one with the fewest nodes.
+
+    A node's time begins with the end of its first pack: starting its actor is work of this machine's cores, which
+    real nodes do side by side.
+    """
+    print("| nodes | started after s | configurations/s | in training | efficiency |\n|--:|--:|--:|--:|--:|")
+    least = 0.0
     for count in counts:
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         try:
@@ -53,26 +57,29 @@ def nodes(counts: list[int], *, packs: int, seconds: float, pack: int = 8) -> No
                 cluster.add_node(num_cpus=1)
             ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
             toy.register()
-            run(packs=count, seconds=0.1, pack=pack)  # workers are started, modules imported
-            spent = run(packs=packs, seconds=seconds, pack=pack)
+            ends = run(packs=packs, seconds=seconds, pack=pack)
         finally:
             ray.shutdown()
             cluster.shutdown()
-        base = base or spent * count
-        print(f"| {count} | {spent:.1f} | {packs * pack / spent:.1f} | {base / (spent * count):.3f} |", flush=True)
+        spent = sum(ends[-count:]) - sum(ends[:count])  # each node's first and last end, whichever they are
+        training = (packs - count) * seconds / spent
+        least = least or training
+        begun, rate = ends[count - 1] - seconds, training * count * pack / seconds
+        print(f"| {count} | {begun:.1f} | {rate:.1f} | {training:.3f} | {training / least:.3f} |", flush=True)
 
 
-def run(*, packs: int, seconds: float, pack: int) -> float:
-    """Seconds of one search, from the first pack asked for to the last one told."""
+def run(*, packs: int, seconds: float, pack: int) -> list[float]:
+    """When packs of one search were told, in seconds after the first was asked for."""
     with tempfile.TemporaryDirectory() as name, open_ledger(Path(name), space=toy.SPACE, identity={}) as book:
         searcher = PackSearcher(book, toy.SPACE, configs=packs * pack, pack=pack, sampler="random")
         train = functools.partial(toy.train, seconds=seconds)
         search = Search(searcher=searcher, train=train)
         quiet = Console(file=io.StringIO())
         run_searches([search], toy.trial_data().to_arrays(), epochs=toy.EPOCHS, console=quiet)
-        trials = [t for t in book.trials() if t.datetime_start and t.datetime_complete]
-        first = min(t.datetime_start for t in trials if t.datetime_start)
-        return (max(t.datetime_complete for t in trials if t.datetime_complete) - first).total_seconds()
+        trials = book.trials()
+    first = min(t.datetime_start for t in trials if t.datetime_start)
+    told = {t.number // pack: t.datetime_complete for t in trials if t.datetime_complete}  # of a pack's last lane
+    return sorted((end - first).total_seconds() for end in told.values())
 
 
 def ledger(configs: int, *, sampler: SamplerName, pack: int, url: str | None) -> None:
