@@ -23,6 +23,7 @@ import hashlib
 import json
 import os
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,9 @@ SCHEMA_VERSION = 1  # raise it whenever the same inputs would give another cache
 SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.json"
 
+MAPPED_BYTES = 2**29
+"""Features that take as much in float32 are not read into memory: `load` maps them in float16."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassTable:
@@ -61,11 +65,11 @@ class ImageTable:
     """The images of one domain, without labels."""
 
     features_ID: Tensor
-    """float32 (I, D), L2-normalised."""
+    """(I, D), L2-normalised: float32, or of a large table a read-only map of the float16 that is stored."""
     split_I: Tensor
     """int8 (I,): index into SPLITS."""
-    keys: tuple[str, ...]
-    """(I,) stable image ids, unique in the benchmark."""
+    keys: pa.ChunkedArray
+    """(I,) stable image ids, unique in the benchmark; strings of Arrow, a fifth of Python's in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +261,7 @@ def _write_array(file: pq.ParquetFile, path: Path) -> None:
 
 
 def load(cache: str | Path) -> FeatureSet:
-    """Read a cache into tensors; the target labels stay unread.
+    """Read a cache into tensors; the target labels stay unread. Large features become a map, see `mapped`.
 
     Raises UserError, naming the file, if the folder is no complete cache or a file is missing, truncated or altered.
     """
@@ -285,8 +289,8 @@ def load(cache: str | Path) -> FeatureSet:
             unseen_RC=torch.tensor(classes["unseen"].to_pylist(), dtype=torch.bool).T.contiguous(),
             target_C=torch.tensor(classes["in_target"].to_pylist()) if "in_target" in classes.column_names else None,
         ),
-        source=_image_table(read("source")),
-        target=_image_table(read("target")),
+        source=_image_table(folder, manifest, "source"),
+        target=_image_table(folder, manifest, "target"),
         source_labels_I=torch.tensor(read("source_labels")["label"].to_numpy()),
         name_features_CPD=names_.reshape(len(classes), len(templates), -1),
         node_features_ND=_mean_by_node(read("node_texts"), len(nodes)),
@@ -314,12 +318,21 @@ def _tensor(values: np.ndarray) -> Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
-def _image_table(table: pa.Table) -> ImageTable:
-    # Normalised again, because rounding to float16 moves lengths by up to 5e-4.
+def _image_table(folder: Storage, manifest: dict[str, Any], name: str) -> ImageTable:
+    with _open(folder, manifest, f"{name}.parquet") as stream:
+        file = pq.ParquetFile(stream, pre_buffer=False)
+        large = 4 * file.metadata.num_rows * file.schema_arrow.field("feature").type.list_size >= MAPPED_BYTES
+        table = file.read(columns=["key", "split"] if large else None)
+    if large:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes to it
+            features_ID = torch.from_numpy(mapped(folder.shown, name))
+    else:  # normalised again, because rounding to float16 moves lengths by up to 5e-4
+        features_ID = normalize(_tensor(matrix(table["feature"])), dim=-1)
     return ImageTable(
-        features_ID=normalize(_tensor(matrix(table["feature"])), dim=-1),
+        features_ID=features_ID,
         split_I=torch.tensor(table["split"].to_numpy()),
-        keys=tuple(table["key"].to_pylist()),
+        keys=table["key"],
     )
 
 

@@ -35,7 +35,7 @@ from data_prep.clip_features import Progress, encode
 from data_prep.errors import UserError
 from data_prep.feature_store import SCHEMA_VERSION, fingerprint, read_manifest, read_table, write_manifest
 from data_prep.parquet import feature_column, file_sha256, write_stream, write_table
-from data_prep.storage import Storage, locate
+from data_prep.storage import Storage, locate, reason
 from data_prep.templates import find_templates
 from data_prep.wordnet import NOUNS, wordnet
 from data_prep.wordnet_graph import build_graph
@@ -122,7 +122,7 @@ def _clear_remains(caches: Storage, name: str) -> None:
 def _locked(caches: Storage, name: str, *, wait: bool = True) -> Iterator[None]:
     """Two processes that want the same cache: the second waits for the first and finds it done.
 
-    Object stores have no locks: there both do the work, and write the same bytes.
+    Object stores have no locks: there both do the work, and write the same bytes (see `_Build.run`).
     """
     if not caches.is_local:
         yield
@@ -265,9 +265,18 @@ class _Build:
 
     def run(self, rebuild: bool, max_rejected: float) -> None:
         """Raises UserError if more images are rejected than may be; the shards are kept."""
-        bench, name, cache = self.bench, self.name, self.caches / self.name
         if rebuild:
-            self.caches.clear(_building(name))
+            self.caches.clear(_building(self.name))
+        try:
+            self._run(max_rejected)
+        except FileNotFoundError:
+            # in an object store another process may have sealed the cache meanwhile, and removed the shards
+            if not _is_complete(self.caches / self.name, fingerprint(self.inputs)):
+                raise
+            self.caches.clear(_building(self.name))
+
+    def _run(self, max_rejected: float) -> None:
+        bench, name, cache = self.bench, self.name, self.caches / self.name
         graph = build_graph(wordnet(), bench.classes.names, bench.classes.wnids, bench.auxiliary_wnids)
         names, nodes = name_texts(bench), node_texts(graph, bench.templates)
         texts = [*names["text"].to_pylist(), *nodes["text"].to_pylist()]
@@ -289,7 +298,8 @@ class _Build:
             "names": names.append_column("feature", feature_column(name_features)),
             "node_texts": nodes.append_column("feature", feature_column(node_features)),
         }
-        self.caches.clear(name)  # what a killed build left there, half-written files too
+        if cache.is_local:
+            self.caches.clear(name)  # what a killed build left there: half-written files, which object stores have not
         metadata = {"fingerprint": fingerprint(inputs)}
         for table_name, table in tables.items():
             with cache.writer(f"{table_name}.parquet") as stream:
@@ -328,9 +338,20 @@ def _ray() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS", "local")  # another cluster that happens to run here is not ours
-    ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    # local: another cluster that happens to run on this machine is not ours
+    start_ray(os.environ.get("RAY_ADDRESS", "local"))
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def start_ray(address: str) -> None:
+    """Connect to a cluster or, "local", start one. Raises UserError where that fails: Ray tells it in a traceback."""
+    import ray
+
+    own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+    except Exception as error:  # ConnectionError, RuntimeError and plain Exception, by what went wrong
+        raise UserError(f"Ray did not start (--address or RAY_ADDRESS, here {address}): {reason(error)}") from error

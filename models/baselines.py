@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.prompts import BaseClasses, ClassTexts, PromptLearner, base_cross_entropy
-from models.stacked import StackedModule, check_static, lane_field, lane_normal, normalise, unit
-from models.sweeps import calibration_curve, lanes_and_images, tip_adapter_grid
+from models.stacked import StackedModule, check_static, in_chunks, lane_field, lane_normal, normalise, unit
+from models.sweeps import lanes_and_images, lead_of_seen, seen_unseen_curve, tip_adapter_grid
 
 ALPHAS = tuple(0.1 * i for i in range(201))
 """Tip-Adapter's cache weights swept by default, 0 to 20: 0 is zero-shot CLIP."""
@@ -41,8 +41,12 @@ def zero_shot_prototypes(name_features_CPD: Tensor, lemma_features_CD: Tensor) -
 
 def nearest_prototype(image_features_ID: Tensor, prototypes_CD: Tensor, among_C: Tensor | None = None) -> Tensor:
     """Class (I,) whose prototype has the largest cosine with each image feature, of those in the mask `among_C`."""
-    cosine_IC = image_features_ID @ prototypes_CD.T
-    return (cosine_IC if among_C is None else cosine_IC.masked_fill(~among_C, -math.inf)).argmax(-1)
+
+    def nearest(images_BD: Tensor) -> tuple[Tensor]:
+        cosine_BC = images_BD @ prototypes_CD.T
+        return ((cosine_BC if among_C is None else cosine_BC.masked_fill(~among_C, -math.inf)).argmax(-1),)
+
+    return in_chunks(nearest, image_features_ID)[0]
 
 
 # --- adapters -------------------------------------------------------------------------------------------------------
@@ -246,10 +250,10 @@ class TipAdapter(Baseline):
         """
         best = []
         for k, chosen in lanes_and_images(len(self.base_KC), allowed_KI, lanes):
-            cached_N = self.cached_KN[k]
+            cached_N, x_ID = self.cached_KN[k], unit(images_ID[chosen])
             grid_BA = tip_adapter_grid(
-                clip_logits_IC=self.logit_scale * images_ID[chosen] @ self.text_features_CD.T,
-                affinity_IN=images_ID[chosen] @ self.keys_KND[k, cached_N].T,
+                clip_logits_IC=self.logit_scale * x_ID @ self.text_features_CD.T,
+                affinity_IN=x_ID @ self.keys_KND[k, cached_N].T,
                 cache_labels_N=self.cache_labels_KN[k, cached_N],
                 labels_I=labels_I[chosen],
                 alphas=alphas,
@@ -318,10 +322,17 @@ class CalibratedStacking(Baseline):
 
         `allowed_KI`: bool, the images each lane may choose by.
         """
-        logits_IC = self.logit_scale * images_ID @ self.text_features_CD.T
+        scaled_DC = self.logit_scale * self.text_features_CD.T
+        # an image goes to the best base class while the constant is at most its lead: it is a threshold on the lead
+        lead_KI, base_KI, novel_KI = in_chunks(
+            lambda images_BD: lead_of_seen(self._lanes(images_BD @ scaled_DC), self.base_KC), images_ID
+        )
+        base_right_KI, novel_right_KI = base_KI == labels_I, novel_KI == labels_I
         best = []
         for k, chosen in lanes_and_images(len(self.base_KC), allowed_KI, lanes):
-            choice = calibration_curve(logits_IC[chosen], labels_I[chosen], self.base_KC[k]).best()
+            lead_I, base_right_I, novel_right_I = (t[k, chosen] for t in (lead_KI, base_right_KI, novel_right_KI))
+            curve = seen_unseen_curve(lead_I, base_right_I, novel_right_I, labels_I[chosen], self.base_KC[k])
+            choice = curve.best()
             self.constant[k] = choice.tau
             best.append(choice.h)
         return best

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from models.data_parallel import workers
 from models.gaussian import kl_to_prior, pairwise_kl, symmetric_kl, wasserstein
 from models.prompts import BaseClasses, ClassTexts, PromptLearner, base_cross_entropy
-from models.stacked import StackedModule, check_static, lane_field, lane_normal, normalise
+from models.stacked import StackedModule, check_static, lane_field, lane_normal, normalise, unit
 from models.sweeps import LAMBDAS, Choice, Curve, ResidualCosine, lanes_and_images, seen_unseen_curve, sweep_residual
 
 FAR = 100.0
@@ -289,7 +289,7 @@ class PVA(StackedModule):
         Labels are class ids; those of the lane's base classes count for S, the others for U. `allowed_KI`: bool, the
         images each lane may choose by.
         """
-        scores = self.scores(images_ID)
+        scores = self.scores(unit(images_ID))
         choices = []
         for k, chosen in lanes_and_images(len(self.base_KC), allowed_KI, lanes):
             choice = sweep_residual(

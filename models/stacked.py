@@ -7,7 +7,7 @@ is each lane's own gradient, and a lane that diverges cannot touch its neighbour
 Suffixes: K lanes, B batch, C classes, D CLIP dimension.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any, Self
 
@@ -26,6 +26,34 @@ def unit(features: Tensor) -> Tensor:
     A row's value does not depend on the rows beside it: cast in batches or all at once, features are the same.
     """
     return nn.functional.normalize(features.float(), dim=-1) if features.dtype == torch.float16 else features
+
+
+CHUNK = 4096
+"""Images whose logits are computed at once where no gradient is: of all of a large benchmark they fill the memory."""
+
+
+def chunks(features_ID: Tensor, size: int = CHUNK) -> Iterator[Tensor]:
+    """Image features, `size` rows at a time, as the modules take them."""
+    return map(unit, features_ID.split(size))
+
+
+def in_chunks(
+    work: Callable[[Tensor], tuple[Tensor, ...]], features_ID: Tensor, size: int = CHUNK
+) -> tuple[Tensor, ...]:
+    """What `work` makes of all image features, `size` rows at a time: tensors whose last axis is the images'.
+
+    Into memory that is there before: small results kept between large temporaries would tear holes into the heap, in
+    sum as large as the features.
+    """
+    whole: tuple[Tensor, ...] = ()
+    start = 0
+    for part in chunks(features_ID, size):
+        made = work(part)
+        whole = whole or tuple(t.new_empty(*t.shape[:-1], len(features_ID)) for t in made)
+        for all_images, some in zip(whole, made, strict=True):
+            all_images[..., start : start + len(part)] = some
+        start += len(part)
+    return whole
 
 
 def check_static(configs: Sequence[Any], lane_knobs: frozenset[str]) -> None:

@@ -116,15 +116,11 @@ def seen_unseen_curve(
     )
 
 
-def calibration_curve(logits_IC: Tensor, labels_I: Tensor, base_C: Tensor) -> Curve:
-    """Calibrated stacking (Chao et al., 2016), every constant subtracted from seen logits at once.
-
-    An image goes to the best base class while the constant is at most the margin of that class over the best novel
-    one: the constant is a threshold on the margin.
-    """
-    base_I, base_best_I = logits_IC.masked_fill(~base_C, -math.inf).max(-1)
-    novel_I, novel_best_I = logits_IC.masked_fill(base_C, -math.inf).max(-1)
-    return seen_unseen_curve(base_I - novel_I, base_best_I == labels_I, novel_best_I == labels_I, labels_I, base_C)
+def lead_of_seen(logits_KIC: Tensor, seen_KC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Lead of the best seen class's logit over the best unseen one's, and both classes, (K, I) each."""
+    seen, seen_KI = logits_KIC.masked_fill(~seen_KC[:, None], -math.inf).max(-1)
+    unseen, unseen_KI = logits_KIC.masked_fill(seen_KC[:, None], -math.inf).max(-1)
+    return seen - unseen, seen_KI, unseen_KI
 
 
 # --- residual strength ----------------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def wordnet_distance(path_similarity_CC: Tensor) -> Tensor:
 
 
 def _predictions(evaluation: Evaluation, chosen: Sequence[Scored]) -> pa.Table:
-    names, keys = evaluation.features.classes.names, evaluation.features.target.keys
+    names, keys = evaluation.features.classes.names, evaluation.features.target.keys.to_pylist()
     parts = [
         {
             "key": key,
@@ -162,7 +162,7 @@ def _confusions(evaluation: Evaluation, own: Scored, distance_CC: Tensor, images
     prototypes_CD = evaluation.prototypes[BASELINE]
     nearness_CC = (prototypes_CD @ prototypes_CD.T).fill_diagonal_(-1)
     row_of_key = {key: i for i, key in enumerate(images["key"].to_pylist())}
-    keys = evaluation.features.target.keys
+    keys = evaluation.features.target.keys.to_pylist()
 
     def thumbnails(chosen_T: Tensor) -> list[bytes]:
         rows = [row_of_key[keys[t]] for t in chosen_T.nonzero().flatten()[:EXAMPLES].tolist()]

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from data_prep.feature_store import FeatureSet, load_target_labels
 from models.baselines import nearest_prototype, zero_shot_prototypes
-from models.sweeps import Curve, seen_unseen_curve
+from models.stacked import chunks, in_chunks
+from models.sweeps import Curve, lead_of_seen, seen_unseen_curve
 from study.leaderboard import Row, mean_over_seeds, rank_rows
 from study.protocol import TrialData, evaluate, oracle_data, paired_bootstrap, within_halves
 from study.selection import (
@@ -30,7 +31,7 @@ from study.selection import (
     selection_score,
     summarise,
 )
-from study.trainer import Division, lead_of_seen
+from study.trainer import Division
 
 BASELINE = "ensemble"
 """The zero-shot CLIP to which gains refer; an untrained adapter equals it."""
@@ -99,9 +100,14 @@ class Evaluation:
             source_KI = within_halves(
                 lambda among_KC: torch.stack([predict(among_C) for among_C in among_KC]), data.source_labels_I, seen_KC
             )
-        logits_1TC = (data.logit_scale * data.target_features_TD @ prototypes_CD.T)[None]
-        information = mutual_information([logits_1TC])
-        lead, seen_1T, unseen_1T = lead_of_seen(logits_1TC, data.seen_C[None])
+
+        def logits(images_BD: Tensor) -> Tensor:
+            return (data.logit_scale * images_BD @ prototypes_CD.T)[None]
+
+        lead, seen_1T, unseen_1T = in_chunks(
+            lambda images_BD: lead_of_seen(logits(images_BD), data.seen_C[None]), data.target_features_TD
+        )
+        information = mutual_information(map(logits, chunks(data.target_features_TD)))
         seen, unseen, h = pseudo_unseen_scores(source_KI, folds, data)
         metrics = summarise(seen, unseen, h, information.tolist())
         return self.score(

@@ -466,12 +466,11 @@ class Study:
         address = self._address
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its coming change of default, and no warning
         if address:  # its nodes have the project, or get it with the job's working directory
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            start_ray(address)
             return
         project = str(Path(__file__).resolve().parents[1])
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [project, os.environ.get("PYTHONPATH")]))
-        # local: another cluster that happens to run on this machine is not ours
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        start_ray("local")  # another cluster that happens to run on this machine is not ours
 
     def _prepare(self) -> Path | str:
         study = self.options.study

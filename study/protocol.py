@@ -26,9 +26,6 @@ Select = Literal["pseudo-unseen", "oracle"]
 MUTUAL_INFORMATION_WEIGHT = 0.15
 """Weight of the target's mutual information beside H in the selection score; how it was found stands in the README."""
 
-MAPPED_BYTES = 2**29
-"""Features in float32 of so many bytes are not sent to the nodes."""
-
 HELD_OUT_SHARE = 0.2
 """Share of source images per class held out where a benchmark has no validation split."""
 
@@ -134,9 +131,10 @@ def trial_data(features: FeatureSet, *, rotation: int, folds: int, seed: int, cl
         raise ValueError(f"--rotation must be 0 to {rotations - 1} or all for {features.benchmark}, got {rotation}")
     seen_C = ~features.classes.unseen_RC[rotation]
     allowed_I = seen_C[features.source_labels_I]
-    labels_I = features.source_labels_I[allowed_I]
+    labels_I, source_ID = features.source_labels_I[allowed_I], features.source.features_ID
     return TrialData(
-        source_features_ID=features.source.features_ID[allowed_I],
+        # all of a large table as the map that it is: rows picked from it are a copy in memory
+        source_features_ID=source_ID if allowed_I.all() else source_ID[allowed_I],
         source_labels_I=labels_I,
         held_out_I=_held_out(features.source.split_I[allowed_I], labels_I, seed),
         target_features_TD=features.target.features_ID,
@@ -156,7 +154,7 @@ def trial_data(features: FeatureSet, *, rotation: int, folds: int, seed: int, cl
 
 
 def in_cache(data: TrialData, features: FeatureSet, cache: str) -> dict[str, InCache]:
-    """What takes the place of large features in `data.to_arrays()`, where all nodes see the cache.
+    """What takes the place of mapped features in `data.to_arrays()`, where all nodes see the cache.
 
     Only of tables without images of unseen classes: what a trial maps it can look at.
     """
@@ -164,7 +162,7 @@ def in_cache(data: TrialData, features: FeatureSet, cache: str) -> dict[str, InC
     return {
         field: InCache(cache=cache, name=name)
         for field, (name, table) in tables.items()
-        if len(getattr(data, field)) == len(table.features_ID) and table.features_ID.nbytes >= MAPPED_BYTES
+        if table.features_ID.dtype == torch.float16 and getattr(data, field) is table.features_ID
     }
 
 
@@ -272,32 +270,45 @@ def paired_bootstrap(
     One resample draws the same images for both methods, all seeds and all rotations: it is the images that are a
     sample, and rotations share them. A class without an image in a resample drops out of that resample's means.
     """
-    rng = np.random.default_rng(seed)
-    images = len(labels_T)
-    gains = [_h_gains(tests, labels_T, torch.ones(1, images))]  # the observed sample itself
-    chunk = max(1, 2**22 // images)
+    # images of one class that the same predictions get right are alike: to draw images is to draw how many of each
+    # kind come, and there are far fewer kinds than images
+    right = [predicted_T == labels_T for method, baseline, _ in tests for predicted_T in (*method, *baseline)]
+    kinds_XG, count_G = torch.unique(torch.stack([labels_T, *map(Tensor.long, right)]), dim=1, return_counts=True)
+    labels_G, right_G = kinds_XG[0], iter(kinds_XG[1:].float())
+
+    def next_right(predicted_LT: Tensor) -> Tensor:
+        return torch.stack([next(right_G) for _ in predicted_LT])
+
+    alike = [(next_right(method), next_right(baseline), seen_C) for method, baseline, seen_C in tests]
+    rng, share_G = np.random.default_rng(seed), (count_G.double() / len(labels_T)).numpy()
+    chunk = max(1, 2**20 // len(count_G))
+    gain_S = torch.empty(1 + samples)
+    gain_S[:1] = _h_gains(alike, labels_G, count_G.float()[None])  # the observed sample itself
     for start in range(0, samples, chunk):
-        drawn = rng.multinomial(images, np.full(images, 1 / images), size=min(chunk, samples - start))
-        gains.append(_h_gains(tests, labels_T, torch.from_numpy(drawn).float()))
-    observed, *resampled = torch.cat(gains).tolist()
-    low, high = np.nanquantile(resampled, [0.025, 0.975])  # a resample without seen or unseen images has no H
-    return observed, float(low), float(high)
+        drawn_SG = rng.multinomial(len(labels_T), share_G, size=min(chunk, samples - start))
+        gain_S[1 + start : 1 + start + chunk] = _h_gains(alike, labels_G, torch.from_numpy(drawn_SG).float())
+    # a resample without seen or unseen images has no H
+    low, high = np.nanquantile(gain_S[1:].numpy(), [0.025, 0.975])
+    return float(gain_S[0]), float(low), float(high)
 
 
-def _h_gains(tests: Sequence[tuple[Tensor, Tensor, Tensor]], labels_T: Tensor, weights_ST: Tensor) -> Tensor:
-    """H difference (S,) under each row of image weights, mean over seeds and then over rotations."""
+def _h_gains(tests: Sequence[tuple[Tensor, Tensor, Tensor]], labels_G: Tensor, weights_SG: Tensor) -> Tensor:
+    """H difference (S,) under each row of weights of kinds of images, mean over seeds and then over rotations.
 
-    def h_of(predicted_T: Tensor, seen_C: Tensor) -> Tensor:
-        correct_SC = torch.zeros(len(weights_ST), len(seen_C)).index_add_(
-            1, labels_T, weights_ST * (predicted_T == labels_T)
-        )
-        accuracy_SC = correct_SC / count_SC
-        return _joint(accuracy_SC[:, seen_C].nanmean(1), accuracy_SC[:, ~seen_C].nanmean(1), seen_C[labels_T])
+    `tests`: as in `paired_bootstrap`, but 1.0 where a prediction is right, (seeds, G).
+    """
 
-    count_SC = torch.zeros(len(weights_ST), len(tests[0][2])).index_add_(1, labels_T, weights_ST)
+    def by_class(weights_SG: Tensor, classes: int) -> Tensor:
+        sums_SC = torch.zeros(len(weights_SG), classes)
+        return sums_SC.scatter_add_(1, labels_G.expand(len(weights_SG), -1), weights_SG)
 
-    def mean_h(predictions_LT: Tensor, seen_C: Tensor) -> Tensor:
-        return torch.stack([h_of(predicted_T, seen_C) for predicted_T in predictions_LT]).mean(0)
+    def mean_h(right_LG: Tensor, seen_C: Tensor) -> Tensor:
+        count_SC = by_class(weights_SG, len(seen_C))
+        accuracies = (by_class(weights_SG * right_G, len(seen_C)) / count_SC for right_G in right_LG)
+        known_G = seen_C[labels_G]
+        return torch.stack(
+            [_joint(a_SC[:, seen_C].nanmean(1), a_SC[:, ~seen_C].nanmean(1), known_G) for a_SC in accuracies]
+        ).mean(0)
 
-    gains = [mean_h(method_LT, seen_C) - mean_h(baseline_LT, seen_C) for method_LT, baseline_LT, seen_C in tests]
+    gains = [mean_h(method_LG, seen_C) - mean_h(baseline_LG, seen_C) for method_LG, baseline_LG, seen_C in tests]
     return torch.stack(gains).mean(0)

@@ -16,16 +16,14 @@ import torch
 from torch import Tensor
 
 from models.data_parallel import average, over_workers, share
-from models.stacked import append_lanes, unit
+from models.stacked import CHUNK, append_lanes, chunks, in_chunks, unit
+from models.sweeps import lead_of_seen
 from study.methods import METHODS
 from study.protocol import TrialData
 from study.selection import Criterion, score, seen_classes, trainable_images
 
 if TYPE_CHECKING:
     from study.checkpoints import Checkpoints
-
-PREDICT_CHUNK = 4096
-"""Images per forward pass outside training, divided by the lanes: bounds memory on large benchmarks."""
 
 Precision = Literal["float32", "bfloat16"]
 Judge = Callable[[int, list[tuple[int, float]]], list[bool]]
@@ -62,13 +60,6 @@ class Division:
     """Best seen class."""
     unseen_KI: Tensor
     """Best unseen class."""
-
-
-def lead_of_seen(logits_KIC: Tensor, seen_KC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Lead of the best seen class's logit over the best unseen one's, and both classes, (K, I) each."""
-    seen, seen_KI = logits_KIC.masked_fill(~seen_KC[:, None], -math.inf).max(-1)
-    unseen, unseen_KI = logits_KIC.masked_fill(seen_KC[:, None], -math.inf).max(-1)
-    return seen - unseen, seen_KI, unseen_KI
 
 
 def best_class(logits_KIC: Tensor, among_KC: Tensor | None = None) -> Tensor:
@@ -218,7 +209,7 @@ class Pack:
         if not self.method.swept:
             return [{} for _ in self.generators]
         lanes = (~self.diverged_K).nonzero().flatten().tolist()
-        self.module.sweep(unit(features_ID), labels_I, allowed_KI=allowed_KI.to(features_ID.device), lanes=lanes)
+        self.module.sweep(features_ID, labels_I, allowed_KI=allowed_KI.to(features_ID.device), lanes=lanes)
         for name in self.method.swept:  # a diverged lane is void, but must not stop its neighbours' predictions
             getattr(self.module, name)[self.diverged_K] = 0
         values = {name: getattr(self.module, name).tolist() for name in self.method.swept}
@@ -227,33 +218,39 @@ class Pack:
     def predict(self, features_ID: Tensor) -> Iterator[Tensor]:
         """Logits over all classes, (K, chunk, C) at a time, in order."""
         with torch.no_grad():
-            for chunk in self._chunks(features_ID):
-                yield self.module.logits(chunk)
+            for images_BD in chunks(features_ID, self._chunk):
+                yield self.module.logits(images_BD)
 
-    def _chunks(self, features_ID: Tensor) -> Iterator[Tensor]:
-        return map(unit, features_ID.split(self._chunk))
+    @property
+    def _chunk(self) -> int:
+        return max(1, CHUNK // len(self.generators))
 
+    @torch.no_grad()
     def divide(self, features_ID: Tensor) -> Division:
         """How the lanes would classify images at any threshold between seen and unseen classes."""
-        chunks = self._chunks(features_ID)
-        with torch.no_grad():
-            if hasattr(self.module, "divide"):
-                parts = [self.module.divide(chunk) for chunk in chunks]
-            else:
-                parts = [lead_of_seen(self.module.logits(chunk), self.seen_KC) for chunk in chunks]
-        lead, seen, unseen = (torch.cat(tensors, dim=1).cpu() for tensors in zip(*parts, strict=True))
+
+        def by_logits(images_BD: Tensor) -> tuple[Tensor, ...]:
+            return lead_of_seen(self.module.logits(images_BD), self.seen_KC)
+
+        divided = in_chunks(getattr(self.module, "divide", by_logits), features_ID, self._chunk)
+        lead, seen, unseen = (t.cpu() for t in divided)
         return Division(lead_KI=lead, seen_KI=seen, unseen_KI=unseen)
 
     def unseen_by_lambda(self, features_ID: Tensor) -> Tensor | None:
         """Best unseen class at every residual strength, (K, G, I) int16 on the CPU; None for methods without any."""
         if not hasattr(self.module, "unseen_by_lambda"):
             return None
-        parts = [self.module.unseen_by_lambda(chunk) for chunk in self._chunks(features_ID)]
+        parts = [self.module.unseen_by_lambda(chunk) for chunk in chunks(features_ID, self._chunk)]
         return None if parts[0] is None else torch.cat([p.to(torch.int16).cpu() for p in parts], dim=-1)
 
+    @torch.no_grad()
     def classify(self, features_ID: Tensor, among_KC: Tensor | None = None) -> Tensor:
         """Predicted classes (K, I), int64, of those in the mask `among_KC` (K, C) or (1, C), by default of all."""
-        return torch.cat([best_class(logits, among_KC) for logits in self.predict(features_ID)], dim=1)
+
+        def best(images_BD: Tensor) -> tuple[Tensor]:
+            return (best_class(self.module.logits(images_BD), among_KC),)
+
+        return in_chunks(best, features_ID, self._chunk)[0]
 
     def keep(self, lanes: Sequence[int]) -> None:
         """Go on with these lanes only; their results are unchanged, the others cost nothing any more."""
@@ -300,10 +297,6 @@ class Pack:
     def _streams(self) -> list[torch.Generator]:
         """All random streams that training draws from."""
         return [*self.generators, *getattr(self.module, "noise_generators", [])]
-
-    @property
-    def _chunk(self) -> int:
-        return max(1, PREDICT_CHUNK // len(self.generators))
 
     def _draw_epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Image indices (K, B) of every step of an epoch, for source and for target."""

@@ -80,7 +80,7 @@ def test_features_and_patch_tokens_are_the_models_own(
         text_D = model.get_text_features(**text).pooler_output[0]
         hidden_PH = model.vision_model(pixels).last_hidden_state[0, 1:]
         patches_PD = model.visual_projection(model.vision_model.post_layernorm(hidden_PH))
-    row = features.source.keys.index("source/bear/1.png")
+    row = features.source.keys.to_pylist().index("source/bear/1.png")
 
     def near(stored: torch.Tensor, expected: torch.Tensor) -> None:
         torch.testing.assert_close(stored, torch.nn.functional.normalize(expected, dim=-1), rtol=0, atol=1e-3)
@@ -90,7 +90,7 @@ def test_features_and_patch_tokens_are_the_models_own(
     tokens_IPD = mapped(cache, "source_tokens", tmp_path / "scratch")
     assert tokens_IPD.shape == (16, (facts["image"] // facts["patch"]) ** 2, facts["dim"])
     near(torch.from_numpy(np.array(tokens_IPD[row])).float(), patches_PD)
-    assert read_table(cache, "target_tokens")["key"].to_pylist() == list(features.target.keys)
+    assert read_table(cache, "target_tokens")["key"].to_pylist() == features.target.keys.to_pylist()
     assert matrix(read_table(cache, "target_tokens")["tokens"]).dtype == np.float16
 
 

@@ -41,7 +41,7 @@ def test_shapes_and_values(small_cache: Path) -> None:
     assert features.classes.unseen_RC.tolist() == [[False, False, True, True]]
     assert features.source.features_ID.shape == (16, 192)
     assert features.source.features_ID.dtype == torch.float32
-    assert features.source.keys[:2] == ("source/anchor/0.png", "source/anchor/1.png")
+    assert features.source.keys.to_pylist()[:2] == ["source/anchor/0.png", "source/anchor/1.png"]
     assert features.source_labels_I.tolist() == [c for c in range(4) for _ in range(4)]
     assert sorted(features.target.split_I[:4].tolist()) == [0, 0, 1, 2]
     assert features.name_features_CPD.shape == (4, 5, 192)

@@ -89,7 +89,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, module_without_ray: None) ->
     (root / "photographs" / "anchor" / "folder.jpg").mkdir()
     cache = prepare(benchmark=f"folder:{root}", clip=CLIP, cache_dir=root.parent / "cache", max_rejected=1)
     features, rejected = load(cache), pq.read_table(cache / "rejected.parquet").to_pylist()
-    keys = {*features.source.keys, *features.target.keys}
+    keys = {*features.source.keys.to_pylist(), *features.target.keys.to_pylist()}
     assert len(keys) + len(rejected) == 8 * 8 + len(images()) + 3
     return keys, {row["key"]: row["reason"] for row in rejected}
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from models.sweeps import (
     ResidualCosine,
-    calibration_curve,
     class_mean_weights,
+    lead_of_seen,
     seen_unseen_curve,
     sweep_residual,
     tip_adapter_grid,
@@ -77,7 +77,8 @@ def test_threshold_is_the_best_of_all(problem: tuple[Tensor, ...]) -> None:
 @given(problems())
 def test_calibration_is_the_best_of_all_constants(problem: tuple[Tensor, ...]) -> None:
     _, logits_IC, labels_I, base_C = problem  # quarters: differences of logits are exact
-    best = calibration_curve(logits_IC, labels_I, base_C).best()
+    (lead_I,), (base_I,), (novel_I,) = lead_of_seen(logits_IC[None], base_C[None])
+    best = seen_unseen_curve(lead_I, base_I == labels_I, novel_I == labels_I, labels_I, base_C).best()
 
     def stacked(constant: float) -> tuple[float, float, float]:
         return accuracies((logits_IC - constant * base_C).argmax(-1), labels_I, base_C)  # ties go to base classes
@@ -86,6 +87,12 @@ def test_calibration_is_the_best_of_all_constants(problem: tuple[Tensor, ...]) -
     margins = torch.sub(*side_logits).tolist()
     assert best.h == pytest.approx(max(stacked(c)[2] for c in [*margins, 1e4]), abs=1e-12)
     assert (best.seen, best.unseen, best.h) == pytest.approx(stacked(min(max(best.tau, -1e4), 1e4)), abs=1e-12)
+
+
+def test_lead_of_seen_by_hand() -> None:
+    logits = torch.tensor([[[3.0, 1.0, 2.0, 0.0], [0.0, 1.0, 2.0, 4.0]]])
+    lead, seen, unseen = lead_of_seen(logits, torch.tensor([[True, True, False, False]]))
+    assert (lead.tolist(), seen.tolist(), unseen.tolist()) == ([[1.0, -3.0]], [[0, 1]], [[2, 3]])
 
 
 def test_threshold_lies_in_the_middle_of_equals() -> None:

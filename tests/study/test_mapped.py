@@ -1,7 +1,7 @@
 """Features that a node maps from the cache, in float16, train what float32 ones train."""
 
 import pickle
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,14 +10,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from data_prep.feature_store import SCHEMA_VERSION, write_manifest
+from data_prep.feature_store import SCHEMA_VERSION, mapped, write_manifest
 from data_prep.parquet import feature_column, write_table
 from data_prep.storage import locate
 from models.baselines import CalibratedStackingConfig, CLIPAdapterConfig, TipAdapterConfig
 from models.pva import PVAConfig
 from models.sre_clip import SREConfig
 from models.stacked import unit
-from study import protocol
+from study import evaluation
+from study.evaluation import Evaluation
 from study.protocol import InCache, TrialData, in_cache, trial_data
 from study.refit import refit_pack
 from study.trainer import train_pack
@@ -32,9 +33,8 @@ CONFIGS = [
 
 
 @pytest.fixture
-def seen_only(features: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A source without images of unseen classes, as published benchmarks have it; any table counts as large."""
-    monkeypatch.setattr(protocol, "MAPPED_BYTES", 1)
+def seen_only(features: SimpleNamespace) -> SimpleNamespace:
+    """A source without images of unseen classes, as published benchmarks have it."""
     allowed_I = ~features.classes.unseen_RC[0][features.source_labels_I]
     features.source_labels_I = features.source_labels_I[allowed_I]
     features.source.split_I = features.source.split_I[allowed_I]
@@ -51,9 +51,18 @@ def cache(seen_only: SimpleNamespace, tmp_path: Path) -> Path:
         domain = getattr(seen_only, name)
         stored_ID = domain.features_ID.half()
         write_table(pa.table({"feature": feature_column(stored_ID.numpy())}), folder / f"{name}.parquet")
-        domain.features_ID = unit(stored_ID)
+        domain.features_ID = unit(stored_ID)  # as those of a small table
     write_manifest(locate(folder), {"schema_version": SCHEMA_VERSION}, {})
     return folder
+
+
+def large(features: SimpleNamespace, cache: Path) -> SimpleNamespace:
+    """The same features as `load` gives those of large tables."""
+    tables = {
+        name: SimpleNamespace(**vars(getattr(features, name)) | {"features_ID": torch.from_numpy(mapped(cache, name))})
+        for name in ("source", "target")
+    }
+    return SimpleNamespace(**vars(features) | tables)
 
 
 def results(config: Any, data: TrialData) -> tuple[dict[str, Any], torch.Tensor]:
@@ -66,8 +75,9 @@ def results(config: Any, data: TrialData) -> tuple[dict[str, Any], torch.Tensor]
 def test_two_nodes_map_their_own_files_and_train_the_same(
     seen_only: SimpleNamespace, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = trial_data(seen_only, rotation=0, folds=3, seed=0)
-    sent = pickle.dumps(data.to_arrays() | in_cache(data, seen_only, str(cache)))
+    data, as_map = trial_data(seen_only, rotation=0, folds=3, seed=0), large(seen_only, cache)
+    data_as_map = trial_data(as_map, rotation=0, folds=3, seed=0)
+    sent = pickle.dumps(data_as_map.to_arrays() | in_cache(data_as_map, as_map, str(cache)))
     for node in ("a", "b"):
         monkeypatch.setenv("ZEROSWEEP_SCRATCH", str(tmp_path / node))
         there = TrialData.from_arrays(pickle.loads(sent))
@@ -79,17 +89,32 @@ def test_two_nodes_map_their_own_files_and_train_the_same(
             assert torch.equal(found[1], expected[1])
 
 
-def test_only_large_tables_without_unseen_classes_are_mapped(
-    seen_only: SimpleNamespace, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = trial_data(seen_only, rotation=0, folds=3, seed=0)
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+def test_only_large_tables_without_unseen_classes_are_mapped(seen_only: SimpleNamespace, cache: Path) -> None:
+    as_map = large(seen_only, cache)
+    data = trial_data(as_map, rotation=0, folds=3, seed=0)
     target = InCache(cache=str(cache), name="target")
     source = InCache(cache=str(cache), name="source")
-    assert in_cache(data, seen_only, str(cache)) == {"source_features_ID": source, "target_features_TD": target}
-    one_left_out = replace(data, source_features_ID=data.source_features_ID[1:])
-    assert in_cache(one_left_out, seen_only, str(cache)) == {"target_features_TD": target}
-    monkeypatch.setattr(protocol, "MAPPED_BYTES", 2**29)
-    assert in_cache(data, seen_only, str(cache)) == {}
+    assert in_cache(data, as_map, str(cache)) == {"source_features_ID": source, "target_features_TD": target}
+    as_map.classes.unseen_RC[0, 0] = True  # its images are in the source: a trial must not map them
+    kept = trial_data(as_map, rotation=0, folds=3, seed=0)
+    assert in_cache(kept, as_map, str(cache)) == {"target_features_TD": target}
+    assert len(kept.source_features_ID) == len(data.source_features_ID) - 10
+    assert in_cache(trial_data(seen_only, rotation=0, folds=3, seed=0), seen_only, str(cache)) == {}
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+def test_a_map_is_evaluated_like_features_in_memory(
+    seen_only: SimpleNamespace, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "load_target_labels", lambda cache: seen_only.target_labels)
+    rows = []
+    for features in (seen_only, large(seen_only, cache)):
+        features.clip, features.partial = "toy", ""
+        data = trial_data(features, rotation=0, folds=3, seed=0)
+        done = Evaluation(cache, features, data, "pseudo-unseen")  # type: ignore[arg-type]
+        rows.append([scored.row for scored in done.zero_shot("h+mi")])
+    assert rows[0] == rows[1] and len(rows[0]) == 3
 
 
 @pytest.mark.parametrize("dim", [192, 512, 640, 768, 1000])

@@ -18,7 +18,7 @@ from models.sre_clip import SREConfig
 from study.methods import METHODS, static_fields
 from study.protocol import TrialData, evaluate, oracle_data
 from study.refit import refit_pack
-from study.trainer import LaneResult, lead_of_seen, train_pack
+from study.trainer import LaneResult, train_pack
 
 PVA = PVAConfig(latent_dim=12, hidden=8, batch_size=16, score="relative")
 CONFIGS: list[Any] = [
@@ -124,12 +124,6 @@ def test_an_oracle_chooses_its_threshold_on_the_test_images(data: TrialData, fea
     (honest,) = train_pack([PVA], seeds=[0], data=data, epochs=2, criterion="h")
     (oracle,) = train_pack([PVA], seeds=[0], data=oracle_data(data, features.target_labels), epochs=2, criterion="h")
     assert honest.metrics["tau"] != oracle.metrics["tau"]
-
-
-def test_lead_of_seen_by_hand() -> None:
-    logits = torch.tensor([[[3.0, 1.0, 2.0, 0.0], [0.0, 1.0, 2.0, 4.0]]])
-    lead, seen, unseen = lead_of_seen(logits, torch.tensor([[True, True, False, False]]))
-    assert (lead.tolist(), seen.tolist(), unseen.tolist()) == ([[1.0, -3.0]], [[0, 1]], [[2, 3]])
 
 
 def test_static_fields_leave_lane_knobs_out() -> None:
