@@ -2,7 +2,6 @@
 
 import functools
 import json
-import logging
 import os
 import re
 import time
@@ -23,6 +22,7 @@ from data_prep.benchmarks import get_benchmark
 from data_prep.benchmarks.transfer import ARROW
 from data_prep.checkpoint import find_checkpoint
 from data_prep.feature_store import load, read_manifest
+from data_prep.prepare import start_ray
 from data_prep.templates import find_templates
 from search_spaces import Ablation, Space
 from study.adapter import make_adapter, write_adapter

@@ -22,7 +22,7 @@ from data_prep.checkpoint import find_checkpoint
 from data_prep.clip_features import Encode
 from data_prep.feature_store import load, load_target_labels, mapped, read_manifest, verify
 from data_prep.parquet import feature_column, matrix, write_table
-from data_prep.prepare import image_contents
+from data_prep.prepare import image_contents, start_ray
 from data_prep.recompute import recompute
 from data_prep.storage import locate
 
@@ -218,6 +218,26 @@ def test_a_job_is_probed_once_and_keeps_its_batch(
     interrupted_build(tmp_path)
     assert read_manifest(prepare_small(tmp_path))["batch"] == 16
     assert probed == [1]
+
+
+def test_two_builders_of_one_cache_in_s3_do_not_meet(s3: str, prepare_small: Prepare, small_cache: Path) -> None:
+    others: list[Path | str] = []
+
+    def other_process(stage: str, done: int, total: int) -> None:
+        """In the middle of a build another one goes on from its shards, seals the cache and removes them."""
+        if done == 1 and not others:
+            others.append("in work")
+            others.append(prepare_small(s3))
+
+    cache = prepare_small(s3, progress=other_process)
+    assert others[1] == cache and verify(cache) == verify(small_cache)
+    assert locate(s3).names(recursive=True)[0].startswith("folder-")  # no shard is left
+
+
+def test_ray_that_does_not_start_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"Ray did not start .*here 127.0.0.1:1\)") as error:
+        start_ray("127.0.0.1:1")
+    assert "\n" not in str(error.value)
 
 
 def test_features_are_mapped_from_one_file_per_node(small_cache: Path, tmp_path: Path) -> None:
