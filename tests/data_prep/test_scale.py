@@ -220,18 +220,21 @@ def test_a_job_is_probed_once_and_keeps_its_batch(
     assert probed == [1]
 
 
-def test_two_builders_of_one_cache_in_s3_do_not_meet(s3: str, prepare_small: Prepare, small_cache: Path) -> None:
+def test_two_builders_of_one_cache_in_s3_do_not_meet(
+    s3: str, prepare_small: Prepare, small_cache: Path, without_ray: None
+) -> None:
     others: list[Path | str] = []
+    caches = (locate(s3) / "shared").shown
 
     def other_process(stage: str, done: int, total: int) -> None:
         """In the middle of a build another one goes on from its shards, seals the cache and removes them."""
         if done == 1 and not others:
             others.append("in work")
-            others.append(prepare_small(s3))
+            others.append(prepare_small(caches))
 
-    cache = prepare_small(s3, progress=other_process)
+    cache = prepare_small(caches, progress=other_process)
     assert others[1] == cache and verify(cache) == verify(small_cache)
-    assert locate(s3).names(recursive=True)[0].startswith("folder-")  # no shard is left
+    assert locate(caches).names(recursive=True)[0].startswith("folder-")  # no shard is left
 
 
 def test_ray_that_does_not_start_is_one_line() -> None:
