@@ -85,21 +85,22 @@ class SearchOutcome:
     """Configurations finished in this run."""
 
 
-def concurrent_packs(cpus_per_pack: float, gpus_per_pack: float) -> int:
+def concurrent_packs(cpus_per_pack: float, gpus_per_pack: float, workers_per_pack: int = 1) -> int:
     """Packs that the cluster holds at once, with all workers its autoscaler may start; `ValueError` if none fits."""
     # no public name for the autoscaler's maximum; Ray's own Data and Train ask this way
     most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
     now = ray.cluster_resources()
     have = {name: max(most.get(name, 0), now.get(name, 0)) for name in most.keys() | now.keys()}
     fits = [
-        int(have.get(name, 0) / need + 1e-9)
+        int(have.get(name, 0) / (need * workers_per_pack) + 1e-9)
         for name, need in (("CPU", cpus_per_pack), ("GPU", gpus_per_pack))
         if need > 0
     ]
     if not fits or min(fits) < 1:
+        each = f"for each of {workers_per_pack} workers " if workers_per_pack > 1 else ""
         raise ValueError(
             f"--cpus-per-pack and --gpus-per-pack must fit the cluster, got {cpus_per_pack:g} and {gpus_per_pack:g} "
-            f"for {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs"
+            f"{each}for {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs"
         )
     return min(fits)
 
@@ -112,6 +113,7 @@ def run_searches(
     rungs: tuple[int, ...] = (),
     cpus_per_pack: float = 1.0,
     gpus_per_pack: float = 0.0,
+    workers_per_pack: int = 1,
     refill: bool = False,
     checkpoints: Storage | None = None,
     checkpoint_every: int = 1,
@@ -122,13 +124,14 @@ def run_searches(
 
     One Tune run whose actors serve all of them: starting an actor costs seconds, as much as a pack of a simple method,
     and where one search has no pack left to give, the next one's fill the cores. `arrays`: `TrialData.to_arrays()` or
-    a reference to it. `refill`: whether packs take new configurations in the room of ended ones. `checkpoints`: where
-    packs leave checkpoints, `checkpoint_every` epochs apart at least, and go on from those they find; those that are
-    refilled leave none. `look`: called now and then with new results in the first ledger (the report of the running
+    a reference to it. `workers_per_pack`: processes with those CPUs and GPUs each that train a pack together. `refill`:
+    whether packs take new configurations in the room of ended ones. `checkpoints`: where packs leave checkpoints,
+    `checkpoint_every` epochs apart at least, and go on from those they find; those that are refilled, or of several
+    workers, leave none. `look`: called now and then with new results in the first ledger (the report of the running
     study).
     Ctrl-C lets go of the running packs, to be trained on resume, and returns.
     """
-    concurrent = concurrent_packs(cpus_per_pack, gpus_per_pack)
+    concurrent = concurrent_packs(cpus_per_pack, gpus_per_pack, workers_per_pack)
     already = [search.searcher.counts.finished for search in searches]
     for search in searches:
         for configuration in search.searcher.ledger.finished():
@@ -140,7 +143,7 @@ def run_searches(
     boards = {search.searcher.space.name: search.board for search in searches}
     board = Board.options(scheduling_strategy=here).remote(boards)  # type: ignore[attr-defined]
     keeper = None
-    if checkpoints and not refill:
+    if checkpoints and not refill and workers_per_pack == 1:
         keeper = Keeper.options(scheduling_strategy=here).remote(checkpoints / PACKS)  # type: ignore[attr-defined]
     folder = searches[0].searcher.ledger.folder.resolve()
     study = "/".join(folder.parts[-2:])  # its name, or its name and the rotation
@@ -160,18 +163,21 @@ def run_searches(
             train=search.train,
             keeper=keeper,
             checkpoint_every=checkpoint_every,
+            workers=workers_per_pack,
         )
         for search in searches
     }
     if refill:
         for search in searches:
             search.searcher.give = functools.partial(_give, board)
+    of_worker = {"CPU": cpus_per_pack} | ({"GPU": gpus_per_pack} if gpus_per_pack else {})
     os.environ.update(TUNE_ENVIRONMENT)
     try:
         with _quiet_tune(), _progress(searches, study, board, epochs, console or Console(), look):
             Tuner(
                 tune.with_resources(
-                    tune.with_parameters(PackTrainable, jobs=jobs), {"cpu": cpus_per_pack, "gpu": gpus_per_pack}
+                    tune.with_parameters(PackTrainable, jobs=jobs),
+                    tune.PlacementGroupFactory([of_worker] * workers_per_pack),
                 ),
                 tune_config=TuneConfig(
                     search_alg=SearchersInTurn([search.searcher for search in searches]),
@@ -310,7 +316,7 @@ class _View:
             try:
                 push(self.search.mirror, self.search.searcher.ledger.folder / JOURNAL)
             except UserError as error:  # the search goes on; storage may come back
-                console.print(f"the ledger could not be copied: {error}", soft_wrap=True)
+                console.print(f"the ledger could not be copied: {error}", soft_wrap=True, markup=False)
             self.mirror_at = _rested(began, MIRROR_EVERY_S)
 
 
@@ -346,7 +352,7 @@ def _progress(
 
     def tell(view: _View) -> None:
         view.told = True
-        console.print(view.line({}), soft_wrap=True)
+        console.print(view.line({}), soft_wrap=True, markup=False)  # errors may hold brackets
 
     def watch(show_every: float) -> None:
         shown_at = time.monotonic()
@@ -374,7 +380,7 @@ def _progress(
             live.update(Text("\n".join(lines)))
         else:
             for line in lines:
-                console.print(line, soft_wrap=True)
+                console.print(line, soft_wrap=True, markup=False)
 
     thread = threading.Thread(target=watch, args=(0.0 if live else PLAIN_LINE_EVERY_S,), daemon=True)
     if live:

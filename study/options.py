@@ -130,6 +130,9 @@ class ResourceOptions:
     """CPUs of a pack's actor, and its number of threads."""
     gpus_per_pack: float = 0.0
     """GPUs of a pack's actor; fractions share a GPU."""
+    workers_per_pack: int = 1
+    """Workers that train a pack together, for models that need several GPUs: each takes --cpus-per-pack and
+    --gpus-per-pack, and its share of every batch, a multiple of their number. Without checkpoints and --refill."""
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     """Of matrix products while configurations are searched (refits are float32). In bfloat16 a lane's metrics depend a
     little on its neighbours. auto: bfloat16 on GPUs, if eight configurations rank alike in both after an epoch."""
@@ -149,6 +152,7 @@ class ResourceOptions:
         _check(self.cpus_per_pack, "more than 0", option="--cpus-per-pack", holds=self.cpus_per_pack > 0)
         _check(self.price, "0 or more", option="--price", holds=self.price is None or self.price >= 0)
         _check(self.gpus_per_pack, "0 or more", option="--gpus-per-pack", holds=self.gpus_per_pack >= 0)
+        _check(self.workers_per_pack, "at least 1", option="--workers-per-pack", holds=self.workers_per_pack >= 1)
         _check(self.refit_workers, "0 or more", option="--refit-workers", holds=self.refit_workers >= 0)
         _check(self.checkpoint_every, "at least 1", option="--checkpoint-every", holds=self.checkpoint_every >= 1)
 

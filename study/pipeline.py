@@ -40,7 +40,7 @@ from study.leaderboard import (
 )
 from study.ledger import JOURNAL, Configuration, Ledger, open_ledger
 from study.methods import METHODS, Method
-from study.options import Options, ResourceOptions
+from study.options import Options
 from study.plan import make_plan
 from study.protocol import InCache, TrialData, in_cache, trial_data
 from study.provenance import command, jsonable, machine_and_versions, options_of_row
@@ -76,8 +76,8 @@ class Study:
             raise UserError(
                 f"--criterion must be h for {self.space.method}, which may not see target images; got {self.criterion}"
             )
-        _check_workers(options.resources, self.space)
         self.baselines = _baselines(options.search.baselines, self.space, bool(self.ablation))
+        _check_workers(options, [self.space, *self.baselines])
         chosen = get_benchmark(self.benchmark, options.study.data_root, allow_partial=options.study.allow_partial)
         self.images = chosen.domain("target")
         if not options.study.train_on:
@@ -261,6 +261,7 @@ class Study:
                 rungs=tuple(rung_epochs(search.epochs)) if search.halves else (),
                 cpus_per_pack=resources.cpus_per_pack,
                 gpus_per_pack=resources.gpus_per_pack,
+                workers_per_pack=resources.workers_per_pack,
                 refill=search.refill,
                 checkpoints=of_study,
                 checkpoint_every=resources.checkpoint_every,
@@ -551,16 +552,24 @@ def _baselines(chosen: str, space: Space, is_ablation: bool) -> list[Space]:
     return [s for s in loaded if isinstance(s, Space)]
 
 
-def _check_workers(resources: ResourceOptions, space: Space) -> None:
-    """Raise `UserError` where the workers of a refit could not share its batches, or their GPUs."""
-    workers, gpus = resources.refit_workers, resources.gpus_per_pack
-    choices = next((k.choices for k in space.knobs if k.name == "batch_size" and k.choices), None)
-    batches = [int(b) for b in choices or (space.config().batch_size,)]
-    odd = [b for b in batches if workers and b % workers]
-    if odd:
-        raise UserError(f"--refit-workers must divide every batch size of {space.name}, got {workers} for {odd[0]}")
-    if workers > 1 and gpus % 1:
-        raise UserError(f"--refit-workers needs whole GPUs, got {workers} workers with --gpus-per-pack {gpus:g}")
+def _check_workers(options: Options, spaces: Sequence[Space]) -> None:
+    """Raise `UserError` where the workers of a pack or a refit could not share its batches, or their GPUs."""
+    resources = options.resources
+    for option, workers in (
+        ("--workers-per-pack", resources.workers_per_pack),
+        ("--refit-workers", resources.refit_workers),
+    ):
+        for space in spaces:
+            choices = next((k.choices for k in space.knobs if k.name == "batch_size" and k.choices), None)
+            batches = [int(b) for b in choices or (space.config().batch_size,)]
+            odd = [b for b in batches if workers and b % workers]
+            if odd:
+                raise UserError(f"{option} must divide every batch size of {space.name}, got {workers} for {odd[0]}")
+        gpus = resources.gpus_per_pack
+        if workers > 1 and gpus % 1:
+            raise UserError(f"{option} needs whole GPUs, got {workers} workers with --gpus-per-pack {gpus:g}")
+    if resources.workers_per_pack > 1 and options.search.refill:
+        raise UserError(f"--workers-per-pack must be 1 with --refill, got {resources.workers_per_pack}")
 
 
 def _method(space: Space) -> Method:

@@ -75,7 +75,7 @@ def make_plan(
     lacks for one of them shows here, before the search starts.
     """
     search, selection, resources = options.search, options.selection, options.resources
-    at_once = concurrent_packs(resources.cpus_per_pack, resources.gpus_per_pack)
+    at_once = concurrent_packs(resources.cpus_per_pack, resources.gpus_per_pack, resources.workers_per_pack)
     bytes_of = {s.name: _bytes(s, data) for s in (space, *baselines)}
     packs = {name: _pack_size(options, bytes_, at_once) for name, bytes_ in bytes_of.items()}
     halving = 0.5 if search.halves else 1.0

@@ -4,7 +4,7 @@ import hashlib
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,8 +14,10 @@ from ray import tune
 from study.board import PackProgress
 from study.checkpoints import Checkpoints, Moving
 from study.metrics import PackMetrics
+from study.protocol import TrialData
 from study.selection import Criterion
-from study.trainer import LaneResult, Precision, Training, bfloat16_keeps_ranking, on_worker, train_lanes
+from study.trainer import Judge, LaneResult, Precision, Training, bfloat16_keeps_ranking, on_worker, train_lanes
+from study.workers import Workers, agreed
 
 REPORT_EVERY_S = 0.2
 """Seconds between a pack's reports of its progress: an epoch of a small benchmark takes milliseconds."""
@@ -51,6 +53,23 @@ class PackJob:
     """Handle of the `Keeper` of the packs' checkpoints; None: there are none."""
     checkpoint_every: int = 1
     """Epochs between two checkpoints at least."""
+    workers: int = 1
+    """Processes that train a pack together, each with these CPUs and GPUs."""
+
+    def training(self, lanes: Sequence[Mapping[str, Any]], data: TrialData, judge: Judge, **options: Any) -> Training:
+        """The training of a pack on a worker; `options` of `train_lanes`."""
+        judge_or_none = judge if self.rungs else None
+        if self.workers > 1:
+            judge_or_none = agreed(judge_or_none, data.source_labels_I.device.type)
+        return self.train(
+            [self.config(**lane["params"]) for lane in lanes],
+            seeds=[lane["seed"] for lane in lanes],
+            data=data,
+            epochs=self.epochs,
+            rungs=self.rungs,
+            judge=judge_or_none,
+            **options,
+        )
 
 
 class PackTrainable(tune.Trainable):
@@ -62,6 +81,7 @@ class PackTrainable(tune.Trainable):
         self.reset_config(config)
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing writes to it
         self.data = on_worker(ray.get(self.job.arrays), cpus=self.job.cpus, gpus=self.job.gpus)
+        self.workers: Workers | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.job = self.jobs[new_config["space"]]
@@ -101,6 +121,9 @@ class PackTrainable(tune.Trainable):
             traceback.print_exc()  # the whole story, for the actor's log
             if self.checkpoints:  # it may be the one that did not fit: the next try does without
                 self.checkpoints.remove()
+            if self.workers:  # they may be anywhere in the pack
+                self.workers.close()
+                self.workers = None
             self._over()
             return {"lanes": [], "crash": f"{type(error).__name__}: {error}", "done": True}
         self.told += len(ended)
@@ -149,16 +172,10 @@ class PackTrainable(tune.Trainable):
                 answer = board.report.remote(self.trial_id, progress)
 
         on_epoch(0, len(lanes))
-        return job.train(
-            [job.config(**lane["params"]) for lane in lanes],
-            seeds=[lane["seed"] for lane in lanes],
-            data=self.data,
-            epochs=job.epochs,
-            rungs=job.rungs,
-            judge=judge if job.rungs else None,
-            on_epoch=on_epoch,
-            checkpoints=checkpoints,
-        )
+        if job.workers > 1:
+            self.workers = self.workers or Workers(job)
+            self.workers.train(job, lanes)
+        return job.training(lanes, self.data, judge, on_epoch=on_epoch, checkpoints=checkpoints)
 
     def __repr__(self) -> str:
         """What the dashboard shows; Ray asks when the actor starts and never again: what changes is in its gauges."""

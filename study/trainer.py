@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from models.data_parallel import average, over_workers, share
+from models.data_parallel import average, over_workers, share, workers
 from models.stacked import CHUNK, append_lanes, chunks, in_chunks, unit
 from models.sweeps import lead_of_seen
 from study.methods import METHODS
@@ -364,7 +364,7 @@ def train_lanes(
         try:
             yield from _train_part(asked, alive, judge, options)
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error) or len(alive) < 2:
+            if not _out_of_memory(error) or len(alive) < 2 or workers()[1] > 1:  # the others would not know
                 raise
             half = (len(alive) + 1) // 2
             parts[:0] = [alive[:half], alive[half:]]

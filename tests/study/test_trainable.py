@@ -141,7 +141,7 @@ def test_packs_whose_actor_dies_or_that_raise_are_trained_again(tmp_path: Path) 
     assert len(void) == 8
     assert {t.user_attrs["reason"] for t in void} == {
         "its pack died: its actor or node died",
-        "its pack died: RuntimeError: out of luck",
+        "its pack died: RuntimeError: out of luck [/tcp/pair.cc:553]",
     }
 
 

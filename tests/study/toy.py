@@ -102,7 +102,7 @@ def train(
         time.sleep(seconds / epochs)
         if fail_once and fail_once.exists():
             fail_once.unlink()
-            raise RuntimeError("out of luck")
+            raise RuntimeError("out of luck [/tcp/pair.cc:553]")  # brackets, as C++ libraries write them
         if die_once and die_once.exists() and epoch == EPOCHS:
             die_once.unlink()
             os.kill(os.getpid(), 9)
