@@ -28,9 +28,8 @@ def unit(features: Tensor) -> Tensor:
     return nn.functional.normalize(features.float(), dim=-1) if features.dtype == torch.float16 else features
 
 
-CHUNK = 8192
-"""Images (times lanes) whose logits are computed at once where no gradient is: those of all of a large benchmark would
-not fit, and with every chunk the class prototypes are made anew."""
+CHUNK = 4096
+"""Images whose logits are computed at once where no gradient is: those of all of a large benchmark would not fit."""
 
 
 def chunks(features_ID: Tensor, size: int = CHUNK) -> Iterator[Tensor]:

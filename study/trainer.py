@@ -223,7 +223,7 @@ class Pack:
 
     @property
     def _chunk(self) -> int:
-        return max(1, CHUNK // len(self.generators))
+        return max(1, 4 * CHUNK // len(self.generators))  # larger ones: in each the class prototypes are made anew
 
     @torch.no_grad()
     def divide(self, features_ID: Tensor) -> Division:
