@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import torch.nn.functional as F
 
@@ -69,12 +68,6 @@ def in_turn(works: dict[str, Callable[[], None]], *, rounds: int, device: str = 
             if i:
                 best[name] = min(best[name], clock() - started)
     return best
-
-
-def cpu_seconds() -> float:
-    """CPU time of this process and all of its Ray's, those that have ended included."""
-    me = psutil.Process()
-    return sum(sum(p.cpu_times()[:4]) for p in [me, *me.children(recursive=True)])
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:

@@ -4,8 +4,7 @@ The same configurations, epochs and folds three ways, no pruning, one thread per
 (a) one function trial per configuration (`plain_sre.py`: eager PyTorch, one model per fold, a report per epoch),
 (b) the same function inside a Trainable class with `reuse_actors=True`,
 (c) this project's packs.
-Beside wall time stand CPU seconds of all processes: on a machine that does nothing else both give the same ratio, and
-where others run only the second means anything.
+By the clock: only a machine that does nothing else gives a ratio that means anything.
 `python tests/bench/study_throughput.py` prints one ratio per line and writes study_throughput.json; selection metrics
 of every configuration must agree in all three.
 """
@@ -87,11 +86,11 @@ def packs(configs: int, epochs: int, pack: int, arrays: dict[str, Any]) -> list[
             return ledger.finished()
 
 
-def measured(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-    """What `work` returns, and the wall and CPU seconds it took."""
-    started, cpu = time.perf_counter(), common.cpu_seconds()
+def measured(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What `work` returns, and the seconds it took."""
+    started = time.perf_counter()
     result = work()
-    return result, {"wall": round(time.perf_counter() - started, 1), "cpu": round(common.cpu_seconds() - cpu, 1)}
+    return result, round(time.perf_counter() - started, 1)
 
 
 def main() -> None:
@@ -119,11 +118,9 @@ def main() -> None:
     worst = max(abs(scores[n][i] - scores["packs"][i]) for n in ("functions", "actors") for i in scores["packs"])
     ratios = {}
     for name in ("functions", "actors"):
-        ratios[name] = {clock: round(s / seconds["packs"][clock], 2) for clock, s in seconds[name].items()}
-        print(
-            f"study_throughput packs / {name}: ratio {ratios[name]['wall']} by wall, {ratios[name]['cpu']} by CPU time"
-        )
-    per_minute = {name: round(60 * args.configs / s["wall"], 1) for name, s in seconds.items()}
+        ratios[name] = round(seconds[name] / seconds["packs"], 2)
+        print(f"study_throughput packs / {name}: ratio {ratios[name]}")
+    per_minute = {name: round(60 * args.configs / s, 1) for name, s in seconds.items()}
     print(f"configurations per minute {per_minute}, seconds {seconds}, largest difference of a score {worst:.1e}")
     about = {"configs": args.configs, "epochs": args.epochs, "pack": args.pack, "largest_difference": worst}
     common.write(args.out, ratios, per_minute=per_minute, seconds=seconds, **about)
