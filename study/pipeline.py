@@ -555,6 +555,7 @@ def _baselines(chosen: str, space: Space, is_ablation: bool) -> list[Space]:
 def _check_workers(options: Options, spaces: Sequence[Space]) -> None:
     """Raise `UserError` where the workers of a pack or a refit could not share its batches, or their GPUs."""
     resources = options.resources
+    gpus = resources.gpus_per_pack
     for option, workers in (
         ("--workers-per-pack", resources.workers_per_pack),
         ("--refit-workers", resources.refit_workers),
@@ -565,7 +566,6 @@ def _check_workers(options: Options, spaces: Sequence[Space]) -> None:
             odd = [b for b in batches if workers and b % workers]
             if odd:
                 raise UserError(f"{option} must divide every batch size of {space.name}, got {workers} for {odd[0]}")
-        gpus = resources.gpus_per_pack
         if workers > 1 and gpus % 1:
             raise UserError(f"{option} needs whole GPUs, got {workers} workers with --gpus-per-pack {gpus:g}")
     if resources.workers_per_pack > 1 and options.search.refill:

@@ -272,14 +272,12 @@ def paired_bootstrap(
     """
     # images of one class that the same predictions get right are alike: to draw images is to draw how many of each
     # kind come, and there are far fewer kinds than images
-    right = [predicted_T == labels_T for method, baseline, _ in tests for predicted_T in (*method, *baseline)]
-    kinds_XG, count_G = torch.unique(torch.stack([labels_T, *map(Tensor.long, right)]), dim=1, return_counts=True)
-    labels_G, right_G = kinds_XG[0], iter(kinds_XG[1:].float())
-
-    def next_right(predicted_LT: Tensor) -> Tensor:
-        return torch.stack([next(right_G) for _ in predicted_LT])
-
-    alike = [(next_right(method), next_right(baseline), seen_C) for method, baseline, seen_C in tests]
+    predictions = [predicted_LT for method, baseline, _ in tests for predicted_LT in (method, baseline)]
+    right_LT = (torch.cat(predictions) == labels_T).long()
+    kinds_XG, count_G = torch.unique(torch.cat([labels_T[None], right_LT]), dim=1, return_counts=True)
+    labels_G, right = kinds_XG[0], kinds_XG[1:].float().split([len(p) for p in predictions])
+    seen_of_tests = [seen_C for _, _, seen_C in tests]
+    alike = list(zip(right[::2], right[1::2], seen_of_tests, strict=True))
     rng, share_G = np.random.default_rng(seed), (count_G.double() / len(labels_T)).numpy()
     chunk = max(1, 2**20 // len(count_G))
     gain_S = torch.empty(1 + samples)
@@ -298,13 +296,14 @@ def _h_gains(tests: Sequence[tuple[Tensor, Tensor, Tensor]], labels_G: Tensor, w
     `tests`: as in `paired_bootstrap`, but 1.0 where a prediction is right, (seeds, G).
     """
 
-    def by_class(weights_SG: Tensor, classes: int) -> Tensor:
-        sums_SC = torch.zeros(len(weights_SG), classes)
+    def by_class(weights_SG: Tensor) -> Tensor:
+        sums_SC = torch.zeros(len(weights_SG), len(tests[0][2]))
         return sums_SC.scatter_add_(1, labels_G.expand(len(weights_SG), -1), weights_SG)
 
+    count_SC = by_class(weights_SG)
+
     def mean_h(right_LG: Tensor, seen_C: Tensor) -> Tensor:
-        count_SC = by_class(weights_SG, len(seen_C))
-        accuracies = (by_class(weights_SG * right_G, len(seen_C)) / count_SC for right_G in right_LG)
+        accuracies = (by_class(weights_SG * right_G) / count_SC for right_G in right_LG)
         known_G = seen_C[labels_G]
         return torch.stack(
             [_joint(a_SC[:, seen_C].nanmean(1), a_SC[:, ~seen_C].nanmean(1), known_G) for a_SC in accuracies]

@@ -58,16 +58,15 @@ class PackJob:
 
     def training(self, lanes: Sequence[Mapping[str, Any]], data: TrialData, judge: Judge, **options: Any) -> Training:
         """The training of a pack on a worker; `options` of `train_lanes`."""
-        judge_or_none = judge if self.rungs else None
         if self.workers > 1:
-            judge_or_none = agreed(judge_or_none, data.source_labels_I.device.type)
+            judge = agreed(judge, data.source_labels_I.device)
         return self.train(
             [self.config(**lane["params"]) for lane in lanes],
             seeds=[lane["seed"] for lane in lanes],
             data=data,
             epochs=self.epochs,
             rungs=self.rungs,
-            judge=judge_or_none,
+            judge=judge if self.rungs else None,
             **options,
         )
 

@@ -25,14 +25,11 @@ def _join(rank: int, count: int, address: str, gpus: float) -> None:
     dist.init_process_group(backend, init_method=address, rank=rank, world_size=count, timeout=PATIENCE)
 
 
-def agreed(judge: Judge | None, scores_are_on: str) -> Judge | None:
-    """A judge whose verdicts are those that the first worker hears; the others' own is not asked."""
-    if judge is None:
-        return None
+def agreed(judge: Judge, device: torch.device) -> Judge:
+    """A judge whose verdicts are those of the first worker's; the others' own do not count."""
 
     def verdicts(epoch: int, scores: list[tuple[int, float]]) -> list[bool]:
-        own = judge(epoch, scores) if dist.get_rank() == 0 else [True] * len(scores)
-        goes_on = torch.tensor(own, dtype=torch.int32, device=scores_are_on)
+        goes_on = torch.tensor(judge(epoch, scores), dtype=torch.int32, device=device)
         dist.broadcast(goes_on, src=0)
         return goes_on.bool().tolist()
 

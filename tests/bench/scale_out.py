@@ -10,7 +10,6 @@ what scheduling, ledger and searcher add. `ledger` asks and tells without Ray, a
 import argparse
 import functools
 import io
-import json
 import os
 import resource
 import sys
@@ -35,8 +34,8 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from study.driver import Search, run_searches  # noqa: E402
-from study.leaderboard import Row, rank_rows, read_leaderboard, write_leaderboard  # noqa: E402
-from study.ledger import Configuration, Ledger, open_ledger  # noqa: E402
+from study.leaderboard import rank_rows, read_leaderboard, write_leaderboard  # noqa: E402
+from study.ledger import Ledger, open_ledger  # noqa: E402
 from study.report import write_report  # noqa: E402
 from study.search import PackSearcher, SamplerName  # noqa: E402
 from study.storage import open_storage  # noqa: E402
@@ -112,7 +111,7 @@ def ledger(configs: int, *, sampler: SamplerName, pack: int, url: str | None) ->
             PackSearcher(book, toy.SPACE, configs=configs, pack=pack, sampler=sampler)
         with timed(f"a leaderboard of all {configs}"):
             storage = open_storage(name, "board")
-            write_leaderboard(storage, rank_rows([_row(c) for c in book.best(configs)]))
+            write_leaderboard(storage, rank_rows([toy.row(c) for c in book.best(configs)]))
             assert len(read_leaderboard(storage)) == sum(c.state == "complete" for c in book.finished())
         with timed("the running study's page"):
             write_report(storage, ledger=book)
@@ -129,20 +128,6 @@ def timed(what: str) -> Iterator[None]:
     yield
     spent, cpu = time.perf_counter() - started, time.process_time() - cpu
     print(f"{what}: {spent:.1f} s, {cpu:.1f} s of CPU", flush=True)
-
-
-def _row(c: Configuration) -> Row:
-    return Row(
-        method="Toy",
-        config_id=c.config_id,
-        select="pseudo-unseen",
-        benchmark="toy",
-        clip="toy",
-        feature_fingerprint="",
-        val_score=c.score,
-        test_h_mean=c.metrics["val_h_mean"],
-        params=json.dumps(c.params),
-    )
 
 
 def main() -> None:

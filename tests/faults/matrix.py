@@ -13,7 +13,6 @@ it may; `epochs again` are those that were lost and trained a second time, on an
 import argparse
 import functools
 import io
-import json
 import os
 import random
 import shutil
@@ -30,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "study")]
 # where a cluster says that it is there: otherwise every other `ray.init()` on this machine would join it
 if "RAY_TMPDIR" not in os.environ:
     os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="zs")
@@ -39,6 +38,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPAT
 import psutil  # noqa: E402
 import ray  # noqa: E402
 import torch  # noqa: E402
+import toy  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 from rich.console import Console  # noqa: E402
 
@@ -48,7 +48,7 @@ from data_prep.storage import locate  # noqa: E402
 from models.stacked import unit  # noqa: E402
 from search_spaces import Space  # noqa: E402
 from study.driver import Search, SearchOutcome, run_searches  # noqa: E402
-from study.leaderboard import Row, rank_rows, read_leaderboard, write_leaderboard  # noqa: E402
+from study.leaderboard import rank_rows, read_leaderboard, write_leaderboard  # noqa: E402
 from study.ledger import Ledger, open_ledger, read_ledger  # noqa: E402
 from study.protocol import TrialData  # noqa: E402
 from study.search import PackSearcher  # noqa: E402
@@ -153,20 +153,7 @@ def undisturbed() -> list[Any]:
 
 def _essence(book: Ledger) -> list[Any]:
     """Every configuration and its score, and the leaderboard they make."""
-    rows = [
-        Row(
-            method=SPACE.method,
-            config_id=c.config_id,
-            select="pseudo-unseen",
-            benchmark="toy",
-            clip="toy",
-            feature_fingerprint="",
-            val_score=c.score,
-            test_h_mean=c.metrics["val_h_mean"],
-            params=json.dumps(c.params),
-        )
-        for c in book.best(5)
-    ]
+    rows = [toy.row(c) for c in book.best(5)]
     return [[(c.index, c.params, c.seed, c.state, c.score) for c in book.finished()], rank_rows(rows)]
 
 
