@@ -1,22 +1,15 @@
 """From a benchmark and a checkpoint to a sealed feature cache."""
 
 import hashlib
-import io
 import json
-import logging
-import os
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock
 
 from data_prep.benchmarks import get_benchmark
@@ -34,17 +27,18 @@ from data_prep.checkpoint import Checkpoint, find_checkpoint
 from data_prep.clip_features import Progress, encode
 from data_prep.errors import UserError
 from data_prep.feature_store import SCHEMA_VERSION, fingerprint, read_manifest, read_table, write_manifest
+from data_prep.image_hashes import image_contents
 from data_prep.parquet import feature_column, file_sha256, write_stream, write_table
-from data_prep.storage import Storage, locate, reason
+from data_prep.ray_session import _ray
+from data_prep.storage import Storage, locate
 from data_prep.templates import find_templates
 from data_prep.wordnet import NOUNS, wordnet
 from data_prep.wordnet_graph import build_graph
 
 MAX_REJECTED = 0.001
+
+
 SHOWN_ERRORS = 5
-HASHES_PER_TASK = 100  # a thread's task costs as much as ten files whose hash is known
-HASHES_PER_REPORT = 1000  # fewer are hashed anew in no time
-SAVE_MEMO_EVERY_S = 60
 
 
 def prepare(
@@ -145,72 +139,6 @@ def _is_complete(cache: Storage, made_of: str) -> bool:
     except UserError:
         return False
     return fingerprint({name: value for name, value in inputs.items() if name != "rejected"}) == made_of
-
-
-def image_contents(
-    images: pa.Table, caches: Storage | None = None, memo: str = "", progress: Progress | None = None
-) -> pa.Table:
-    """Columns bytes and sha256 of every image, 0 and "" for those that cannot be read.
-
-    memo: a file of `caches` that remembers the hashes of files by path, size and time of change; it is written now
-    and then, so that a million files need not be hashed again.
-    """
-    known = _read_memo(caches, memo)
-    found: list[tuple[int, str]] = []
-    fresh: dict[str, tuple[int, int, str]] = {}
-    started = saved = time.time()
-    paths, inline = images["path"].to_pylist(), images["data"].to_pylist()
-
-    def content(path: str | None, data: bytes | None) -> tuple[int, str, int]:
-        if path is None:
-            return len(data or b""), hashlib.sha256(data or b"").hexdigest(), 0
-        try:
-            status = os.stat(path)
-            size, changed, digest = known.get(path, (0, 0, ""))
-            if (status.st_size, status.st_mtime_ns) == (size, changed):
-                return size, digest, 0
-            # A file changed just now may change again within the same tick of the file system's clock.
-            settled = status.st_mtime_ns if status.st_mtime < started - 2 else 0
-            return status.st_size, file_sha256(Path(path)) if status.st_size else "", settled
-        except OSError:
-            return 0, "", 0
-
-    def part(start: int) -> list[tuple[int, str, int]]:
-        rows = slice(start, start + HASHES_PER_TASK)
-        return [content(path, data) for path, data in zip(paths[rows], inline[rows], strict=True)]
-
-    with ThreadPoolExecutor() as pool:  # threads: what takes long is the file system, if it is behind a network
-        for path, (size, digest, changed) in zip(
-            paths, chain.from_iterable(pool.map(part, range(0, len(paths), HASHES_PER_TASK))), strict=True
-        ):
-            found.append((size, digest))
-            if changed:
-                fresh[path] = (size, changed, digest)
-                if progress and len(fresh) % HASHES_PER_REPORT == 0:
-                    progress("hashing", len(found), len(paths))
-                if caches and time.time() - saved > SAVE_MEMO_EVERY_S:
-                    _write_memo(caches, memo, known | fresh)
-                    saved = time.time()
-    if caches and len(fresh) >= HASHES_PER_REPORT:
-        _write_memo(caches, memo, known | fresh)
-    return pa.table({"bytes": [size for size, _ in found], "sha256": [digest for _, digest in found]})
-
-
-def _read_memo(caches: Storage | None, memo: str) -> dict[str, tuple[int, int, str]]:
-    try:
-        table = pq.read_table(pa.BufferReader((caches.read(memo) if caches else None) or b""))
-        columns = [table[name].to_pylist() for name in ("path", "bytes", "changed", "sha256")]
-    except (pa.ArrowException, OSError, KeyError):  # none yet, or not ours: only time is lost
-        return {}
-    return {path: (size, changed, digest) for path, size, changed, digest in zip(*columns, strict=True)}
-
-
-def _write_memo(caches: Storage, memo: str, hashes: dict[str, tuple[int, int, str]]) -> None:
-    size, changed, digest = zip(*hashes.values(), strict=True)
-    content = io.BytesIO()
-    write_table(pa.table({"path": list(hashes), "bytes": size, "changed": changed, "sha256": digest}), content)
-    with suppress(UserError):  # a shared cache may be read-only
-        caches.write(memo, content.getvalue())
 
 
 def inputs_of(bench: Benchmark, checkpoint: Checkpoint, contents: pa.Table, *, tokens: bool = False) -> dict[str, Any]:
@@ -328,30 +256,3 @@ def _refuse(rejected: pa.Table, images: int, max_rejected: float) -> None:
         more = f"; and {len(rejected) - SHOWN_ERRORS} more" if len(rejected) > SHOWN_ERRORS else ""
         allowed = f"--max-rejected allows {max_rejected:.2%}"
         raise UserError(f"{len(rejected)} of {images} images cannot be read ({allowed}): {shown}{more}")
-
-
-@contextmanager
-def _ray() -> Iterator[None]:
-    """An initialised Ray: the caller's, or one of our own for the time of the build."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    # local: another cluster that happens to run on this machine is not ours
-    start_ray(os.environ.get("RAY_ADDRESS", "local"))
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def start_ray(address: str) -> None:
-    """Connect to a cluster or, "local", start one. Raises UserError where that fails: Ray tells it in a traceback."""
-    import ray
-
-    own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
-    except Exception as error:  # ConnectionError, RuntimeError and plain Exception, by what went wrong
-        raise UserError(f"Ray did not start (--address or RAY_ADDRESS, here {address}): {reason(error)}") from error

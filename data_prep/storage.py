@@ -115,3 +115,16 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).split(". Detail:")[0].splitlines() or [type(error).__name__])[0]
+
+
+def pull(storage: Storage, file: Path) -> None:
+    """Fetch the stored copy of an append-only file if it holds more than the local one, e.g. on a new head node."""
+    stored = storage.read(file.name)
+    if stored and len(stored) > (file.stat().st_size if file.exists() else 0):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(stored)
+
+
+def push(storage: Storage, file: Path) -> None:
+    """Store a copy of a local file. Raises `UserError`."""
+    storage.write(file.name, file.read_bytes())

@@ -37,7 +37,7 @@ def run_study(console: Console | None = None, **options: Any) -> str:
     `options`: those of the command line, with underscores (`configs=16, rotation="all"`). Raises `ValueError` for an
     unknown one or a bad value, as the command line does.
     """
-    from study.pipeline import Study  # Ray takes seconds: reading a leaderboard does not wait for it
+    from study.pipeline.study import Study  # Ray takes seconds: reading a leaderboard does not wait for it
 
     return Study(make_options(options), console).run()
 
@@ -64,8 +64,8 @@ def read_leaderboard(study: str | Path) -> pd.DataFrame:
 
 def plot(study: str | Path, chart: str = "gain") -> go.Figure:
     """One chart of a finished study's report. Raises `ValueError` with their names if it has none such."""
-    from study.report import finished_sections
-    from study.results import read_results
+    from study.outputs.results import read_results
+    from study.reporting.report import finished_sections
 
     sections = finished_sections(read_results(locate(study)))
     charts = {c.id.removeprefix("chart-"): c.figure for section in sections for c in section.charts}

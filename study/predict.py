@@ -54,7 +54,7 @@ def predict(options: PredictOptions) -> Iterator[tuple[Path, list[tuple[str, flo
     """Every image with its likeliest classes and their probabilities. Raises `UserError`."""
     from data_prep.clip_features import IMAGES_PER_SHARD  # torch takes seconds: --help does not wait for it
     from data_prep.storage import locate
-    from study.adapter import read_adapter
+    from study.outputs.adapter_files import read_adapter
 
     adapter = read_adapter(locate(options.adapter, option="--adapter"))
     checkpoint = _checkpoint(adapter, options.clip)

@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
         options = tyro.cli(Options, args=arguments, description=Options.__doc__)
         if not options.resources.address:
             listen_on_loopback()
-        from study.pipeline import Study  # torch and Ray take seconds: --help does not wait for them
+        from study.pipeline.study import Study  # torch and Ray take seconds: --help does not wait for them
 
         Study(options, console).run()
     except ValueError as error:

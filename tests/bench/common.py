@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from study.protocol import TrialData
+from study.protocol.trial_data import TrialData
 
 SIZES = {
     # source images, target images, classes, unseen classes, graph nodes, CLIP dimension

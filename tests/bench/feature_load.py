@@ -114,8 +114,8 @@ def drive(cache: Path, scratch: Path, pipe: Connection) -> None:
     """What a study's driver does with features."""
     os.environ["ZEROSWEEP_SCRATCH"] = str(scratch)
     from data_prep.feature_store import load
-    from study.evaluation import Evaluation
-    from study.protocol import in_cache, trial_data
+    from study.evaluation.final_test import Evaluation
+    from study.protocol.trial_data import in_cache, trial_data
 
     before = peak_bytes()
     features = load(cache)

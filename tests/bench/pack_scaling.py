@@ -19,10 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from models.pva import PVAConfig  # noqa: E402
 from models.sre_clip import SREConfig  # noqa: E402
-from study.methods import METHODS  # noqa: E402
-from study.protocol import TrialData  # noqa: E402
-from study.selection import seen_classes, trainable_images  # noqa: E402
-from study.trainer import Pack  # noqa: E402
+from study.protocol.trial_data import (  # noqa: E402
+    TrialData,  # noqa: E402
+    seen_classes,
+    trainable_images,
+)
+from study.training.methods import METHODS  # noqa: E402
+from study.training.pack import Pack  # noqa: E402
 
 CONFIGS: dict[str, Any] = {"sre": SREConfig(), "pva": PVAConfig()}
 

@@ -17,15 +17,8 @@ from torch import Tensor, nn
 
 from models.graph_conv import normalised_adjacency
 from models.sre_clip import SREConfig
-from study.protocol import TrialData
-from study.selection import (
-    mutual_information,
-    pseudo_unseen_scores,
-    seen_classes,
-    selection_score,
-    summarise,
-    trainable_images,
-)
+from study.protocol.scores import mutual_information, pseudo_unseen_scores, selection_score, summarise
+from study.protocol.trial_data import TrialData, seen_classes, trainable_images
 
 
 class PlainSRE(nn.Module):

@@ -33,12 +33,14 @@ import toy  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from study.driver import Search, run_searches  # noqa: E402
-from study.leaderboard import rank_rows, read_leaderboard, write_leaderboard  # noqa: E402
-from study.ledger import Ledger, open_ledger  # noqa: E402
-from study.report import write_report  # noqa: E402
-from study.search import PackSearcher, SamplerName  # noqa: E402
-from study.storage import open_storage  # noqa: E402
+from study.cluster.jobs import Search  # noqa: E402
+from study.cluster.search_run import run_searches  # noqa: E402
+from study.evaluation.leaderboard import rank_rows  # noqa: E402
+from study.outputs.folder import open_storage  # noqa: E402
+from study.outputs.leaderboard_files import read_leaderboard, write_leaderboard  # noqa: E402
+from study.reporting.report import write_report  # noqa: E402
+from study.search.ledger import Ledger, open_ledger  # noqa: E402
+from study.search.pack_queue import PackSearcher, SamplerName  # noqa: E402
 
 
 def nodes(counts: list[int], *, packs: int, seconds: float, pack: int = 8) -> None:

@@ -14,8 +14,8 @@ from common import SIZES, in_turn, parser, synthetic, write  # noqa: E402
 from plain_sre import PlainTraining  # noqa: E402
 
 from models.sre_clip import SREConfig  # noqa: E402
-from study.selection import seen_classes, trainable_images  # noqa: E402
-from study.trainer import Pack  # noqa: E402
+from study.protocol.trial_data import seen_classes, trainable_images  # noqa: E402
+from study.training.pack import Pack  # noqa: E402
 
 
 def main() -> None:

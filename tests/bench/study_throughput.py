@@ -29,10 +29,11 @@ from ray import tune  # noqa: E402
 from data_prep import prepare  # noqa: E402
 from data_prep.feature_store import load  # noqa: E402
 from search_spaces.sre import SPACE  # noqa: E402
-from study.driver import TUNE_ENVIRONMENT, Search, run_searches  # noqa: E402
-from study.ledger import open_ledger  # noqa: E402
-from study.protocol import TrialData, trial_data  # noqa: E402
-from study.search import PackSearcher  # noqa: E402
+from study.cluster.jobs import Search  # noqa: E402
+from study.cluster.search_run import TUNE_ENVIRONMENT, run_searches  # noqa: E402
+from study.protocol.trial_data import TrialData, trial_data  # noqa: E402
+from study.search.ledger import open_ledger  # noqa: E402
+from study.search.pack_queue import PackSearcher  # noqa: E402
 
 
 def epochs_of(trial: dict[str, Any], data: TrialData) -> Iterator[dict[str, float]]:

@@ -30,12 +30,13 @@ from ray.tune.search.optuna import OptunaSearch  # noqa: E402
 from data_prep import prepare  # noqa: E402
 from data_prep.feature_store import load  # noqa: E402
 from search_spaces.sre import SPACE  # noqa: E402
-from study.board import rung_epochs  # noqa: E402
-from study.driver import TUNE_ENVIRONMENT, Search, run_searches  # noqa: E402
-from study.ledger import open_ledger, suggest_params  # noqa: E402
-from study.protocol import TrialData, trial_data  # noqa: E402
-from study.search import PackSearcher  # noqa: E402
-from study.trainer import train_lanes  # noqa: E402
+from study.cluster.jobs import Search  # noqa: E402
+from study.cluster.search_run import TUNE_ENVIRONMENT, run_searches  # noqa: E402
+from study.protocol.trial_data import TrialData, trial_data  # noqa: E402
+from study.search.halving import rung_epochs  # noqa: E402
+from study.search.ledger import open_ledger, suggest_params  # noqa: E402
+from study.search.pack_queue import PackSearcher  # noqa: E402
+from study.training.loop import train_lanes  # noqa: E402
 
 
 def trial(config: dict[str, Any], data: dict[str, Any], epochs: int) -> None:

@@ -58,9 +58,10 @@ def main() -> None:
     from prometheus_client.parser import text_string_to_metric_families
     from rich.console import Console
 
-    from study.driver import Search, run_searches
-    from study.ledger import open_ledger
-    from study.search import PackSearcher
+    from study.cluster.jobs import Search
+    from study.cluster.search_run import run_searches
+    from study.search.ledger import open_ledger
+    from study.search.pack_queue import PackSearcher
 
     *others, x = toy.SPACE.knobs
     space = replace(toy.SPACE, knobs=(*others, replace(x, low=0.9, default=0.95)))  # a third fails: x > 0.97

@@ -13,7 +13,8 @@ from data_prep.benchmarks.icons2emoji import ASSETS
 from data_prep.benchmarks.wordnet_classes import WordNetClass, ilsvrc_wnids, webvision_classes
 from data_prep.checkpoint import find_checkpoint
 from data_prep.feature_store import fingerprint, load, load_target_labels, read_manifest
-from data_prep.prepare import image_contents, inputs_of
+from data_prep.image_hashes import image_contents
+from data_prep.prepare import inputs_of
 from data_prep.wordnet import wordnet
 from data_prep.wordnet_graph import build_graph
 

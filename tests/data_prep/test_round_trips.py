@@ -10,9 +10,9 @@ import pytest
 import ray
 
 from data_prep.benchmarks.icons2emoji import ASSETS
-from study import pipeline
-from study.driver import Search, SearchOutcome
-from study.protocol import TrialData
+from study.cluster.jobs import Search, SearchOutcome
+from study.pipeline import study as pipeline
+from study.protocol.trial_data import TrialData
 from study.run import main
 
 STUDY = (

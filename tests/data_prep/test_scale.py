@@ -21,8 +21,9 @@ from data_prep.benchmarks.icons2emoji import ASSETS
 from data_prep.checkpoint import find_checkpoint
 from data_prep.clip_features import Encode
 from data_prep.feature_store import load, load_target_labels, mapped, read_manifest, verify
+from data_prep.image_hashes import image_contents
 from data_prep.parquet import feature_column, matrix, write_table
-from data_prep.prepare import image_contents, start_ray
+from data_prep.ray_session import start_ray
 from data_prep.recompute import recompute
 from data_prep.storage import locate
 

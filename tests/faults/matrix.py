@@ -41,19 +41,22 @@ import torch  # noqa: E402
 import toy  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 from rich.console import Console  # noqa: E402
+from study.storage import Storage  # noqa: E402
 
 import search_spaces  # noqa: E402
 from data_prep.errors import UserError  # noqa: E402
 from data_prep.storage import locate  # noqa: E402
 from models.stacked import unit  # noqa: E402
 from search_spaces import Space  # noqa: E402
-from study.driver import Search, SearchOutcome, run_searches  # noqa: E402
-from study.leaderboard import rank_rows, read_leaderboard, write_leaderboard  # noqa: E402
-from study.ledger import Ledger, open_ledger, read_ledger  # noqa: E402
-from study.protocol import TrialData  # noqa: E402
-from study.search import PackSearcher  # noqa: E402
-from study.storage import Storage, open_storage  # noqa: E402
-from study.trainer import Training, train_lanes, train_pack  # noqa: E402
+from study.cluster.jobs import Search, SearchOutcome  # noqa: E402
+from study.cluster.search_run import run_searches  # noqa: E402
+from study.evaluation.leaderboard import rank_rows  # noqa: E402
+from study.outputs.folder import open_storage  # noqa: E402
+from study.outputs.leaderboard_files import read_leaderboard, write_leaderboard  # noqa: E402
+from study.protocol.trial_data import TrialData  # noqa: E402
+from study.search.ledger import Ledger, open_ledger, read_ledger  # noqa: E402
+from study.search.pack_queue import PackSearcher  # noqa: E402
+from study.training.loop import Training, train_lanes, train_pack  # noqa: E402
 
 SPACE = search_spaces.load("linear-probe")
 assert isinstance(SPACE, Space)
@@ -284,7 +287,7 @@ def driver_killed(machines: Machines, folder: Path, rng: random.Random) -> Outco
 
 def storage_fails(machines: Machines, folder: Path, rng: random.Random) -> Outcome:
     """The storage to which the ledger is copied is gone for a while, then back."""
-    import study.driver
+    import study.cluster.search_run
 
     study.driver.MIRROR_EVERY_S = 0.3
     storage, away = open_storage(str(folder.parent / "store"), folder.name), folder.parent / "away"

@@ -16,7 +16,7 @@ def test_no_configuration_is_lost_or_done_twice_when_a_node_is_killed_or_drained
 
 
 def test_grafana_draws_what_is_published() -> None:
-    from study import metrics
+    from study.cluster import gauges as metrics
 
     panels = json.loads(Path(metrics.__file__).with_name("grafana.json").read_text())["panels"]
     drawn = {panel["targets"][0]["expr"].split("ray_zerosweep_")[1].split("{")[0] for panel in panels}

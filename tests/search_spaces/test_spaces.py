@@ -4,7 +4,7 @@ import pytest
 
 import search_spaces
 from search_spaces import Ablation, Knob, Space
-from study.methods import METHODS
+from study.training.methods import METHODS
 
 
 @pytest.mark.parametrize("name", search_spaces.names())

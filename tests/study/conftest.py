@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from models.prompts import ClassTexts, FrozenTextEncoder, PromptLearner
-from study.protocol import TrialData, trial_data
+from study.protocol.trial_data import TrialData, trial_data
 
 sys.path.insert(0, str(Path(__file__).parent))
 

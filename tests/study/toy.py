@@ -12,10 +12,10 @@ import ray
 import torch
 
 from search_spaces import Knob, Space
-from study.leaderboard import Row
-from study.ledger import Configuration
-from study.protocol import TrialData
-from study.trainer import LaneResult
+from study.evaluation.leaderboard import Row
+from study.protocol.trial_data import TrialData
+from study.search.records import Configuration
+from study.training.lane_result import LaneResult
 
 SPACE = Space(
     name="toy",

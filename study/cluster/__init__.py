@@ -1,0 +1,1 @@
+"""Where it runs: all of Ray Tune, Ray Train and actors."""

@@ -1,0 +1,72 @@
+"""What Prometheus sees of a study, as `ray_zerosweep_*` at every node's metrics endpoint; `grafana.json` draws it."""
+
+from collections.abc import Iterable
+
+import torch
+from ray.util.metrics import Counter, Gauge
+
+from study.cluster.coordinator import PackProgress
+from study.search.pack_queue import Counts
+
+TAGS = ("study", "space")
+
+
+class PackMetrics:
+    """A pack actor's numbers; Ray tags them with its `WorkerId`."""
+
+    def __init__(self, study: str, space: str) -> None:
+        self._images = Gauge("zerosweep_images_per_second", description="Images trained on, all lanes", tag_keys=TAGS)
+        self._memory = Gauge("zerosweep_gpu_bytes", description="GPU memory of a pack's actor at most", tag_keys=TAGS)
+        self._alive = Gauge("zerosweep_pack_lanes_alive", description="Lanes alive in an actor's pack", tag_keys=TAGS)
+        self._best_h = Gauge("zerosweep_pack_best_h", description="Best H of an actor's last pack", tag_keys=TAGS)
+        for gauge in (self._images, self._memory, self._alive, self._best_h):
+            gauge.set_default_tags({"study": study, "space": space})
+
+    def update(self, images: int, seconds: float, alive: int) -> None:
+        """Publish how fast the pack trained on so many images (times lanes), and how many lanes it has left."""
+        self._images.set(images / max(seconds, 1e-9))
+        self._alive.set(alive)
+        if torch.cuda.is_available():
+            self._memory.set(torch.cuda.max_memory_allocated())
+
+    def end(self, best_h: float | None) -> None:
+        """The pack trains no more; its best H, if any lane has one."""
+        self._images.set(0)
+        self._alive.set(0)
+        if best_h is not None:
+            self._best_h.set(best_h)
+
+
+class StudyMetrics:
+    """The driver's numbers: one study's search of one space."""
+
+    def __init__(self, study: str, space: str) -> None:
+        tags = {"study": study, "space": space}
+
+        def gauge(name: str, description: str, *more: str) -> Gauge:
+            made = Gauge(f"zerosweep_{name}", description=description, tag_keys=(*TAGS, *more))
+            made.set_default_tags(tags)
+            return made
+
+        self._configs = gauge("configs", "Configurations of the study by state", "state")
+        self._best_score = gauge("best_score", "Highest selection score so far")
+        self._best_h = gauge("best_h", "H on the selection folds of the configuration with the highest score")
+        self._packs = gauge("packs", "Packs in training")
+        self._lanes = gauge("lanes_alive", "Configurations in training that are not pruned")
+        self._died = Counter("zerosweep_packs_died", description="Packs that died", tag_keys=TAGS)
+        self._died.set_default_tags(tags)
+        self._deaths = 0
+
+    def update(self, counts: "Counts", packs: "Iterable[PackProgress]") -> None:
+        """Publish how the search stands."""
+        for state in ("complete", "pruned", "failed"):
+            self._configs.set(getattr(counts, state), tags={"state": state})
+        for gauge, value in ((self._best_score, counts.best), (self._best_h, counts.best_h)):
+            if value is not None:
+                gauge.set(value)
+        alive = [pack.alive for pack in packs]
+        self._packs.set(len(alive))
+        self._lanes.set(sum(alive))
+        if counts.deaths > self._deaths:
+            self._died.inc(counts.deaths - self._deaths)
+            self._deaths = counts.deaths

@@ -1,0 +1,247 @@
+"""The final evaluation: the only module that reads target labels.
+
+It scores predicted classes after winners are refitted. (`--select oracle` asks it for the labels, too.)
+
+Suffixes: S seeds, T target images, C classes.
+"""
+
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_prep.feature_store import FeatureSet, load_target_labels
+from models.baselines import nearest_prototype, zero_shot_prototypes
+from models.stacked import chunks, in_chunks
+from models.sweeps import Curve, lead_of_seen, seen_unseen_curve
+from study.evaluation.leaderboard import Row, mean_over_seeds, rank_rows
+from study.evaluation.metrics import evaluate, paired_bootstrap
+from study.protocol.scores import (
+    Criterion,
+    mutual_information,
+    pseudo_unseen_scores,
+    selection_score,
+    summarise,
+    within_halves,
+)
+from study.protocol.trial_data import TrialData, oracle_data, seen_classes
+from study.training.pack import Division
+
+BASELINE = "ensemble"
+"""The zero-shot CLIP to which gains refer; an untrained adapter equals it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A row of the leaderboard and the predictions behind it."""
+
+    row: Row
+    """The row."""
+    predictions_ST: Tensor
+    """Predicted class of every target image, for every seed."""
+    division: Division
+    """The same images at any threshold between seen and unseen classes, a lane per seed."""
+    curves: list[Curve]
+    """Seen against unseen accuracy at every threshold, for every seed."""
+    unseen_GT: Tensor | None = None
+    """Best unseen class at each residual strength, see `Refit`."""
+
+
+class Evaluation:
+    """Scores predictions on one rotation's test split."""
+
+    def __init__(self, cache: Path | str, features: FeatureSet, data: TrialData, select: str) -> None:
+        self.labels_T = load_target_labels(cache)
+        self.features, self.data, self.selection = features, data, select
+        self.prototypes = zero_shot_prototypes(
+            features.name_features_CPD, features.node_features_ND[features.graph.class_node_C]
+        )
+        self.baseline_1T = self._zero_shot_predictions(self.prototypes[BASELINE])
+        # within a half or a target's classes accuracies are over images: as if each half were one class
+        self.graded_labels_T, self.graded_seen_C = self.labels_T, data.seen_C
+        if data.apart:
+            self.graded_labels_T = (~data.seen_C[self.labels_T]).long()
+            self.graded_seen_C = torch.tensor([True, False])
+
+    def graded(self, predictions_ST: Tensor) -> Tensor:
+        """Predictions as they are compared with `graded_labels_T`."""
+        if not self.data.apart:
+            return predictions_ST
+        return torch.where(predictions_ST == self.labels_T, self.graded_labels_T, -1)
+
+    def metrics(self, predictions_ST: Tensor) -> list[dict[str, float]]:
+        """Test metrics of each seed's predictions."""
+        return evaluate(self.graded(predictions_ST), self.graded_labels_T, self.graded_seen_C)
+
+    def _zero_shot_predictions(self, prototypes_CD: Tensor) -> Tensor:
+        """Predicted class (1, T) of every target image."""
+        data = self.data
+        predict = functools.partial(nearest_prototype, data.target_features_TD, prototypes_CD)
+        if data.halves:
+            return within_halves(lambda among_1C: predict(among_1C[0])[None], self.labels_T, data.seen_C[None])
+        return predict(data.target_C)[None]
+
+    def zero_shot(self, criterion: Criterion) -> list[Scored]:
+        """Zero-shot CLIP by the text of its prototypes, on the same test images and selection folds as every row."""
+        return [self._zero_shot(text, prototypes_CD, criterion) for text, prototypes_CD in self.prototypes.items()]
+
+    def _zero_shot(self, text: str, prototypes_CD: Tensor, criterion: Criterion) -> Scored:
+        data, folds = self.data, range(self.data.folds)
+        predict = functools.partial(nearest_prototype, data.source_features_ID, prototypes_CD)
+        source_KI = predict().expand(len(folds), -1)
+        if data.apart:
+            seen_KC = torch.stack([seen_classes(data, fold) for fold in folds])
+            source_KI = within_halves(
+                lambda among_KC: torch.stack([predict(among_C) for among_C in among_KC]), data.source_labels_I, seen_KC
+            )
+
+        def logits(images_BD: Tensor) -> Tensor:
+            return (data.logit_scale * images_BD @ prototypes_CD.T)[None]
+
+        lead, seen_1T, unseen_1T = in_chunks(
+            lambda images_BD: lead_of_seen(logits(images_BD), data.seen_C[None]), data.target_features_TD
+        )
+        information = mutual_information(map(logits, chunks(data.target_features_TD)))
+        seen, unseen, h = pseudo_unseen_scores(source_KI, folds, data)
+        metrics = summarise(seen, unseen, h, information.tolist())
+        return self.score(
+            f"CLIP zero-shot ({text})",
+            f"zero-shot-{text.split()[0].lower()}",
+            self._zero_shot_predictions(prototypes_CD),
+            Division(lead_KI=lead, seen_KI=seen_1T, unseen_KI=unseen_1T),
+            val_score=selection_score(metrics, criterion),
+            metrics=metrics,
+        )
+
+    def score(
+        self,
+        method: str,
+        config_id: str,
+        predictions_ST: Tensor,
+        division: Division,
+        *,
+        val_score: float | None = None,
+        metrics: Mapping[str, float] | None = None,
+        train_seconds: float = 0.0,
+        params: Mapping[str, Any] | None = None,
+        pareto: bool = False,
+        unseen_GT: Tensor | None = None,
+    ) -> Scored:
+        """A leaderboard row from predicted classes; `val_score` and `metrics` are selection's, where there was one."""
+        metrics = metrics or {}
+        if self.data.halves:
+            own_seen_T = self.data.seen_C[self.labels_T]
+            predictions_ST = torch.where(own_seen_T, division.seen_KI, division.unseen_KI)
+        gain, low, high = _compare([self], [predictions_ST], [self.baseline_1T])
+        curves = self._curves(division)
+        measured: dict[str, Any] = {
+            **mean_over_seeds(self.metrics(predictions_ST)),
+            **_over_thresholds(curves),
+        }
+        measured = {name: None if math.isnan(value) else value for name, value in measured.items()}
+        partial = f" (partial: {self.features.partial})" if self.features.partial else ""
+        row = Row(
+            method=method,
+            config_id=config_id,
+            select=self.selection,
+            benchmark=self.features.benchmark + partial,
+            clip=self.features.clip,
+            val_score=val_score,
+            val_h_mean=metrics.get("val_h_mean"),
+            val_h_std=metrics.get("val_h_std"),
+            **measured,
+            h_gain=gain,
+            h_gain_lo=low,
+            h_gain_hi=high,
+            train_seconds=train_seconds,
+            feature_fingerprint=self.features.fingerprint,
+            params=json.dumps(params or {}),
+            pareto=pareto,
+        )
+        return Scored(row=row, predictions_ST=predictions_ST, division=division, curves=curves, unseen_GT=unseen_GT)
+
+    def _curves(self, division: Division) -> list[Curve]:
+        """The seen-unseen curve of every seed; none where all images are of one kind."""
+        labels_T, seen_C = self.labels_T, self.data.seen_C
+        if len(seen_C[labels_T].unique()) < 2:
+            return []
+        return [
+            seen_unseen_curve(lead_T, seen_T == labels_T, unseen_T == labels_T, labels_T, seen_C)
+            for lead_T, seen_T, unseen_T in zip(division.lead_KI, division.seen_KI, division.unseen_KI, strict=True)
+        ]
+
+
+def _over_thresholds(curves: Sequence[Curve]) -> dict[str, float]:
+    """Means over seeds of what does not depend on the chosen threshold; nothing where there is none to choose."""
+    if not curves:
+        return {}
+    return {
+        # at the strictest threshold every image goes to the unseen classes
+        "test_t1": fmean(float(curve.unseen_M[0]) for curve in curves),
+        "test_ausuc": fmean(curve.ausuc for curve in curves),
+        "test_h_oracle_tau": fmean(curve.best().h for curve in curves),
+    }
+
+
+def with_test_labels(data: TrialData, cache: Path | str) -> TrialData:
+    """Trial data of an oracle study: with the test labels."""
+    return oracle_data(data, load_target_labels(cache))
+
+
+def average_rotations(rotations: Sequence[tuple[Evaluation, Sequence[Scored]]], reference: str) -> list[Row]:
+    """One row per method: the mean over rotations of the row that each rotation selected (see `select`).
+
+    The intervals come from resampling the images jointly for all rotations, which share them.
+    """
+    selected = [{s.row.method: s for s in scored if s.row.selected} for _, scored in rotations]
+    evaluations = [evaluation for evaluation, _ in rotations]
+    # an interrupted rotation may lack methods
+    methods = [m for m in selected[0] if all(m in of_rotation for of_rotation in selected)]
+    rows = []
+    for method in methods:
+        chosen = [of_rotation[method] for of_rotation in selected]
+        gain = _compare(evaluations, [s.predictions_ST for s in chosen], [e.baseline_1T for e in evaluations])
+        behind: dict[str, float] = {}
+        if reference in methods and method != reference:
+            behind = _behind(evaluations, [of_rotation[reference] for of_rotation in selected], chosen)
+        numbers = [name for name, value in vars(chosen[0].row).items() if isinstance(value, float)]
+        mean: dict[str, Any] = {name: fmean(getattr(s.row, name) for s in chosen) for name in numbers}
+        rows.append(
+            replace(
+                chosen[0].row,
+                **{**mean, **dict(zip(("h_gain", "h_gain_lo", "h_gain_hi"), gain, strict=True)), **behind},
+                config_id=" ".join(dict.fromkeys(s.row.config_id for s in chosen)),
+                params=json.dumps([json.loads(s.row.params) for s in chosen]),
+            )
+        )
+    return rank_rows(rows)
+
+
+def select(scored: Sequence[Scored], evaluation: Evaluation, reference: str) -> list[Scored]:
+    """The same rows, ranked, every method's selected one marked, and compared with the selected one of `reference`."""
+    by_id = {(s.row.method, s.row.config_id): s for s in scored}
+    ranked = [replace(by_id[row.method, row.config_id], row=row) for row in rank_rows([s.row for s in scored])]
+    best = next((s for s in ranked if s.row.selected and s.row.method == reference), None)
+    if best is None:
+        return ranked
+    return [s if s is best else replace(s, row=replace(s.row, **_behind([evaluation], [best], [s]))) for s in ranked]
+
+
+def _behind(evaluations: Sequence[Evaluation], best: Sequence[Scored], other: Sequence[Scored]) -> dict[str, Any]:
+    """How far `other` lies behind `best`, one of each per rotation."""
+    values = _compare(evaluations, [s.predictions_ST for s in best], [s.predictions_ST for s in other])
+    return dict(zip(("h_behind", "h_behind_lo", "h_behind_hi"), values, strict=True))
+
+
+def _compare(
+    evaluations: Sequence[Evaluation], method: Sequence[Tensor], baseline: Sequence[Tensor]
+) -> tuple[float, float, float]:
+    tests = [(e.graded(m), e.graded(b), e.graded_seen_C) for m, b, e in zip(method, baseline, evaluations, strict=True)]
+    return paired_bootstrap(tests, evaluations[0].graded_labels_T)

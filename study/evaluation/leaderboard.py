@@ -1,0 +1,119 @@
+"""The leaderboard: one row per refitted configuration and baseline, ranked by the test's mean H over seeds."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import pyarrow as pa
+
+ORACLE = "oracle"
+
+
+ORACLE_NOTE = "ORACLE: configurations were selected with test labels. An upper bound, not a result."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the leaderboard; None where a number does not exist (a baseline has no selection score)."""
+
+    rank: int = 0
+    """1 is the best `test_h_mean`; `rank_rows` sets it. Published rows have none: 0."""
+    method: str
+    """Method's name."""
+    config_id: str
+    """The configuration's id in the study, or the baseline's."""
+    select: str
+    """What selection looked at: pseudo-unseen, or oracle."""
+    benchmark: str
+    """Benchmark."""
+    clip: str
+    """Checkpoint."""
+    val_h_mean: float | None = None
+    """Selection: H, mean over folds."""
+    val_h_std: float | None = None
+    """Its deviation over folds."""
+    test_known_micro: float | None = None
+    """Accuracy over images of seen classes; this and the other test numbers are means over seeds."""
+    test_unknown_micro: float | None = None
+    """Accuracy over images of unseen classes."""
+    test_all_micro: float | None = None
+    """Accuracy over all images."""
+    test_seen_mean: float | None = None
+    """S: mean accuracy of the seen classes."""
+    test_unseen_mean: float | None = None
+    """U: mean accuracy of the unseen classes."""
+    test_h_mean: float | None = None
+    """H = 2SU / (S + U)."""
+    test_h_std: float | None = None
+    """Its deviation over seeds."""
+    h_gain: float | None = None
+    """H minus zero-shot CLIP's."""
+    h_gain_lo: float | None = None
+    """Lower end of the gain's paired-bootstrap 95 % interval over test images."""
+    h_gain_hi: float | None = None
+    """Upper end."""
+    n_seeds: int = 0
+    """Refits."""
+    train_seconds: float | None = None
+    """Time of the refits."""
+    feature_fingerprint: str
+    """Fingerprint of the feature cache."""
+    source: str = "this study"
+    """Who measured it: this study, or a publication."""
+    params: str = "{}"
+    """The configuration, as JSON."""
+    selected: bool = False
+    """The one to quote: of its method's rows the one with the best `val_score`; `rank_rows` sets it."""
+    pareto: bool = False
+    """On the Pareto front of a two-objective study."""
+    test_t1: float | None = None
+    """Mean accuracy of the unseen classes when only they compete."""
+    test_ausuc: float | None = None
+    """Area under the curve of S against U over every threshold between seen and unseen classes."""
+    test_h_oracle_tau: float | None = None
+    """H at the threshold that is best on the test images: what choosing the threshold honestly cost is its distance."""
+    h_behind: float | None = None
+    """How far H lies behind the selected row of the study's own method (in an ablation: the full model's)."""
+    h_behind_lo: float | None = None
+    """Lower end of that difference's paired-bootstrap 95 % interval."""
+    h_behind_hi: float | None = None
+    """Upper end."""
+    val_score: float | None = None
+    """Selection: what it maximises, the criterion's value; without one of its own a configuration is not selected."""
+
+
+_ARROW: dict[Any, pa.DataType] = {int: pa.int64(), bool: pa.bool_(), str: pa.string(), float | None: pa.float64()}
+
+
+SCHEMA = pa.schema([(f.name, _ARROW[f.type]) for f in fields(Row)])
+"""The columns, in order."""
+
+
+def mean_over_seeds(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """A row's test columns from `protocol.evaluate`'s metrics of every seed."""
+    mean = {name: statistics.fmean(s[name] for s in seeds) for name in seeds[0]}
+    h = mean.pop("test_h")
+    return {
+        **mean,
+        "test_h_mean": h,
+        "test_h_std": statistics.pstdev(s["test_h"] for s in seeds),
+        "n_seeds": len(seeds),
+    }
+
+
+def rank_rows(rows: Sequence[Row]) -> list[Row]:
+    """Rows by mean test H, best first, with their ranks and every method's selected row."""
+
+    def key(value: float | None) -> float:
+        return -math.inf if value is None else value
+
+    best: dict[str, Row] = {}
+    for row in rows:
+        if row.val_score is not None and row.val_score > key(
+            best[row.method].val_score if row.method in best else None
+        ):
+            best[row.method] = row
+    ordered = sorted(rows, key=lambda r: -key(r.test_h_mean))
+    return [replace(row, rank=i, selected=best.get(row.method) is row) for i, row in enumerate(ordered, start=1)]

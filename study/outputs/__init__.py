@@ -1,0 +1,1 @@
+"""A study's folder: what is written there, and read again."""

@@ -1,0 +1,163 @@
+"""An adapter as a folder: what `predict.py` needs to classify images, without Ray and without the feature cache.
+
+    adapter.safetensors   the trained lane, and the text features of its classes and graph nodes
+    config.json           method and configuration, checkpoint, templates, metrics, versions
+    classes.csv           name, wnid ("-" outside WordNet) and whether the class was seen, in class order
+    nodes.csv             wnid of every graph node
+    README.md             the model card
+
+Nothing in it is a pickle, and no file names another.
+
+Suffixes: C classes, N graph nodes, D CLIP dimension, E edges, T texts.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from data_prep.errors import UserError
+from data_prep.feature_store import FeatureSet
+from data_prep.wordnet import resolve_wnids, wordnet
+from data_prep.wordnet_graph import hypernym_graph
+from study.protocol.trial_data import TrialData
+from study.training.methods import METHODS, Method
+
+TEXTS = ("name_features_CD", "node_features_ND", "class_node_C", "edges_E2", "seen_C")
+"""The part of `TrialData` that an adapter keeps."""
+
+EncodeTexts = Callable[[Sequence[str]], Tensor]
+"""Texts -> CLIP features (T, D), L2-normalised."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """One trained configuration and the texts it classifies by."""
+
+    config: Any
+    """The method's configuration, with the inference-time knobs it found."""
+    seed: int
+    """Seed of the refit whose weights these are."""
+    data: TrialData
+    """Class texts and graph; it holds no image."""
+    names: tuple[str, ...]
+    """(C,) class names."""
+    wnids: tuple[str | None, ...]
+    """(C,) WordNet ids."""
+    node_wnids: tuple[str, ...]
+    """(N,) WordNet ids of the graph's nodes."""
+    templates: tuple[str, ...]
+    """Prompt templates behind the text features."""
+    clip: str
+    """Name of the checkpoint."""
+    clip_identity: dict[str, Any]
+    """What its content was: see `data_prep.checkpoint`."""
+    weights: dict[str, Tensor]
+    """The lane's tensors (1, ...): parameters and inference-time knobs."""
+
+    @property
+    def method(self) -> Method:
+        return METHODS[type(self.config)]
+
+    def module(self, clip_path: str = "") -> Any:
+        """The module, a pack of one lane; classes added since the training have their untrained values.
+
+        `clip_path`: the checkpoint; methods with learned prompts need its text encoder.
+        """
+        data = replace(self.data, class_names=self.names, clip_path=clip_path)
+        if "keys_KND" in self.weights:  # Tip-Adapter draws its cache from images: from exactly those, all of them
+            keys, labels = self.weights["keys_KND"][0], self.weights["cache_labels_KN"][0]
+            data = replace(data, source_features_ID=keys, source_labels_I=labels)
+        everything_KI = torch.ones(1, len(data.source_labels_I), dtype=torch.bool)
+        module = self.method.build([self.config], [self.seed], data.seen_C[None], everything_KI, data)
+        module.set_lanes(self.weights)
+        return module.eval()
+
+    def with_classes(self, added: Sequence[tuple[str, str]], encode: EncodeTexts) -> "Adapter":
+        """The same adapter with more classes, (name, wnid or "") each; unseen ones, like any class without images.
+
+        Methods with a graph need their place in WordNet: an empty wnid is looked up. Raises `UserError`.
+        """
+        names = [name for name, _ in added]
+        twice = [name for i, name in enumerate(names) if not name or name in (*self.names, *names[:i])]
+        if twice:
+            raise UserError(f"--classes must be names that are not there yet, got {twice[0]!r}")
+        wnids: tuple[str | None, ...] = tuple(wnid or None for _, wnid in added)
+        if self.method.uses_graph:
+            wnids = resolve_wnids(names, [wnid for _, wnid in added], where="--classes as NAME=WNID")
+            known = [wnid for wnid in wnids if wnid and wnid in self.wnids]
+            if known:
+                raise UserError(f"--classes must be new, {known[0]} is {self.names[self.wnids.index(known[0])]!r}")
+        name_features_CD = normalize(self._encoded([[name] for name in names], encode), dim=-1)
+        grown = self._with_nodes(names, wnids, encode)
+        node_of = {node: i for i, node in enumerate(grown.node_wnids)}
+        nodes = [node_of[wnid or f"class:{name}"] for name, wnid in zip(names, wnids, strict=True)]
+        data = replace(
+            grown.data,
+            name_features_CD=torch.cat([self.data.name_features_CD, name_features_CD]),
+            class_node_C=torch.cat([self.data.class_node_C, torch.tensor(nodes)]),
+            seen_C=torch.cat([self.data.seen_C, torch.zeros(len(names), dtype=torch.bool)]),
+        )
+        return replace(grown, data=data, names=(*self.names, *names), wnids=(*self.wnids, *wnids))
+
+    def _with_nodes(self, names: Sequence[str], wnids: Sequence[str | None], encode: EncodeTexts) -> "Adapter":
+        """With nodes and edges for classes and the hypernyms of theirs that the graph lacks."""
+        net = wordnet()
+        hierarchy = hypernym_graph(net, [wnid for wnid in wnids if wnid in net.synsets])
+        lemmas = {node: net.synsets[node].lemmas for node in sorted(hierarchy)}
+        lemmas |= {f"class:{name}": (name,) for name, wnid in zip(names, wnids, strict=True) if wnid not in lemmas}
+        lemmas = {node: words for node, words in lemmas.items() if node not in self.node_wnids}
+        if not lemmas:
+            return self
+        node_wnids = (*self.node_wnids, *lemmas)
+        index = {node: i for i, node in enumerate(node_wnids)}
+        # the graph is closed under hypernyms: no old node is below a new one
+        edges = [[index[child], index[parent]] for child, parent in sorted(hierarchy.edges) if child in lemmas]
+        features_ND = self._encoded(list(lemmas.values()), encode)
+        data = replace(
+            self.data,
+            node_features_ND=torch.cat([self.data.node_features_ND, normalize(features_ND, dim=-1)]),
+            edges_E2=torch.cat([self.data.edges_E2, torch.tensor(edges, dtype=torch.int64).view(-1, 2)]),
+        )
+        return replace(self, data=data, node_wnids=node_wnids)
+
+    def _encoded(self, words: Sequence[Sequence[str]], encode: EncodeTexts) -> Tensor:
+        """Sum of the text features of every group of words in every template, one row per group."""
+        texts = [[t.format(word) for word in group for t in self.templates] for group in words]
+        features_TD = encode([text for group in texts for text in group])
+        row_T = torch.arange(len(texts)).repeat_interleave(torch.tensor([len(group) for group in texts]))
+        return torch.zeros(len(texts), features_TD.shape[1]).index_add_(0, row_T, features_TD)
+
+
+def make_adapter(
+    config: Any, seed: int, weights: dict[str, Tensor], data: TrialData, features: FeatureSet, clip: dict[str, Any]
+) -> Adapter:
+    """The adapter of one refitted lane. `clip`: identity of the checkpoint, from the cache's manifest."""
+    return Adapter(
+        config=config,
+        seed=seed,
+        data=without_images(**{name: getattr(data, name) for name in (*TEXTS, "logit_scale", "fingerprint")}),
+        names=features.classes.names,
+        wnids=features.classes.wnids,
+        node_wnids=features.graph.node_wnids,
+        templates=features.templates,
+        clip=features.clip,
+        clip_identity=clip,
+        weights=weights,
+    )
+
+
+def without_images(**known: Any) -> TrialData:
+    none_ID = torch.empty(0, known["name_features_CD"].shape[1])
+    no_labels_I = torch.empty(0, dtype=torch.int64)
+    return TrialData(
+        source_features_ID=none_ID,
+        source_labels_I=no_labels_I,
+        held_out_I=no_labels_I.bool(),
+        target_features_TD=none_ID,
+        fold_C=no_labels_I,
+        **known,
+    )

@@ -1,0 +1,146 @@
+"""Read and write the folder of an exported adapter."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from io import BytesIO
+from typing import Any
+
+import pyarrow as pa
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from data_prep.errors import UserError
+from data_prep.storage import Storage
+from data_prep.wordnet import NOT_IN_WORDNET
+from study.evaluation.leaderboard import Row
+from study.evaluation.leaderboard_text import to_markdown
+from study.outputs.adapter import TEXTS, Adapter, without_images
+from study.training.methods import METHODS
+
+FORMAT = 1
+"""Raised whenever older folders could not be read any more."""
+
+
+def write_adapter(
+    storage: Storage,
+    folder: str,
+    adapter: Adapter,
+    *,
+    row: Row,
+    metrics: Mapping[str, float],
+    provenance: Mapping[str, Any],
+) -> None:
+    """Write an adapter into a folder of the study. `row`: its line on the leaderboard, a mean over seeds; `metrics`:
+    those of this very seed; `provenance`: seeds, rotation, options, versions. Raises `UserError`.
+    """
+    tensors = {name: getattr(adapter.data, name) for name in TEXTS}
+    tensors |= {f"lane.{name}": value for name, value in adapter.weights.items()}
+    config = {
+        "format": FORMAT,
+        "method": type(adapter.config).__name__,
+        "config": asdict(adapter.config),
+        "seed": adapter.seed,
+        "clip": {"name": adapter.clip, "identity": adapter.clip_identity},
+        "templates": adapter.templates,
+        "logit_scale": adapter.data.logit_scale,
+        "feature_fingerprint": adapter.data.fingerprint,
+        "metrics": dict(metrics),
+        "leaderboard": asdict(row),
+        **provenance,
+    }
+    classes = {
+        "name": adapter.names,
+        "wnid": [wnid or NOT_IN_WORDNET for wnid in adapter.wnids],
+        "seen": adapter.data.seen_C.int().tolist(),
+    }
+    contents = {
+        "adapter.safetensors": save({name: value.contiguous() for name, value in tensors.items()}),
+        "classes.csv": _csv(classes),
+        "nodes.csv": _csv({"wnid": adapter.node_wnids}),
+        "README.md": _card(adapter, row, metrics, provenance).encode(),
+        "config.json": (json.dumps(config, indent=2) + "\n").encode(),  # last: with it the adapter is complete
+    }
+    for name, content in contents.items():
+        storage.write(f"{folder}/{name}", content)
+
+
+def read_adapter(storage: Storage) -> Adapter:
+    """The adapter in a folder. Raises `UserError` if it is none, or damaged."""
+    files = {name: storage.read(name) for name in ("config.json", "adapter.safetensors", "classes.csv", "nodes.csv")}
+    missing = [name for name, content in files.items() if content is None]
+    if missing:
+        raise UserError(f"--adapter must be a folder of <study>/adapters, {storage.shown} has no {missing[0]}")
+    try:
+        config = json.loads(files["config.json"] or b"")
+        if config["format"] != FORMAT:
+            raise UserError(f"--adapter {storage.shown} has format {config['format']}, this version reads {FORMAT}")
+        tensors = load(files["adapter.safetensors"] or b"")
+        classes, nodes = _table(files["classes.csv"]), _table(files["nodes.csv"])
+        kind = {method.__name__: method for method in METHODS}[config["method"]]
+        return Adapter(
+            config=kind(**config["config"]),
+            seed=config["seed"],
+            data=without_images(
+                **{name: tensors[name] for name in TEXTS},
+                logit_scale=config["logit_scale"],
+                fingerprint=config["feature_fingerprint"],
+            ),
+            names=tuple(classes["name"]),
+            wnids=tuple(None if wnid == NOT_IN_WORDNET else wnid for wnid in classes["wnid"]),
+            node_wnids=tuple(nodes["wnid"]),
+            templates=tuple(config["templates"]),
+            clip=config["clip"]["name"],
+            clip_identity=config["clip"]["identity"],
+            weights={name.removeprefix("lane."): t for name, t in tensors.items() if name.startswith("lane.")},
+        )
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, SafetensorError, pa.ArrowException) as error:
+        raise UserError(f"--adapter {storage.shown} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _csv(columns: Mapping[str, Any]) -> bytes:
+    content = BytesIO()
+    pa.csv.write_csv(pa.table({name: pa.array(values) for name, values in columns.items()}), content)
+    return content.getvalue()
+
+
+def _table(content: bytes | None) -> dict[str, list[Any]]:
+    strings = pa.csv.ConvertOptions(
+        column_types={"name": pa.string(), "wnid": pa.string()}, null_values=[], strings_can_be_null=False
+    )
+    return pa.csv.read_csv(BytesIO(content or b""), convert_options=strings).to_pydict()
+
+
+def _card(adapter: Adapter, row: Row, metrics: Mapping[str, float], provenance: Mapping[str, Any]) -> str:
+    """The model card."""
+    options = provenance["options"]
+    _, _, table = to_markdown([row]).partition("\n\n")  # without its title
+    seen = int(adapter.data.seen_C.sum())
+    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
+    select = f"`--select {row.select}`" + (": LOOKED AT TEST LABELS, an upper bound" if row.select == "oracle" else "")
+    return f"""# {row.method} on {row.benchmark}
+
+An adapter of CLIP `{adapter.clip}` for {len(adapter.names)} classes: {seen} seen, {len(adapter.names) - seen} unseen in
+training (`classes.csv`). Configuration `{row.config_id}`, rank {row.rank} of its leaderboard.
+
+```bash
+python study/predict.py --adapter THIS_FOLDER IMAGE...
+```
+
+## Metrics
+
+{table}
+The line is a mean over {row.n_seeds} seeds, ± their deviation; the interval comes from a paired bootstrap over test
+images against zero-shot CLIP. The weights are those of seed {adapter.seed}, which alone has
+S {100 * metrics["test_seen_mean"]:.2f}, U {100 * metrics["test_unseen_mean"]:.2f}, H {100 * metrics["test_h"]:.2f}.
+
+## Protocol
+
+- Selected with {select}, {options["selection"]["folds"]} folds of seen classes; refitted on all seen classes with seeds
+  {", ".join(map(str, provenance["seeds"]))} for {provenance["epochs"]} epochs; rotation {provenance["rotation"]}.
+- Test images were scored once, after the choice.
+- Features: fingerprint `{row.feature_fingerprint}`; templates {", ".join(f"`{t}`" for t in adapter.templates)}.
+- Versions: {versions}.
+"""

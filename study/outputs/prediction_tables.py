@@ -1,0 +1,212 @@
+"""What is kept of the final test for looking at: Parquet beside the leaderboard, read by the report and by people.
+
+    predictions.parquet  every test image under each method's selected configuration, by seed
+    curves.parquet       seen against unseen accuracy at thresholds between the two, same configurations
+    landscape.parquet    H over tau and lambda, where the study's method has them
+    errors.parquet       errors by their distance in WordNet, beside those of a guess
+    confusions.parquet   the commonest errors on unseen classes, with small images
+
+Suffixes: S seeds, T target images, C classes, G residual strengths.
+"""
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import Any
+
+import pyarrow as pa
+import torch
+from PIL import Image
+from torch import Tensor
+
+from models.sweeps import LAMBDAS, seen_unseen_curve
+from study.evaluation.final_test import BASELINE, Evaluation, Scored
+from study.storage import Storage
+
+CURVE_POINTS = 200
+"""Thresholds kept of a curve, which has one per image."""
+
+
+LANDSCAPE_TAUS = 48
+"""Thresholds kept of the landscape."""
+
+
+CONFUSIONS = 24
+"""Pairs of classes kept, the commonest ones."""
+
+
+EXAMPLES = 3
+"""Images kept of each pair."""
+
+
+THUMBNAIL = 56
+"""Longer side of a small image in pixels."""
+
+
+GUESS = "any wrong class"
+"""Name of the guess that errors are compared with: all wrong classes equally often."""
+
+
+def write_analysis(
+    storage: Storage, evaluation: Evaluation, scored: Sequence[Scored], reference: str, images: pa.Table
+) -> None:
+    """Write the tables of one rotation. `reference`: the study's own method; `images`: the benchmark's target ones."""
+    chosen = [s for s in scored if s.row.selected]
+    tables = {"predictions": _predictions(evaluation, chosen)}
+    if chosen and chosen[0].curves and not evaluation.data.apart:
+        tables["curves"] = _curves(chosen)
+    own = next((s for s in chosen if s.row.method == reference), None)
+    if own and own.unseen_GT is not None and not evaluation.data.apart:
+        tables["landscape"] = _landscape(evaluation, own)
+    distance_CC = wordnet_distance(evaluation.features.graph.path_similarity_CC)
+    tables["errors"] = _errors(evaluation, chosen, distance_CC)
+    if own:
+        tables["confusions"] = _confusions(evaluation, own, distance_CC, images)
+    for name, table in tables.items():
+        buffer = BytesIO()
+        pa.parquet.write_table(table, buffer)
+        storage.write(f"{name}.parquet", buffer.getvalue())
+
+
+def read_table(storage: Storage, name: str) -> pa.Table | None:
+    """One of the tables above, None where the study has none."""
+    content = storage.read(f"{name}.parquet")
+    return None if content is None else pa.parquet.read_table(BytesIO(content))
+
+
+def wordnet_distance(path_similarity_CC: Tensor) -> Tensor:
+    """Edges (C, C) on the shortest way between two classes; inf where WordNet has none."""
+    return (1 / path_similarity_CC - 1).round()
+
+
+def _predictions(evaluation: Evaluation, chosen: Sequence[Scored]) -> pa.Table:
+    names, keys = evaluation.features.classes.names, evaluation.features.target.keys.to_pylist()
+    parts = [
+        {
+            "key": key,
+            "label": names[label],
+            "method": s.row.method,
+            "config_id": s.row.config_id,
+            "seed": seed,
+            "predicted": names[predicted],
+        }
+        for s in chosen
+        for seed, predicted_T in enumerate(s.predictions_ST.tolist())
+        for key, label, predicted in zip(keys, evaluation.labels_T.tolist(), predicted_T, strict=True)
+    ]
+    return pa.Table.from_pylist(parts)
+
+
+def _curves(chosen: Sequence[Scored]) -> pa.Table:
+    parts = []
+    for s in chosen:
+        for seed, curve in enumerate(s.curves):
+            at = _spread(len(curve.tau_M), CURVE_POINTS)
+            points = zip(curve.tau_M[at].tolist(), curve.seen_M[at].tolist(), curve.unseen_M[at].tolist(), strict=True)
+            parts += [
+                {"method": s.row.method, "config_id": s.row.config_id, "seed": seed, "tau": t, "seen": a, "unseen": b}
+                for t, a, b in points
+            ]
+    return pa.Table.from_pylist(parts)
+
+
+def _landscape(evaluation: Evaluation, own: Scored) -> pa.Table:
+    """H of the first seed on the test images at every lambda and at some of all taus."""
+    labels_T, seen_C, division = evaluation.labels_T, evaluation.data.seen_C, own.division
+    assert own.unseen_GT is not None  # the caller sees to it
+    parts = []
+    for strength, unseen_T in zip(LAMBDAS, own.unseen_GT, strict=True):
+        curve = seen_unseen_curve(
+            division.lead_KI[0], division.seen_KI[0] == labels_T, unseen_T == labels_T, labels_T, seen_C
+        )
+        at = _spread(len(curve.tau_M) - 1, LANDSCAPE_TAUS) + 1  # the first threshold is infinite
+        parts += [
+            {"residual_lambda": strength, "tau": tau, "h": h}
+            for tau, h in zip(curve.tau_M[at].tolist(), curve.h_M[at].tolist(), strict=True)
+        ]
+    return pa.Table.from_pylist(parts)
+
+
+def _errors(evaluation: Evaluation, chosen: Sequence[Scored], distance_CC: Tensor) -> pa.Table:
+    """Wrong images, mean over seeds, by method, side of the label, side of the predicted class, and distance."""
+    labels_T, unseen_C = evaluation.labels_T, ~evaluation.data.seen_C
+    counts: dict[tuple[Any, ...], float] = {}
+
+    def add(method: str, weights: Tensor, labels: Tensor, predicted: Tensor) -> None:
+        """Add one to each cell's count for every pair (label, predicted), or its weight."""
+        for distance in distance_CC[labels, predicted].unique().tolist():
+            at_distance = distance_CC[labels, predicted] == distance
+            for label_unseen in (False, True):
+                for predicted_unseen in (False, True):
+                    here = at_distance & (unseen_C[labels] == label_unseen) & (unseen_C[predicted] == predicted_unseen)
+                    if here.any():
+                        cell = (method, label_unseen, predicted_unseen, distance)
+                        counts[cell] = counts.get(cell, 0.0) + float(weights[here].sum())
+
+    for s in chosen:
+        for predicted_T in s.predictions_ST:
+            wrong_T = predicted_T != labels_T
+            weights = torch.full((int(wrong_T.sum()),), 1 / len(s.predictions_ST))
+            add(s.row.method, weights, labels_T[wrong_T], predicted_T[wrong_T])
+    labels, others = (~torch.eye(len(unseen_C), dtype=torch.bool)).nonzero().unbind(1)
+    share_C = torch.bincount(labels_T, minlength=len(unseen_C)) / (len(unseen_C) - 1)
+    add(GUESS, share_C[labels], labels, others)
+    names = ("method", "label_unseen", "predicted_unseen", "distance", "images")
+    return pa.Table.from_pylist([dict(zip(names, (*cell, n), strict=True)) for cell, n in counts.items()])
+
+
+def _confusions(evaluation: Evaluation, own: Scored, distance_CC: Tensor, images: pa.Table) -> pa.Table:
+    """The commonest pairs of an unseen class and a seen one that its images were taken for, nearest in WordNet first.
+
+    `share`: of the class's images, mean over seeds. `nearest`: classes whose zero-shot prototypes lie nearest to that
+    of the unseen class.
+    """
+    labels_T, seen_C, names = evaluation.labels_T, evaluation.data.seen_C, evaluation.features.classes.names
+    labels_ST = labels_T.expand_as(own.predictions_ST)
+    crossed_ST = ~seen_C[labels_ST] & seen_C[own.predictions_ST]
+    pairs_P2, counts_P = torch.stack([labels_ST[crossed_ST], own.predictions_ST[crossed_ST]], dim=1).unique(
+        dim=0, return_counts=True
+    )
+    commonest = counts_P.argsort(descending=True, stable=True)[:CONFUSIONS]
+    order = commonest[distance_CC[tuple(pairs_P2[commonest].T)].argsort(stable=True)]
+    prototypes_CD = evaluation.prototypes[BASELINE]
+    nearness_CC = (prototypes_CD @ prototypes_CD.T).fill_diagonal_(-1)
+    row_of_key = {key: i for i, key in enumerate(images["key"].to_pylist())}
+    keys = evaluation.features.target.keys.to_pylist()
+
+    def thumbnails(chosen_T: Tensor) -> list[bytes]:
+        rows = [row_of_key[keys[t]] for t in chosen_T.nonzero().flatten()[:EXAMPLES].tolist()]
+        return [_thumbnail(image) for image in images.take(pa.array(rows, pa.int64())).to_pylist()]
+
+    parts = []
+    for (label, predicted), count in zip(pairs_P2[order].tolist(), counts_P[order].tolist(), strict=True):
+        of_class_T = labels_T == label
+        parts.append(
+            {
+                "label": names[label],
+                "predicted": names[predicted],
+                "share": count / (len(own.predictions_ST) * int(of_class_T.sum())),
+                "distance": float(distance_CC[label, predicted]),
+                "nearest": [names[c] for c in nearness_CC[label].topk(min(3, len(names) - 1)).indices.tolist()],
+                "images": thumbnails(of_class_T & (own.predictions_ST == predicted).any(0)),
+                "images_of_predicted": thumbnails(labels_T == predicted),
+            }
+        )
+    binaries = pa.list_(pa.binary())
+    types = [pa.string(), pa.string(), pa.float64(), pa.float64(), pa.list_(pa.string()), binaries, binaries]
+    columns = ("label", "predicted", "share", "distance", "nearest", "images", "images_of_predicted")
+    return pa.Table.from_pylist(parts, schema=pa.schema(list(zip(columns, types, strict=True))))
+
+
+def _thumbnail(image: Mapping[str, Any]) -> bytes:
+    """An image of a benchmark (its `path` or `data`) as a small WebP."""
+    with Image.open(image["path"] or BytesIO(image["data"])) as opened:
+        small = opened.convert("RGBA")
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = BytesIO()
+    small.save(buffer, "WEBP", quality=75)
+    return buffer.getvalue()
+
+
+def _spread(n: int, most: int) -> Tensor:
+    """At most `most` of the indices below n, evenly spread, both ends among them."""
+    return torch.linspace(0, n - 1, min(n, most)).round().long()

@@ -1,0 +1,1 @@
+"""The story of one study: from options to leaderboard."""

@@ -1,0 +1,1 @@
+"""What trials may see, and how configurations are scored."""

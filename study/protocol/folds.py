@@ -1,0 +1,54 @@
+"""Deal the seen classes into folds, relatives into different ones.
+
+Suffixes: C classes, I source images.
+"""
+
+import math
+
+import networkx as nx
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_prep.feature_store import FeatureSet
+
+HELD_OUT_SHARE = 0.2
+"""Share of source images per class held out where a benchmark has no validation split."""
+
+
+def class_folds(features: FeatureSet, seen_C: Tensor, *, folds: int, seed: int) -> Tensor:
+    """Fold (C,) int64 of every seen class, -1 for unseen ones; the folds' sizes differ by at most one.
+
+    Every unseen class is related to some seen ones, so pseudo-unseen classes have to be, too: each class goes to the
+    emptiest fold that holds few of its WordNet neighbours, closest pairs first, and its relatives stay in the others.
+    """
+    classes = torch.nonzero(seen_C).flatten().tolist()
+    if folds < 2 or len(classes) < 2 * folds or len(classes) - math.ceil(len(classes) / folds) < 2:
+        raise ValueError(f"--folds must be at least 2 with two seen classes in each; got {folds} for {len(classes)}")
+    similarity = features.graph.path_similarity_CC[classes][:, classes].fill_diagonal_(0).numpy()
+    # near classes pair up (maximum weight matching), and each pair is dealt to two different folds
+    order = np.random.default_rng(seed).permutation(len(classes))
+    nearest = nx.Graph()
+    nearest.add_nodes_from(order.tolist())
+    for i in order:
+        for j in np.argsort(-similarity[i], kind="stable")[:5]:
+            nearest.add_edge(int(i), int(j), weight=float(similarity[i, j]))
+    pairs = sorted((sorted(p) for p in nx.max_weight_matching(nearest, maxcardinality=True)), key=lambda p: p[0])
+    dealt = [c for pair in pairs for c in pair]
+    dealt += [int(i) for i in order if int(i) not in set(dealt)]
+    fold_C = torch.full_like(seen_C, -1, dtype=torch.int64)
+    for position, i in enumerate(dealt):
+        fold_C[classes[i]] = position % folds
+    return fold_C
+
+
+def held_out(split_I: Tensor, labels_I: Tensor, seed: int) -> Tensor:
+    """The validation split, or a seeded share of every class where there is none."""
+    if (split_I == 1).any():
+        return split_I == 1
+    rank_I = torch.rand(len(labels_I), generator=torch.Generator().manual_seed(seed))
+    held_out_I = torch.zeros(len(labels_I), dtype=torch.bool)
+    for c in labels_I.unique():
+        of_class = torch.nonzero(labels_I == c).flatten()
+        held_out_I[of_class[rank_I[of_class].argsort()[: round(HELD_OUT_SHARE * len(of_class))]]] = True
+    return held_out_I

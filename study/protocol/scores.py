@@ -1,0 +1,111 @@
+"""Score configurations: accuracies on seen and unseen classes, H, mutual information.
+
+Suffixes: K lanes, I source images, T target images, C classes, F folds, L lanes.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from models.sweeps import harmonic_mean
+from study.protocol.trial_data import TrialData, scored_images, seen_classes
+
+MUTUAL_INFORMATION_WEIGHT = 0.15
+"""Weight of the target's mutual information beside H in the selection score; how it was found stands in the README."""
+
+
+# --- scores ---------------------------------------------------------------------------------------------------------
+
+
+def class_accuracy(predictions_LT: Tensor, labels_T: Tensor, num_classes: int) -> Tensor:
+    """Accuracy per class (L, C), NaN for classes without images."""
+    count_C = torch.bincount(labels_T, minlength=num_classes)
+    sums_LC = torch.zeros(predictions_LT.shape[0], num_classes, device=labels_T.device)
+    return sums_LC.index_add_(1, labels_T, (predictions_LT == labels_T).float()) / count_C  # 0 / 0 = NaN
+
+
+def within_halves(classify: Callable[[Tensor], Tensor], labels_I: Tensor, seen_KC: Tensor) -> Tensor:
+    """Classes (K, I) of images, each among the seen or the unseen ones, whichever its own is of.
+
+    `classify`: predicted classes (K, I) among the classes of a mask (K, C).
+    """
+    return torch.where(seen_KC[:, labels_I], classify(seen_KC), classify(~seen_KC))
+
+
+def seen_unseen(predictions_LT: Tensor, labels_T: Tensor, seen_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """S, U (mean per-class accuracies over seen and unseen classes that have images, 0 where none has) and H, (L,)."""
+    accuracy_LC = class_accuracy(predictions_LT, labels_T, len(seen_C))
+    seen_L = accuracy_LC[:, seen_C].nanmean(1).nan_to_num()
+    unseen_L = accuracy_LC[:, ~seen_C].nanmean(1).nan_to_num()
+    return seen_L, unseen_L, joint_accuracy(seen_L, unseen_L, seen_C[labels_T])
+
+
+def joint_accuracy(seen: Tensor, unseen: Tensor, known_T: Tensor) -> Tensor:
+    """H of the accuracies on seen and unseen classes; the accuracy there is where all images are of one kind."""
+    if known_T.all():
+        return seen
+    return harmonic_mean(seen, unseen) if known_T.any() else unseen
+
+
+Criterion = Literal["h+mi", "h", "mi"]
+
+
+def pseudo_unseen_scores(
+    predictions_KI: Tensor, folds: Sequence[int], data: TrialData
+) -> tuple[list[float], list[float], list[float]]:
+    """S, U and H of each lane in its fold: held-out images of its seen classes, all images of its fold's classes."""
+    seen: list[Tensor] = []
+    unseen: list[Tensor] = []
+    h: list[Tensor] = []
+    for predicted_I, fold in zip(predictions_KI, folds, strict=True):
+        seen_C = seen_classes(data, fold)
+        scored_I = scored_images(data, fold)
+        for values, value in zip(
+            (seen, unseen, h),
+            seen_unseen(predicted_I[None, scored_I], data.source_labels_I[scored_I], seen_C),
+            strict=True,
+        ):
+            values.append(value)
+    return torch.cat(seen).tolist(), torch.cat(unseen).tolist(), torch.cat(h).tolist()
+
+
+def mutual_information(logits: Iterable[Tensor]) -> Tensor:
+    """How much predictions tell about unlabelled images, (K,) in [0, 1], from logits (K, chunk, C), chunk by chunk.
+
+    Entropy of the mean prediction minus mean entropy of the predictions, over its maximum log C. Needs no label.
+    """
+    sums: list[Tensor] = []
+    entropies: list[Tensor] = []
+    images = 0
+    for logits_KBC in logits:
+        log_p = logits_KBC.log_softmax(-1)
+        p = log_p.exp()
+        sums.append(p.sum(1))
+        entropies.append(-(p * log_p).sum((1, 2)))
+        images += p.shape[1]
+    mean_KC = torch.stack(sums).sum(0) / images
+    entropy_of_mean_K = -torch.xlogy(mean_KC, mean_KC).sum(-1)
+    return (entropy_of_mean_K - torch.stack(entropies).sum(0) / images) / math.log(mean_KC.shape[1])
+
+
+def summarise(
+    seen: Sequence[float], unseen: Sequence[float], h: Sequence[float], information: Sequence[float]
+) -> dict[str, float]:
+    """A configuration's selection metrics from those of its folds."""
+    h_F = torch.tensor(h)
+    return {
+        "val_h_mean": float(h_F.mean()),
+        "val_h_std": float(h_F.std(correction=0)),
+        "val_seen": sum(seen) / len(seen),
+        "val_unseen": sum(unseen) / len(unseen),
+        "target_mi": sum(information) / len(information),
+    }
+
+
+def selection_score(metrics: dict[str, float], criterion: Criterion) -> float:
+    """What the search maximises: H of the pseudo-unseen folds, the target's mutual information, or their sum."""
+    h, information = metrics["val_h_mean"], metrics["target_mi"]
+    return {"h": h, "mi": information, "h+mi": h + MUTUAL_INFORMATION_WEIGHT * information}[criterion]

@@ -1,0 +1,176 @@
+"""Several studies in one ranking."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+from scipy import stats
+
+from data_prep.errors import UserError
+from data_prep.storage import locate
+from study.evaluation.leaderboard import ORACLE, ORACLE_NOTE
+from study.outputs.results import Results, read_results
+from study.reporting.overview import row_cells
+from study.reporting.page import Cell, Chart, Section, Table, render
+from study.reporting.style import MUTED, OWN
+
+FEWEST_BENCHMARKS = 4
+"""Benchmarks from which on a test over mean ranks means anything."""
+
+
+ALPHA = 0.05
+"""Level of the tests."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanRanks:
+    """Methods over tasks."""
+
+    ranks: pd.Series
+    """Mean rank of every method that was run on all tasks, best first; ties share their ranks."""
+    tasks: int
+    """Tasks."""
+    friedman_p: float | None
+    """p-value of Friedman's test that all methods rank alike; None under three methods or four benchmarks."""
+    critical_difference: float | None
+    """Nemenyi's: mean ranks that lie further apart differ at the 5 % level; None as above."""
+
+
+def load_studies(folders: Sequence[Path]) -> list[Results]:
+    """Finished studies. Raises `UserError` if there are none, or if oracle studies stand among honest ones."""
+    finished = [f for f in folders if (f / "leaderboard.parquet").exists()]
+    if not finished:
+        raise UserError(f"studies must be folders with a leaderboard.parquet, got {', '.join(map(str, folders))}")
+    studies = [read_results(locate(f)) for f in finished]
+    oracles = [s.name for s in studies if any(r.select == ORACLE for r in s.rows)]
+    if oracles and len(oracles) < len(studies):
+        raise UserError(
+            f"studies must all be honest or all be oracles, one ranking cannot hold both: "
+            f"{', '.join(oracles)} looked at test labels"
+        )
+    return studies
+
+
+def compare(studies: Sequence[Results]) -> pd.DataFrame:
+    """The selected row of every method of every study, ranked by test H within its task.
+
+    Columns: study, task, the leaderboard's; a row that several studies share (zero-shot CLIP) stands there once.
+    """
+    parts = []
+    for study in studies:
+        rotation = study.run.get("options", {}).get("study", {}).get("rotation", 0)
+        for row in study.rows:
+            if row.selected:
+                unseen = "all rotations" if rotation == "all" else f"rotation {rotation}"
+                task = f"{row.benchmark}, {unseen}, {row.clip}"
+                parts.append({"study": study.name, "task": task, **vars(row)})
+    rows = pd.DataFrame(parts)
+    rows = rows.drop_duplicates(["task", "method", "config_id", "params", "test_h_mean"])
+    rows["rank"] = rows.groupby("task").test_h_mean.rank(ascending=False, method="min").astype(int)
+    return rows.sort_values(["task", "rank"], ignore_index=True)
+
+
+def mean_ranks(rows: pd.DataFrame) -> MeanRanks | None:
+    """Mean ranks over tasks of the methods that all tasks have; None under two tasks or two methods.
+
+    Of a method's several studies on a task the one with the best selection score counts, as within a study.
+    """
+    best = rows.sort_values("val_score", ascending=False).drop_duplicates(["task", "method"])
+    h = best.pivot(index="task", columns="method", values="test_h_mean").dropna(axis="columns")
+    tasks, methods = h.shape
+    if tasks < 2 or methods < 2:
+        return None
+    ranks = h.rank(axis="columns", ascending=False).mean().sort_values()
+    if methods < 3 or best.benchmark.nunique() < FEWEST_BENCHMARKS:
+        return MeanRanks(ranks=ranks, tasks=tasks, friedman_p=None, critical_difference=None)
+    q = stats.studentized_range.ppf(1 - ALPHA, methods, math.inf) / math.sqrt(2)
+    return MeanRanks(
+        ranks=ranks,
+        tasks=tasks,
+        friedman_p=float(stats.friedmanchisquare(*(h[m] for m in h)).pvalue),
+        critical_difference=float(q * math.sqrt(methods * (methods + 1) / (6 * tasks))),
+    )
+
+
+def comparison_page(studies: Sequence[Results], rows: pd.DataFrame) -> str:
+    """comparison.html: the leaderboard over studies, and mean ranks."""
+    oracle = any(rows["select"] == ORACLE)
+    by_name = {s.name: s for s in studies}
+    by_row = {(s.name, r.method, r.config_id): r for s in studies for r in s.rows}
+    cells = []
+    for line in rows.itertuples():
+        headings, of_row = row_cells(by_row[line.study, line.method, line.config_id], by_name[line.study])
+        cells.append([Cell(text=line.task), Cell(text=str(line.rank), value=line.rank), Cell(text=line.study), *of_row])
+    sections = [
+        Section(
+            id="leaderboard",
+            title="Leaderboard",
+            paragraphs=[
+                f"{len(studies)} studies, {rows.task.nunique()} tasks. Each row is the configuration that its "
+                "study's selection chose; rows are ranked by test H within their task (benchmark, rotation, "
+                "checkpoint). Across tasks H cannot be compared."
+            ],
+            tables=[Table(id="rows", columns=("task", "rank", "study", *headings), rows=cells, filter=True)],
+        )
+    ]
+    ranking = mean_ranks(rows)
+    if ranking:
+        sections.append(_ranks_section(ranking))
+    return render("Comparison of studies", sections, warning=ORACLE_NOTE if oracle else "")
+
+
+def _ranks_section(ranking: MeanRanks) -> Section:
+    words = [f"Mean rank over {ranking.tasks} tasks of the methods that were run on all of them; 1 is best."]
+    if ranking.critical_difference is None:
+        words.append(f"A test of the difference needs three methods and {FEWEST_BENCHMARKS} benchmarks.")
+    else:
+        words.append(
+            f"Friedman's test that all rank alike: p = {ranking.friedman_p:.3g}. Critical difference at the 5 % level: "
+            f"{ranking.critical_difference:.2f}; bars join methods whose mean ranks are closer than that, which these "
+            "tasks cannot tell apart."
+        )
+    return Section(id="ranks", title="Mean ranks", paragraphs=words, charts=[_critical_difference_chart(ranking)])
+
+
+def indistinct_groups(ranking: MeanRanks) -> list[tuple[float, float]]:
+    """Largest runs of mean ranks, as (first, last), that lie within the critical difference."""
+    values, groups = ranking.ranks.tolist(), list[tuple[float, float]]()
+    for i, first in enumerate(values):
+        last = max(v for v in values if v - first <= (ranking.critical_difference or 0.0))
+        if values.index(last) > i and not any(last <= covered for _, covered in groups):
+            groups.append((first, last))
+    return groups
+
+
+def _critical_difference_chart(ranking: MeanRanks) -> Chart:
+    figure = go.Figure()
+    for i, (method, rank) in enumerate(ranking.ranks.items()):
+        figure.add_scatter(
+            x=[rank],
+            y=[-i],
+            mode="markers+text",
+            marker={"size": 11, "color": OWN},
+            text=[f"{method}  {rank:.2f}"],
+            textposition="middle right",
+            hoverinfo="skip",
+        )
+    for depth, (first, last) in enumerate(indistinct_groups(ranking), start=1):
+        figure.add_scatter(
+            x=[first, last], y=[depth * 0.6] * 2, mode="lines", line={"width": 6, "color": MUTED}, hoverinfo="skip"
+        )
+    span = len(ranking.ranks)
+    figure.update_layout(
+        showlegend=False,
+        xaxis={"title": "mean rank", "range": [0.7, span + 0.35 * span]},
+        yaxis={"visible": False},
+    )
+    return Chart(
+        id="chart-ranks",
+        title="Critical difference" if ranking.critical_difference else "Mean ranks",
+        caption="Methods from the best mean rank down. Grey bars on top join those that cannot be told apart.",
+        figure=figure,
+        height=140 + 34 * span,
+    )

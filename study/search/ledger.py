@@ -1,0 +1,355 @@
+"""The ledger: an Optuna study in a journal file or a database. It alone says which configurations were asked for and
+what became of them; Tune's own snapshots are never read.
+
+A *configuration* is a parameter assignment with an index and a seed. Normally it is one Optuna trial; when the pack or
+the driver that trains it dies, that trial is FAILed with a reason and a new trial takes the configuration over.
+"""
+
+import functools
+import json
+import math
+import platform
+import warnings
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from data_prep.errors import UserError
+from search_spaces import Knob, Space, Value
+from study.search.journal import Journal, lock, mend
+from study.search.records import Configuration, Lane, Objective, State
+
+OBJECTIVES: dict[str, tuple[str, ...]] = {"h": ("score",), "seen,unseen": ("val_seen", "val_unseen")}
+"""What Optuna maximises: the result's score, or two of its metrics."""
+
+JOURNAL = "study.journal"
+
+
+VERSIONS = {"python": platform.python_version()} | {name: version(name) for name in ("torch", "ray", "optuna")}
+
+# user attributes of trials
+INDEX, SEED, RESULT, REASON, RETRY_OF = "config_index", "seed", "result", "reason", "retry_of"
+
+
+DEATHS = "deaths"  # packs that have died under the configuration
+
+
+LOOKED_AT = ("val_h_mean", "val_seen", "val_unseen")  # metrics of the result, attributes of their own for dashboards
+
+
+REQUEUED = "requeued"  # the trial is void, another one takes its configuration over, with this number of deaths
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+warnings.filterwarnings("ignore", category=ExperimentalWarning)
+
+
+class Ledger:
+    """One study's journal, or its part of a database."""
+
+    def __init__(self, folder: Path, *, url: str | None = None, name: str | None = None) -> None:
+        """`folder`: of the study; `url`: of the database, where the study is called `name`."""
+        self.folder, self.url, self.name = folder, url, name or folder.name
+        self.held = ExitStack()
+        """What keeps other processes from the study."""
+        self._journal = None if url else Journal(folder / JOURNAL)
+        self.storage: BaseStorage
+        if self._journal:
+            self.storage = JournalStorage(self._journal)
+        else:
+            from study.search.database import connect  # half a second, which a journal saves
+
+            self.storage = optuna.storages.get_storage(connect(cast(str, url)))  # finished trials are read once
+        self.study: optuna.Study
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the study was created with."""
+        return self.study.user_attrs["identity"]
+
+    @property
+    def objective(self) -> Objective:
+        return self.identity["objective"]
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials, void ones too; not copied: do not change them."""
+        return self.study.get_trials(deepcopy=False)
+
+    def finished(self) -> list[Configuration]:
+        """Finished configurations in the order asked, each exactly once."""
+        identity = self.identity
+        front = {t.number for t in self.study.best_trials} if identity["objective"] == "seen,unseen" else set()
+        done = [
+            _configuration(t, identity["space"], t.number in front)
+            for t in self.trials()
+            if t.state.is_finished() and INDEX in t.user_attrs and REQUEUED not in t.user_attrs
+        ]
+        return sorted(done, key=lambda c: c.index)
+
+    def best(self, n: int) -> list[Configuration]:
+        """The n completed configurations with the highest score; in a two-objective study the Pareto front first."""
+        complete = [c for c in self.finished() if c.state == "complete"]
+        return sorted(complete, key=lambda c: (not c.pareto, -(c.score or 0.0), c.index))[:n]
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    def ask(
+        self,
+        space: Space,
+        sampler: BaseSampler,
+        *,
+        index: int,
+        seed: int,
+        given: Mapping[str, Value] | None = None,
+        replaces: Lane | None = None,
+    ) -> Lane:
+        """A new trial: `given` parameters, or those the sampler draws. `replaces`: the lane whose place it takes."""
+        attrs: dict[str, int] = {SEED: seed}
+        if replaces:
+            attrs |= {RETRY_OF: replaces.number, DEATHS: replaces.deaths}
+        if given is not None:
+            attrs[INDEX] = index
+        # not `study.ask`, which looks through all trials for enqueued ones
+        new = optuna.create_trial(
+            state=TrialState.RUNNING,
+            params=dict(given or {}),
+            distributions={k.name: _distribution(k) for k in space.knobs if given and k.name in given},
+            user_attrs=attrs,
+        )
+        self.study.sampler = sampler
+        with self.together():
+            trial_id = self.storage.create_new_trial(self.study._study_id, new)
+            trial = optuna.Trial(self.study, trial_id)
+            params = dict(given) if given is not None else suggest_params(trial, space)
+            if given is None:  # last of all: a trial with an index has all its parameters
+                trial.set_user_attr(INDEX, index)
+        return Lane(
+            number=trial.number,
+            trial_id=trial._trial_id,
+            index=index,
+            seed=seed,
+            params=params,
+            deaths=replaces.deaths if replaces else 0,
+        )
+
+    def tell(self, lane: Lane, result: Mapping[str, Any]) -> State | None:
+        """Finish a lane's trial with its result (a `LaneResult` as a dict); None if it had been told before.
+
+        PRUNED trials keep their curve as intermediate values; Optuna allows none in two-objective studies, there (and
+        for every trial) the curve is part of the user attribute `result`.
+        """
+        if self.storage.get_trial(lane.trial_id).state.is_finished():
+            return None
+        state: State = result["state"]
+        values, error = None, result["error"]
+        if state == "complete":
+            named = {"score": result["score"], **result["metrics"]}
+            values = [float(named[name]) for name in OBJECTIVES[self.objective]]
+            if not all(map(math.isfinite, values)):
+                state, values, error = "failed", None, f"objective was not finite: {values}"
+        shown = {k: v for k, v in result["metrics"].items() if k in LOOKED_AT}
+        kept = {k: result[k] for k in ("score", "metrics", "curve", "epochs", "train_seconds")}
+        optuna_state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[state]
+        with self.together():
+            if state == "failed":
+                self.storage.set_trial_user_attr(lane.trial_id, REASON, error)
+            elif self.objective == "h":
+                for epoch, score in result["curve"]:
+                    self.storage.set_trial_intermediate_value(lane.trial_id, epoch, score)
+            for name, value in {**shown, "epochs": result["epochs"]}.items():
+                self.storage.set_trial_user_attr(lane.trial_id, name, value)
+            self.storage.set_trial_user_attr(lane.trial_id, RESULT, {**kept, "versions": VERSIONS})
+            self.study.tell(lane.number, values, optuna_state, skip_if_finished=True)
+        return state
+
+    def fail(self, trial_id: int, reason: str, *, requeue_with: int | None) -> None:
+        """Mark a trial that will not finish; unless None, `requeue_with` deaths its configuration is trained again."""
+        with self.together():
+            self.storage.set_trial_user_attr(trial_id, REASON, reason)
+            if requeue_with is not None:
+                self.storage.set_trial_user_attr(trial_id, REQUEUED, requeue_with)
+            self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
+
+    def recover(self) -> list[Lane]:
+        """Void the trials that a dead driver left unfinished; all configurations that nobody has taken over."""
+        trials = self.trials()
+        taken_over = {t.user_attrs.get(RETRY_OF) for t in trials}
+        orphans = []
+        for trial in trials:
+            attrs, complete = trial.user_attrs, INDEX in trial.user_attrs
+            deaths = attrs.get(REQUEUED, attrs.get(DEATHS, 0))  # dying with the driver is not the configuration's fault
+            if not trial.state.is_finished():
+                self.fail(trial._trial_id, "its driver died", requeue_with=deaths if complete else None)
+            elif REQUEUED not in attrs or trial.number in taken_over:
+                continue
+            if complete:
+                orphans.append(
+                    Lane(
+                        number=trial.number,
+                        trial_id=trial._trial_id,
+                        index=attrs[INDEX],
+                        seed=attrs[SEED],
+                        params=trial.params,
+                        deaths=deaths,
+                    )
+                )
+        return orphans
+
+    def together(self) -> AbstractContextManager[None]:
+        """Write what is written meanwhile in one piece: a journal's every write waits for the disk."""
+        return self._journal.together() if self._journal else nullcontext()
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def shown(self) -> str:
+        """Where it is, for messages."""
+        return f"{self.url}, {self.name}" if self.url else str(self.folder)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the study is there; a journal has one only, a database those of others."""
+        names = optuna.get_all_study_names(self.storage)
+        return self.name in names if self.url else bool(names)
+
+    def load(self) -> None:
+        """Open the study that is there."""
+        self.study = optuna.load_study(study_name=self.name if self.url else None, storage=self.storage)
+
+    def close(self) -> None:
+        """Let other processes have the study."""
+        self.held.close()
+
+    def write_journal(self) -> Path:
+        """The study as a journal in its folder, for readers without the database; returns its path."""
+        part = self.folder / f"{JOURNAL}.part"
+        part.unlink(missing_ok=True)
+        journal = Journal(part)
+        copy = JournalStorage(journal)
+        with journal.together():
+            optuna.copy_study(from_study_name=self.name, from_storage=self.storage, to_storage=copy)
+        return part.replace(self.folder / JOURNAL)
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tune pickles its searcher: a copy reads the same study, without the lock."""
+        return functools.partial(read_ledger, url=self.url, name=self.name), (self.folder,)
+
+
+def open_ledger(
+    folder: Path,
+    *,
+    space: Space,
+    objective: Objective = "h",
+    identity: Mapping[str, Any],
+    resume: bool = False,
+    url: str | None = None,
+    name: str | None = None,
+) -> Ledger:
+    """Create a study in `folder`, or with `resume` go on with one that is there; hold it until it is closed.
+
+    `identity`: every option that makes results comparable (benchmark, clip, fingerprint, select, folds, epochs, ...)
+    with JSON values; a study is only resumed with the same ones. `url`: of a database to keep it in, as `name`.
+    Raises `UserError`.
+    """
+    knobs = {k.name: [k.scope, k.low, k.high, k.log, k.choices, k.when] for k in space.knobs}
+    mine = json.loads(json.dumps({"space": space.name, "objective": objective, **identity, "knobs": knobs}))
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(lock(folder / "driver.lock", str(folder)))
+            mend(folder / JOURNAL)
+            ledger = Ledger(folder, url=url, name=name)
+        except OSError as error:
+            raise UserError(f"--storage must be a writable folder, got {folder}: {error.strerror or error}") from error
+        if url:  # a driver elsewhere has another folder
+            from study.search.database import hold
+
+            held.enter_context(closing(hold(url, ledger.name)))
+        if not ledger.begun:
+            ledger.study = optuna.create_study(
+                study_name=ledger.name,
+                storage=ledger.storage,
+                directions=[StudyDirection.MAXIMIZE] * len(OBJECTIVES[objective]),
+            )
+        elif resume:
+            ledger.load()
+        else:
+            raise UserError(f"--name must be new or --resume given: {ledger.shown} already holds a study")
+        if "identity" not in ledger.study.user_attrs:  # new, or its driver died right here
+            ledger.study.set_user_attr("identity", mine)
+        _check_identity(ledger.shown, ledger.identity, mine)
+        ledger.held = held.pop_all()
+    return ledger
+
+
+def read_ledger(folder: Path, *, url: str | None = None, name: str | None = None) -> Ledger:
+    """An existing study without holding it, for looking only."""
+    ledger = Ledger(folder, url=url, name=name)
+    ledger.load()
+    return ledger
+
+
+def suggest_params(trial: optuna.Trial, space: Space) -> dict[str, Value]:
+    """Values of all active knobs; a conditional knob is asked for only where its condition holds."""
+    params: dict[str, Value] = {}
+    for knob in space.knobs:
+        if knob in space.active(params):
+            params[knob.name] = cast(Value, trial._suggest(knob.name, _distribution(knob)))
+    return params
+
+
+def _distribution(knob: Knob) -> BaseDistribution:
+    if knob.choices is not None:
+        return CategoricalDistribution(knob.choices)
+    assert knob.low is not None and knob.high is not None  # Knob sees to it
+    if knob.is_int:
+        return IntDistribution(int(knob.low), int(knob.high), log=knob.log)
+    return FloatDistribution(knob.low, knob.high, log=knob.log)
+
+
+def _configuration(trial: FrozenTrial, space: str, pareto: bool) -> Configuration:
+    attrs, result = trial.user_attrs, trial.user_attrs.get(RESULT, {})
+    states: dict[TrialState, State] = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}
+    return Configuration(
+        index=attrs[INDEX],
+        number=trial.number,
+        config_id=f"{space}-{attrs[INDEX]:04d}",
+        params=trial.params,
+        seed=attrs[SEED],
+        state=states.get(trial.state, "failed"),
+        score=result.get("score"),
+        metrics=result.get("metrics", {}),
+        curve=[(epoch, score) for epoch, score in result.get("curve", [])],
+        epochs=result.get("epochs", 0),
+        train_seconds=result.get("train_seconds", 0.0),
+        reason=attrs.get(REASON, ""),
+        pareto=pareto,
+    )
+
+
+def _check_identity(where: str, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    differing = [key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key)]
+    if differing == ["knobs"]:
+        raise UserError(f"--resume needs the knobs of space {mine['space']} as they were when {where} was begun")
+    if differing:
+        shown = "; ".join(f"{k} was {theirs.get(k)!r}, now {mine.get(k)!r}" for k in differing if k != "knobs")
+        raise UserError(f"--resume must repeat the study's options, {where} holds another study: {shown}")

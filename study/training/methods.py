@@ -1,0 +1,114 @@
+"""The methods a study can train: which module belongs to a configuration, and how it is built from trial data.
+
+Suffixes: K lanes, I source images, C classes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor
+
+from models.baselines import (
+    CalibratedStacking,
+    CalibratedStackingConfig,
+    CLIPAdapter,
+    CLIPAdapterConfig,
+    CoOp,
+    CoOpConfig,
+    LinearProbe,
+    LinearProbeConfig,
+    TipAdapter,
+    TipAdapterConfig,
+)
+from models.prompts import ClassTexts, FrozenTextEncoder
+from models.pva import PVA, PVAConfig
+from models.sre_clip import SREClip, SREConfig
+from search_spaces import Space
+from study.protocol.trial_data import TrialData
+
+Build = Callable[[Sequence[Any], Sequence[int], Tensor, Tensor, TrialData], Any]
+"""(configurations, seeds, seen_KC, trainable_KI, data on the CPU) -> stacked module."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How a kind of configuration is trained."""
+
+    build: Build
+    """Makes the module of a pack."""
+    uses_target: bool = False
+    """Whether it trains on, and selection may look at, unlabelled target images; others never receive them."""
+    uses_graph: bool = False
+    """Whether it needs the classes' places in WordNet."""
+    swept: tuple[str, ...] = ()
+    """Inference-time knobs that the module's `sweep` finds exactly on the selection split: never sampled."""
+
+
+def _sre(configs: Sequence[Any], seeds: Sequence[int], seen_KC: Tensor, _: Tensor, data: TrialData) -> SREClip:
+    return SREClip(configs, seeds=seeds, seen_KC=seen_KC, graph=data.graph)
+
+
+def _on_texts(module: Callable[..., Any]) -> Build:
+    """Methods that need class texts beside the labelled images."""
+
+    def build(configs: Sequence[Any], seeds: Sequence[int], seen_KC: Tensor, _: Tensor, data: TrialData) -> Any:
+        return module(configs, seeds=seeds, base_KC=seen_KC, texts=_texts(data, configs[0]))
+
+    return build
+
+
+def _tip(
+    configs: Sequence[Any], seeds: Sequence[int], seen_KC: Tensor, trainable_KI: Tensor, data: TrialData
+) -> TipAdapter:
+    return TipAdapter(
+        configs,
+        seeds=seeds,
+        base_KC=seen_KC,
+        texts=_texts(data, configs[0]),
+        cache_features_ID=data.source_features_ID,
+        cache_labels_I=data.source_labels_I,
+        cache_KI=trainable_KI,
+    )
+
+
+def _texts(data: TrialData, config: Any) -> ClassTexts:
+    encoder = None
+    if getattr(config, "prompts", "none") in ("shared", "per_class"):
+        encoder = _text_encoder(data.clip_path)
+    return ClassTexts(
+        features_CD=data.name_features_CD, logit_scale=data.logit_scale, names=data.class_names, encoder=encoder
+    )
+
+
+@lru_cache(maxsize=1)
+def _text_encoder(clip_path: str) -> FrozenTextEncoder:
+    """One for all packs of a process: it is frozen."""
+    return FrozenTextEncoder.load(clip_path)
+
+
+METHODS: dict[type, Method] = {
+    SREConfig: Method(build=_sre, uses_target=True, uses_graph=True),
+    PVAConfig: Method(build=_on_texts(PVA), swept=("tau", "residual_lambda")),
+    CLIPAdapterConfig: Method(build=_on_texts(CLIPAdapter)),
+    TipAdapterConfig: Method(build=_tip, swept=("alpha", "beta")),
+    CoOpConfig: Method(build=_on_texts(CoOp)),
+    LinearProbeConfig: Method(build=_on_texts(LinearProbe)),
+    CalibratedStackingConfig: Method(build=_on_texts(CalibratedStacking), swept=("constant",)),
+}
+
+
+def static_fields(config: Any) -> tuple[tuple[str, Any], ...]:
+    """The fields of a configuration that all lanes of a pack must share, with their values."""
+    return tuple((f.name, getattr(config, f.name)) for f in fields(config) if f.name not in config.LANE_KNOBS)
+
+
+def method_of(space: Space) -> Method:
+    """How the configurations of a space are trained."""
+    return METHODS[type(space.config())]
+
+
+def swept_values(space: Space, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Inference-time knobs as selection found them: part of the configuration that is refitted."""
+    return {name: metrics[name] for name in method_of(space).swept if name in metrics}

@@ -1,0 +1,254 @@
+"""A pack: K lanes trained side by side as stacked tensors. No Ray in here.
+
+Suffixes: K lanes, I source images, T target images, B batch, C classes, D CLIP dimension.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from models.data_parallel import average, over_workers, share
+from models.stacked import CHUNK, chunks, in_chunks, unit
+from models.sweeps import lead_of_seen
+from study.protocol.trial_data import TrialData, seen_classes, trainable_images
+from study.training.methods import METHODS
+from study.training.optimiser import StackedAdamW
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Division:
+    """Images divided between seen and unseen classes, whatever the threshold; on the CPU."""
+
+    lead_KI: Tensor
+    """Score that an image is of a seen class; at or above a threshold it is classified among them."""
+    seen_KI: Tensor
+    """Best seen class."""
+    unseen_KI: Tensor
+    """Best unseen class."""
+
+
+def best_class(logits_KIC: Tensor, among_KC: Tensor | None = None) -> Tensor:
+    """Class (K, I) of the largest logit, among those of a mask (K, C) or (1, C) if one is given."""
+    if among_KC is not None:
+        logits_KIC = logits_KIC.masked_fill(~among_KC[:, None], -math.inf)
+    return logits_KIC.argmax(-1)
+
+
+class Pack:
+    """Lanes in training: their module, optimiser and data order.
+
+    `trainable_KI`: bool, the source images each lane may train on; `seen_KC`: the classes it may know of.
+    A lane's weights, noise and batches depend on its own seed alone, never on K or on its neighbours.
+    Steps run eagerly: on a CPU half of a step is matrix products, and `torch.compile` spent 16 s of one core (and more
+    in compiler processes) on the first epoch, per static bucket and actor; a whole pack trains in less than a minute.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[Any],
+        *,
+        seeds: Sequence[int],
+        seen_KC: Tensor,
+        trainable_KI: Tensor,
+        data: TrialData,
+        epochs: int,
+        precision: Precision = "float32",
+    ) -> None:
+        self.data, self.epochs, self.precision = data, epochs, precision
+        self.epoch = [0] * len(configs)  # of each lane: lanes that joined later are behind
+        device = data.source_features_ID.device
+        self.batch = configs[0].batch_size
+        # an epoch is the same number of steps for every fold, so that lanes stay in step
+        self.steps_per_epoch = math.ceil(len(data.source_labels_I) / self.batch)
+        self.method = METHODS[type(configs[0])]
+        self.module = self.method.build(configs, seeds, seen_KC.cpu(), trainable_KI.cpu(), data.to("cpu"))
+        self.module.to(device)
+        self.optimiser = StackedAdamW(
+            list(self.module.parameters()),
+            [c.lr for c in configs],
+            [c.weight_decay for c in configs],
+        )
+        # data order comes from streams of their own: drawing weights must not shift it
+        self.generators = [torch.Generator().manual_seed(seed + 2**32) for seed in seeds]
+        self.source_indices = [torch.nonzero(row).flatten() for row in trainable_KI.cpu()]
+        self.seen_KC = seen_KC.to(device)
+        self.diverged_K = torch.zeros(len(configs), dtype=torch.bool, device=device)
+
+    def train_epoch(self) -> None:
+        """One epoch of all lanes; no value leaves the device in it."""
+        params = list(self.module.parameters())
+        for step, (source_KB, target_KB) in enumerate(self._draw_epoch() if params else ()):
+            total_K = self._loss(share(source_KB), share(target_KB))
+            self.diverged_K |= ~total_K.detach().isfinite()
+            grads = average(torch.autograd.grad(total_K.sum(), params))
+            self.optimiser.step(params, grads, [self._schedule(e * self.steps_per_epoch + step) for e in self.epoch])
+        self.diverged_K = over_workers(self.diverged_K.float()) > 0
+        self.epoch = [e + 1 for e in self.epoch]
+
+    def _loss(self, source_KB: Tensor, target_KB: Tensor) -> Tensor:
+        """The loss (K,) that each lane minimises on its images."""
+        data = self.data
+        with torch.autocast(self.seen_KC.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            target = (unit(data.target_features_TD[target_KB]),) if self.method.uses_target else ()
+            source_KBD = unit(data.source_features_ID[source_KB])
+            losses = self.module.losses(source_KBD, data.source_labels_I[source_KB], *target)
+            return self.module.total(losses)
+
+    def bytes(self) -> int:
+        """Memory that training takes, about: weights, their gradients and moments, and twice what backward keeps.
+
+        Computes a loss for it, which draws noise: for a pack that will not train.
+        """
+        kept: dict[int, torch.UntypedStorage] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage
+            return tensor
+
+        rows = [indices[torch.arange(self.batch) % len(indices)] for indices in self.source_indices]
+        source_KB = torch.stack(rows).to(self.seen_KC.device)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            self._loss(source_KB, torch.zeros_like(source_KB))
+        weights = sum(p.numel() * p.element_size() for p in self.module.parameters())
+        return 4 * weights + 2 * sum(storage.nbytes() for storage in kept.values())
+
+    def calibrate(self, features_ID: Tensor, labels_I: Tensor, allowed_KI: Tensor) -> list[dict[str, float]]:
+        """Sweep each lane's inference-time knobs on the images it may choose them by; their values, by lane."""
+        if not self.method.swept:
+            return [{} for _ in self.generators]
+        lanes = (~self.diverged_K).nonzero().flatten().tolist()
+        self.module.sweep(features_ID, labels_I, allowed_KI=allowed_KI.to(features_ID.device), lanes=lanes)
+        for name in self.method.swept:  # a diverged lane is void, but must not stop its neighbours' predictions
+            getattr(self.module, name)[self.diverged_K] = 0
+        values = {name: getattr(self.module, name).tolist() for name in self.method.swept}
+        return [{name: v[k] for name, v in values.items() if not math.isnan(v[k])} for k in range(len(self.generators))]
+
+    def predict(self, features_ID: Tensor) -> Iterator[Tensor]:
+        """Logits over all classes, (K, chunk, C) at a time, in order."""
+        with torch.no_grad():
+            for images_BD in chunks(features_ID, self._chunk):
+                yield self.module.logits(images_BD)
+
+    @property
+    def _chunk(self) -> int:
+        return max(1, 4 * CHUNK // len(self.generators))  # larger ones: in each the class prototypes are made anew
+
+    @torch.no_grad()
+    def divide(self, features_ID: Tensor) -> Division:
+        """How the lanes would classify images at any threshold between seen and unseen classes."""
+
+        def by_logits(images_BD: Tensor) -> tuple[Tensor, ...]:
+            return lead_of_seen(self.module.logits(images_BD), self.seen_KC)
+
+        divided = in_chunks(getattr(self.module, "divide", by_logits), features_ID, self._chunk)
+        lead, seen, unseen = (t.cpu() for t in divided)
+        return Division(lead_KI=lead, seen_KI=seen, unseen_KI=unseen)
+
+    def unseen_by_lambda(self, features_ID: Tensor) -> Tensor | None:
+        """Best unseen class at every residual strength, (K, G, I) int16 on the CPU; None for methods without any."""
+        if not hasattr(self.module, "unseen_by_lambda"):
+            return None
+        parts = [self.module.unseen_by_lambda(chunk) for chunk in chunks(features_ID, self._chunk)]
+        return None if parts[0] is None else torch.cat([p.to(torch.int16).cpu() for p in parts], dim=-1)
+
+    @torch.no_grad()
+    def classify(self, features_ID: Tensor, among_KC: Tensor | None = None) -> Tensor:
+        """Predicted classes (K, I), int64, of those in the mask `among_KC` (K, C) or (1, C), by default of all."""
+
+        def best(images_BD: Tensor) -> tuple[Tensor]:
+            return (best_class(self.module.logits(images_BD), among_KC),)
+
+        return in_chunks(best, features_ID, self._chunk)[0]
+
+    def keep(self, lanes: Sequence[int]) -> None:
+        """Go on with these lanes only; their results are unchanged, the others cost nothing any more."""
+        index = torch.tensor(lanes, device=self.diverged_K.device)
+        self.module.keep(index)
+        self.optimiser.keep(index)
+        self.generators = [self.generators[i] for i in lanes]
+        self.source_indices = [self.source_indices[i] for i in lanes]
+        self.epoch = [self.epoch[i] for i in lanes]
+        self.seen_KC, self.diverged_K = self.seen_KC[index], self.diverged_K[index]
+
+    def join(self, other: "Pack") -> None:
+        """Train another pack's lanes as well, each from where it stands; all results are unchanged."""
+        self.module.join(other.module)
+        self.optimiser.join(other.optimiser)
+        self.generators += other.generators
+        self.source_indices += other.source_indices
+        self.epoch += other.epoch
+        self.seen_KC = torch.cat([self.seen_KC, other.seen_KC])
+        self.diverged_K = torch.cat([self.diverged_K, other.diverged_K])
+
+    def state(self) -> dict[str, Tensor]:
+        """All that training goes on from, on the CPU; small enough to be written often."""
+        kept = {f"lane.{name}": t for name, t in self.module.lanes().items()}
+        kept |= {f"mean.{i}": t for i, t in enumerate(self.optimiser.mean)}
+        kept |= {f"square.{i}": t for i, t in enumerate(self.optimiser.square)}
+        kept |= {f"stream.{i}": stream.get_state() for i, stream in enumerate(self._streams)}
+        kept |= {"diverged_K": self.diverged_K, "steps_K": self.optimiser.steps_K, "epoch": torch.tensor(self.epoch)}
+        return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in kept.items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from the `state` of a pack of the same configurations, seeds and lanes still alive."""
+        self.module.set_lanes({n.removeprefix("lane."): t for n, t in state.items() if n.startswith("lane.")})
+        for i, (mean, square) in enumerate(zip(self.optimiser.mean, self.optimiser.square, strict=True)):
+            mean.copy_(state[f"mean.{i}"])
+            square.copy_(state[f"square.{i}"])
+        for i, stream in enumerate(self._streams):
+            stream.set_state(state[f"stream.{i}"])
+        self.diverged_K.copy_(state["diverged_K"])
+        self.optimiser.steps_K.copy_(state["steps_K"])
+        self.epoch = state["epoch"].tolist()
+
+    @property
+    def _streams(self) -> list[torch.Generator]:
+        """All random streams that training draws from."""
+        return [*self.generators, *getattr(self.module, "noise_generators", [])]
+
+    def _draw_epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Image indices (K, B) of every step of an epoch, for source and for target."""
+        count = self.steps_per_epoch * self.batch
+        source, target = [], []
+        for indices, generator in zip(self.source_indices, self.generators, strict=True):
+            source.append(indices[_shuffled(len(indices), count, generator)])
+            target.append(_shuffled(len(self.data.target_features_TD), count, generator))
+        device = self.diverged_K.device
+        source_KI, target_KI = torch.stack(source).to(device), torch.stack(target).to(device)
+        return zip(source_KI.split(self.batch, dim=1), target_KI.split(self.batch, dim=1), strict=True)
+
+    def _schedule(self, step: int) -> float:
+        """Linear warm-up over the first twentieth, then cosine decay to zero."""
+        total = self.epochs * self.steps_per_epoch
+        warm_up = max(1, total // 20)
+        return min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / total))
+
+
+def _shuffled(n: int, count: int, generator: torch.Generator) -> Tensor:
+    """`count` indices below n: one permutation after another."""
+    return torch.cat([torch.randperm(n, generator=generator) for _ in range(math.ceil(count / n))])[:count]
+
+
+def pack_on_folds(configs: Sequence[Any], *, seeds: Sequence[int], data: TrialData, **options: Any) -> Pack:
+    """A pack of a lane per configuration and fold, a configuration's folds side by side; `options` of `Pack`."""
+    folds = folds_of(data)
+    return Pack(
+        [config for config in configs for _ in folds],
+        seeds=[seed for seed in seeds for _ in folds],
+        seen_KC=torch.stack([seen_classes(data, fold) for fold in folds]).repeat(len(configs), 1),
+        trainable_KI=torch.stack([trainable_images(data, fold) for fold in folds]).repeat(len(configs), 1),
+        data=data,
+        **options,
+    )
+
+
+def folds_of(data: TrialData) -> Sequence[int | None]:
+    """Folds that play the unseen classes in turn; an oracle trains on everything, once."""
+    return [None] if data.oracle_labels_T is not None else list(range(data.folds))

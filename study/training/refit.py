@@ -1,0 +1,81 @@
+"""Refit configurations on all seen classes with several seeds.
+
+Suffixes: S seeds, T target images, G residual strengths, K lanes, C classes.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from study.protocol.trial_data import TrialData, seen_classes, trainable_images
+from study.training.pack import Division, Pack
+from study.training.pack_checkpoint import Checkpoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refit:
+    """One configuration, refitted."""
+
+    predictions_ST: Tensor
+    """Predicted class of every target image, for every seed."""
+    division: Division
+    """The same images at any threshold between seen and unseen classes, a lane per seed."""
+    train_seconds: float
+    """Its share of the training time, all seeds."""
+    weights: dict[str, Tensor]
+    """The first seed's lane: all its tensors (1, ...) by name."""
+    diverged: bool
+    """Whether the loss of any seed was not finite."""
+    unseen_GT: Tensor | None = None
+    """Best unseen class of the first seed at each of `LAMBDAS`, int16; None where there is no residual to vary."""
+
+
+def refit_pack(
+    configs: Sequence[Any],
+    *,
+    seeds: Sequence[int],
+    data: TrialData,
+    epochs: int,
+    checkpoints: Checkpoints | None = None,
+) -> list[Refit]:
+    """Refit configurations that share their static knobs, here and now: configurations x seeds are the lanes."""
+    started = time.perf_counter()
+    lanes = [(config, seed) for config in configs for seed in seeds]
+    pack = Pack(
+        [config for config, _ in lanes],
+        seeds=[seed for _, seed in lanes],
+        seen_KC=seen_classes(data, None).expand(len(lanes), -1),
+        trainable_KI=trainable_images(data, None).expand(len(lanes), -1),
+        data=data,
+        epochs=epochs,
+    )
+    if checkpoints and (kept := checkpoints.load()):
+        pack.restore(kept[0])
+    while pack.epoch[0] < epochs:
+        pack.train_epoch()
+        if checkpoints:
+            checkpoints.save(pack)
+    target_1C = None if data.target_C is None else data.target_C[None]
+    predictions_KT = pack.classify(data.target_features_TD, target_1C).cpu()
+    division = pack.divide(data.target_features_TD)
+    seconds = (time.perf_counter() - started) / len(configs)
+    unseen_KGT = pack.unseen_by_lambda(data.target_features_TD)
+    of_config = [slice(i * len(seeds), (i + 1) * len(seeds)) for i in range(len(configs))]
+    return [
+        Refit(
+            predictions_ST=predictions_KT[lanes_of],
+            division=Division(
+                lead_KI=division.lead_KI[lanes_of],
+                seen_KI=division.seen_KI[lanes_of],
+                unseen_KI=division.unseen_KI[lanes_of],
+            ),
+            train_seconds=seconds,
+            weights={name: t[lanes_of][:1].detach().cpu().clone() for name, t in pack.module.lanes().items()},
+            diverged=bool(pack.diverged_K[lanes_of].any()),
+            unseen_GT=None if unseen_KGT is None else unseen_KGT[lanes_of.start],
+        )
+        for lanes_of in of_config
+    ]

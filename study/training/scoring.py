@@ -1,0 +1,72 @@
+"""How a configuration is scored while configurations are selected: from folds of seen classes and unlabelled images.
+
+Suffixes: K lanes, I source images, T target images, C classes, F folds.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from study.protocol.scores import (
+    Criterion,
+    mutual_information,
+    pseudo_unseen_scores,
+    seen_unseen,
+    selection_score,
+    summarise,
+    within_halves,
+)
+from study.protocol.trial_data import TrialData, scored_images
+from study.training.lane_result import LaneResult
+from study.training.pack import Pack
+
+
+def score(
+    pack: "Pack",
+    lanes: Sequence[tuple[int, int | None]],
+    data: TrialData,
+    criterion: Criterion,
+    results: Mapping[int, "LaneResult"],
+) -> None:
+    """Append each configuration's score to its result; one of whose lanes the loss was not finite fails."""
+    # calibrated first: predictions depend on the swept knobs
+    folds = [fold for _, fold in lanes if fold is not None]
+    if data.oracle_labels_T is not None:
+        everything_KT = torch.ones(len(lanes), len(data.oracle_labels_T), dtype=torch.bool)
+        swept = pack.calibrate(data.target_features_TD, data.oracle_labels_T, everything_KT)
+        target_1C = None if data.target_C is None else data.target_C[None]
+        predictions_KT = pack.classify(data.target_features_TD, target_1C)
+        if data.halves:
+            classify = functools.partial(pack.classify, data.target_features_TD)
+            predictions_KT = within_halves(classify, data.oracle_labels_T, pack.seen_KC)
+        scores = seen_unseen(predictions_KT, data.oracle_labels_T, data.seen_C)
+        seen_K, unseen_K, h_K = (s.tolist() for s in scores)
+    else:
+        scored_KI = torch.stack([scored_images(data, fold) for fold in folds])
+        swept = pack.calibrate(data.source_features_ID, data.source_labels_I, scored_KI)
+        if data.apart:
+            classify = functools.partial(pack.classify, data.source_features_ID)
+            predictions_KI = within_halves(classify, data.source_labels_I, pack.seen_KC)
+        else:
+            predictions_KI = pack.classify(data.source_features_ID)
+        seen_K, unseen_K, h_K = pseudo_unseen_scores(predictions_KI, folds, data)
+    information = [0.0] * len(lanes)
+    if pack.method.uses_target:
+        information = mutual_information(pack.predict(data.target_features_TD)).tolist()
+    diverged_K = pack.diverged_K.tolist()
+    for i, result in results.items():
+        of_config = [k for k, (j, _) in enumerate(lanes) if j == i]
+        if any(diverged_K[k] for k in of_config):
+            result.state, result.score, result.error = "failed", None, f"loss was not finite by epoch {result.epochs}"
+            continue
+        result.metrics = summarise(
+            [seen_K[k] for k in of_config],
+            [unseen_K[k] for k in of_config],
+            [h_K[k] for k in of_config],
+            [information[k] for k in of_config],
+        )
+        # the refit takes the middle fold's value: a mean would be lost to one fold that chose infinity
+        result.metrics |= {name: sorted(swept[k][name] for k in of_config)[len(of_config) // 2] for name in swept[0]}
+        result.score = selection_score(result.metrics, criterion if data.oracle_labels_T is None else "h")
+        result.curve.append((result.epochs, result.score))

@@ -1,0 +1,248 @@
+"""Exported adapters: they predict what the study predicted, from their folder alone, and learn new class names."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from data_prep.benchmarks import get_benchmark
+from data_prep.errors import UserError
+from data_prep.feature_store import FeatureSet, load, load_target_labels
+from data_prep.storage import Storage, locate
+from models.baselines import (
+    CalibratedStackingConfig,
+    CLIPAdapterConfig,
+    CoOpConfig,
+    LinearProbeConfig,
+    TipAdapterConfig,
+)
+from models.pva import PVAConfig
+from models.sre_clip import SREConfig
+from study.evaluation.leaderboard import Row
+from study.outputs.adapter import Adapter, make_adapter
+from study.outputs.adapter_files import read_adapter, write_adapter
+from study.predict import PredictOptions, main, predict
+from study.protocol.scores import seen_unseen
+from study.protocol.trial_data import TrialData
+from study.training.methods import METHODS
+from study.training.refit import refit_pack
+
+CONFIGS = (
+    SREConfig(gcn_layers=2, gcn_width=8, batch_size=16),
+    SREConfig(adapter="tokens", adjacency="symmetric", class_text="both", batch_size=16),
+    PVAConfig(latent_dim=8, hidden=8, tau=0.25, residual_lambda=2.0, batch_size=16),
+    CLIPAdapterConfig(width=4, batch_size=16),
+    TipAdapterConfig(variant="free", shots=3, alpha=2.0, beta=3.0),
+    TipAdapterConfig(variant="F", shots=3, batch_size=16),
+    LinearProbeConfig(batch_size=16),
+    CoOpConfig(batch_size=64),
+    CoOpConfig(batch_size=64, prompts="per_class"),
+    CalibratedStackingConfig(constant=1.5),
+)
+CLIP = str(Path(__file__).parents[3] / "data_prep/assets/icons2emoji/clip")
+PROVENANCE = {
+    "seeds": [5, 6],
+    "rotation": 0,
+    "epochs": 2,
+    "options": {"selection": {"folds": 3}},
+    "versions": {"torch": torch.__version__},
+}
+ROW = Row(method="M", config_id="m-0000", select="pseudo-unseen", benchmark="toy", clip="toy", feature_fingerprint="f")
+
+
+def exported(config: Any, data: TrialData, features: Any, storage: Storage) -> tuple[Adapter, torch.Tensor]:
+    """A refit's adapter, written and read again, and what the refit predicted."""
+    texts = {
+        "classes": SimpleNamespace(names=data.class_names, wnids=(None,) * 12),
+        "graph": SimpleNamespace(node_wnids=tuple(f"class:{name}" for name in data.class_names) + tuple("abcdef")),
+    }
+    of_study: Any = SimpleNamespace(**{**vars(features), **texts}, templates=("a {}", "{}"), clip="toy")
+    (done,) = refit_pack([config], seeds=[5, 6], data=data, epochs=2)
+    adapter = make_adapter(config, 5, done.weights, data, of_study, {"files": {}})
+    metrics = dict.fromkeys(("test_seen_mean", "test_unseen_mean", "test_h"), 0.5)
+    write_adapter(storage, "adapters/1", adapter, row=ROW, metrics=metrics, provenance=PROVENANCE)
+    return read_adapter(storage / "adapters" / "1"), done.predictions_ST[0]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: type(c).__name__)
+def test_an_adapter_predicts_what_the_refit_predicted(
+    config: Any, data: TrialData, features: SimpleNamespace, tmp_path: Path
+) -> None:
+    adapter, expected_T = exported(config, data, features, locate(str(tmp_path)))
+    logits_KTC = adapter.module(CLIP).logits(data.target_features_TD)
+    assert logits_KTC.shape == (1, 120, 12)
+    assert torch.equal(logits_KTC[0].argmax(-1), expected_T)
+    assert adapter.names == data.class_names and adapter.wnids == (None,) * 12 and adapter.config == config
+    more = adapter.with_classes([("n-e-w", ""), ("new too", "")] if not isinstance(config, SREConfig) else NEW, encode)
+    grown_KTC = more.module(CLIP).logits(data.target_features_TD)
+    assert grown_KTC.shape == (1, 120, 12 + (2 if more.names[-1] == "new too" else len(NEW)))
+    if not isinstance(config, SREConfig | PVAConfig):  # there the graph, or the choice between old and new, may change
+        assert torch.allclose(grown_KTC[:, :, :12], logits_KTC, atol=1e-4)
+    assert not more.data.seen_C[12:].any()
+
+
+NEW = [("zebra", ""), ("gizmo, or two", "-"), ("crane", "n02012849")]
+
+
+def encode(texts: Any) -> torch.Tensor:
+    """Unit vectors that only depend on the text."""
+    rows = [torch.randn(192, generator=torch.Generator().manual_seed(sum(map(ord, text)))) for text in texts]
+    return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
+
+
+def test_every_method_can_be_exported() -> None:
+    assert {type(config) for config in CONFIGS} == set(METHODS)
+
+
+def test_new_classes_take_their_places_in_wordnet(data: TrialData, features: SimpleNamespace, tmp_path: Path) -> None:
+    adapter, _ = exported(CONFIGS[0], data, features, locate(str(tmp_path)))
+    more = adapter.with_classes(NEW, encode)
+    assert more.wnids[12:] == ("n02391049", None, "n02012849")
+    parents = {
+        (more.node_wnids[c], more.node_wnids[p]) for c, p in more.data.edges_E2.tolist() if c >= len(adapter.node_wnids)
+    }
+    assert ("n02391049", "n02374149") in parents  # zebra, equine
+    assert ("n00001930", "n00001740") in parents  # up to physical entity, entity
+    assert not any("gizmo" in child for child, _ in parents)
+    assert torch.equal(more.data.edges_E2[: len(data.edges_E2)], data.edges_E2)
+    again = more.with_classes([("equine", "n02374149")], encode)  # a node that is there already
+    assert again.node_wnids == more.node_wnids and again.data.class_node_C[-1] == more.node_wnids.index("n02374149")
+    storage = locate(str(tmp_path / "grown"))
+    metrics = dict.fromkeys(("test_seen_mean", "test_unseen_mean", "test_h"), 0.5)
+    write_adapter(storage, "1", more, row=ROW, metrics=metrics, provenance=PROVENANCE)
+    back = read_adapter(storage / "1")  # the comma survives
+    assert (back.names, back.wnids, back.node_wnids) == (more.names, more.wnids, more.node_wnids)
+    for added, message in (
+        ([("crane", "")], "'crane' is ambiguous"),
+        ([("zebra", "n99999999")], "must be a noun of WordNet"),
+        ([("cat", "-")], "names that are not there yet"),
+        ([("", "-")], "names that are not there yet"),
+    ):
+        with pytest.raises(UserError, match=message):
+            adapter.with_classes(added, encode)
+    with pytest.raises(UserError, match="n02391049 is 'zebra'"):
+        more.with_classes([("Equus", "n02391049")], encode)
+
+
+def test_a_damaged_folder_is_one_clear_line(data: TrialData, features: SimpleNamespace, tmp_path: Path) -> None:
+    exported(CONFIGS[0], data, features, locate(str(tmp_path)))
+    folder = tmp_path / "adapters" / "1"
+    with pytest.raises(UserError, match="--adapter must be a folder"):
+        read_adapter(locate(str(tmp_path)))
+    config = json.loads((folder / "config.json").read_text())
+    for broken in ({"method": "os.system"}, {"config": {"lr": -1.0}}, {"templates": 3}, {"format": 99}):
+        (folder / "config.json").write_text(json.dumps(config | broken))
+        with pytest.raises(UserError, match="--adapter .* (is damaged|has format 99)"):
+            read_adapter(locate(str(folder)))
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = folder / "adapter.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    with pytest.raises(UserError, match="is damaged"):
+        read_adapter(locate(str(folder)))
+
+
+# --- the embedded benchmark -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The target images as files, in order."""
+    folder, paths = tmp_path_factory.mktemp("images"), []
+    for i, content in enumerate(get_benchmark("icons2emoji").domain("target")["data"].to_pylist()):
+        paths.append(folder / f"{i}.png")
+        paths[-1].write_bytes(content)
+    return paths
+
+
+@pytest.fixture(scope="session")
+def adapter_folder(small_study: Path) -> Path:
+    table = pd.read_parquet(small_study / "leaderboard.parquet")
+    return small_study / "adapters" / str(table[table.method == "SRE-CLIP"]["rank"].item())
+
+
+def test_predict_gives_the_studys_own_predictions(
+    adapter_folder: Path, embedded_cache: Path, images: list[Path]
+) -> None:
+    features: FeatureSet = load(embedded_cache)
+    labels_T, seen_C = load_target_labels(embedded_cache), ~features.classes.unseen_RC[0]
+    classes = [
+        name for _, ((name, _),) in predict(PredictOptions(images=tuple(images), adapter=str(adapter_folder), top=1))
+    ]
+    predicted_T = torch.tensor([features.classes.names.index(name) for name in classes])
+    from_cache_T = read_adapter(locate(str(adapter_folder))).module().logits(features.target.features_ID)[0].argmax(-1)
+    assert int((predicted_T != from_cache_T).sum()) <= 1  # other batches round the features differently
+    config = json.loads((adapter_folder / "config.json").read_text())
+    seen, unseen, h = (float(x) for x in seen_unseen(from_cache_T[None], labels_T, seen_C))
+    assert [config["metrics"][m] for m in ("test_seen_mean", "test_unseen_mean", "test_h")] == [seen, unseen, h]
+    row = config["leaderboard"]
+    assert abs(h - row["test_h_mean"]) == pytest.approx(row["test_h_std"], abs=1e-6)  # of two seeds
+
+
+def test_predict_works_without_ray_and_without_the_cache(adapter_folder: Path, images: list[Path]) -> None:
+    code = "import sys; sys.modules['ray'] = None; from study.predict import main; sys.exit(main(sys.argv[1:]))"
+    arguments = [str(images[0]), str(images[1]), "--adapter", str(adapter_folder), "--top", "2"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments, "--classes", "zebra crossing=-, okapi"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"PYTHONPATH": str(Path(__file__).parents[3]), "PATH": "/usr/bin"},
+        cwd=adapter_folder,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == arguments[:2]
+    assert all(line.count(" %") == 2 for line in lines)
+
+
+def test_new_classes_compete(adapter_folder: Path, images: list[Path]) -> None:
+    count = len(read_adapter(locate(str(adapter_folder))).names)
+    options = PredictOptions(images=(images[0],), adapter=str(adapter_folder), classes="okapi, my gadget=-", top=1000)
+    ((_, guesses),) = predict(options)
+    assert len(guesses) == count + 2 and {"okapi", "my gadget"} < {name for name, _ in guesses}
+    assert sum(p for _, p in guesses) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "IMAGES must be at least one file, got none"),
+        ("IMAGE --top 0", "--top must be at least 1, got 0"),
+        ("/no/such.png", "IMAGES must be readable: /no/such.png: No such file or directory"),
+        ("IMAGE --clip /nowhere", "--clip must be a folder"),
+        ("IMAGE --classes crane", "'crane' is ambiguous"),
+        ("IMAGE --adapter /nowhere", "--adapter must be a folder of <study>/adapters, /nowhere has no config.json"),
+        ("IMAGE --adapter x://y", "--adapter must be a folder or a URI"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    arguments: str, message: str, adapter_folder: Path, images: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = arguments.replace("IMAGE", str(images[0])).split()
+    if "--adapter" not in given:
+        given += ["--adapter", str(adapter_folder)]
+    try:
+        code = main(given)
+    except SystemExit as exit_:  # tyro's own errors
+        code = exit_.code
+    assert code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_card_says_what_it_is(adapter_folder: Path) -> None:
+    card = (adapter_folder / "README.md").read_text()
+    for part in (
+        "# SRE-CLIP on icons2emoji",
+        "± ",
+        "`--select pseudo-unseen`",
+        "3000, 3001",
+        "fingerprint `",
+        "torch 2",
+    ):
+        assert part in card, part

@@ -1,0 +1,88 @@
+"""Several studies in one ranking."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data_prep.errors import UserError
+from study.evaluation.leaderboard import Row, rank_rows
+from study.outputs.folder import open_storage
+from study.outputs.leaderboard_files import write_leaderboard, write_run
+from study.reporting.comparison import MeanRanks, compare, comparison_page, indistinct_groups, load_studies, mean_ranks
+
+
+def write_study(folder: Path, benchmark: str, h: dict[str, float], select: str = "pseudo-unseen") -> Path:
+    storage = open_storage(str(folder.parent), folder.name)
+    row = Row(method="", config_id="", select=select, benchmark=benchmark, clip="c", feature_fingerprint="f", n_seeds=1)
+    rows = [
+        replace(row, method=m, config_id=f"{m}-0", test_h_mean=v, val_score=v, val_h_mean=v, params='{"a": 1}')
+        for m, v in h.items()
+    ]
+    write_leaderboard(storage, rank_rows(rows))
+    write_run(storage, {"name": folder.name, "reference": "A", "options": {"study": {"rotation": 0}}})
+    return folder
+
+
+@pytest.fixture
+def five(tmp_path: Path) -> list[Path]:
+    """A is always best; C beats B twice."""
+    values = [(0.9, 0.5, 0.4), (0.8, 0.5, 0.4), (0.7, 0.5, 0.4), (0.6, 0.1, 0.4), (0.5, 0.1, 0.4)]
+    return [write_study(tmp_path / f"s{i}", f"set{i}", dict(zip("ABC", h, strict=True))) for i, h in enumerate(values)]
+
+
+def test_rows_are_ranked_within_their_task(five: list[Path]) -> None:
+    rows = compare(load_studies(five))
+    assert rows.task.nunique() == 5 and rows[rows.method == "A"]["rank"].tolist() == [1] * 5
+    assert rows[rows.method == "B"]["rank"].tolist() == [2, 2, 2, 3, 3]
+
+
+def test_mean_ranks_and_critical_difference_are_those_of_the_textbook(five: list[Path]) -> None:
+    ranking = mean_ranks(compare(load_studies(five)))
+    assert ranking and ranking.ranks.to_dict() == pytest.approx({"A": 1.0, "B": 2.4, "C": 2.6})
+    # Demsar's table: q = 2.343 for three classifiers; 2.343 * sqrt(3 * 4 / (6 * 5))
+    assert ranking.critical_difference == pytest.approx(2.343 * (12 / 30) ** 0.5, abs=2e-3)
+    # 12 n / (k (k + 1)) * (sum R^2 - k (k + 1)^2 / 4) = 7.6, chi squared with two degrees of freedom
+    assert ranking.friedman_p == pytest.approx(0.02237, abs=1e-4)
+    assert indistinct_groups(ranking) == [(1.0, 2.4), (2.4, 2.6)]
+
+
+def test_under_four_benchmarks_there_is_no_test(five: list[Path]) -> None:
+    ranking = mean_ranks(compare(load_studies(five[:3])))
+    assert isinstance(ranking, MeanRanks) and ranking.critical_difference is None and ranking.friedman_p is None
+    assert mean_ranks(compare(load_studies(five[:1]))) is None
+
+
+def test_a_method_that_lacks_a_task_has_no_mean_rank(five: list[Path], tmp_path: Path) -> None:
+    more = write_study(tmp_path / "more", "set9", {"A": 0.5, "B": 0.4})
+    ranking = mean_ranks(compare(load_studies([*five, more])))
+    assert ranking and sorted(ranking.ranks.index) == ["A", "B"]
+
+
+def test_of_two_studies_of_a_method_both_are_shown_and_the_better_by_selection_counts(
+    five: list[Path], tmp_path: Path
+) -> None:
+    again = write_study(tmp_path / "again", "set3", {"B": 0.45})
+    rows = compare(load_studies([*five, again]))
+    assert len(rows[(rows.benchmark == "set3") & (rows.method == "B")]) == 2
+    ranking = mean_ranks(rows)
+    assert ranking and ranking.ranks["B"] == pytest.approx((2 + 2 + 2 + 2 + 3) / 5)
+
+
+def test_oracles_and_honest_studies_do_not_mix(five: list[Path], tmp_path: Path) -> None:
+    oracle = write_study(tmp_path / "cheat", "set0", {"A": 0.99}, select="oracle")
+    with pytest.raises(UserError, match="one ranking cannot hold both: cheat"):
+        load_studies([*five, oracle])
+    alone = load_studies([oracle])
+    assert "ORACLE" in comparison_page(alone, compare(alone))
+
+
+def test_the_page_holds_rows_and_diagram(five: list[Path]) -> None:
+    studies = load_studies([*five, five[0].parent])  # a folder that is no study is passed over
+    page = comparison_page(studies, compare(studies))
+    assert page.count("<tr") == 1 + 15 and "chart-ranks" in page and "p = 0.0224" in page
+
+
+def test_no_study_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="folders with a leaderboard.parquet"):
+        load_studies([tmp_path])

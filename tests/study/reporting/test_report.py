@@ -1,0 +1,227 @@
+"""The report in a real browser, from the file system, with the network off; and its numbers against the Parquet's."""
+
+import json
+import shlex
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from optuna.samplers import RandomSampler
+from optuna.trial import create_trial
+
+import search_spaces
+from data_prep.storage import locate
+from study.outputs.results import read_results
+from study.reporting.overview import leaderboard_table
+from study.reporting.report import write_report
+from study.run import main
+from study.search.ledger import JOURNAL, open_ledger, read_ledger
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+DRIVER = shutil.which("chromedriver")
+LARGE = 1000
+"""Configurations of a large study."""
+
+
+@pytest.fixture(scope="module")
+def large_study(pva_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small study with a ledger of a thousand configurations; running.html is its page before the search ended."""
+    folder = tmp_path_factory.mktemp("large") / "pva"
+    shutil.copytree(pva_study, folder)
+    (folder / JOURNAL).unlink()
+    space, sampler = search_spaces.load("pva"), RandomSampler(seed=0)
+    assert isinstance(space, search_spaces.Space)
+    identity = {k: v for k, v in read_ledger(pva_study).identity.items() if k not in ("space", "objective", "knobs")}
+    with open_ledger(folder, space=space, identity=identity) as ledger:
+        for i, state in enumerate(("complete", "pruned", "failed")):
+            lane = ledger.ask(space, sampler, index=i, seed=i)
+            metrics = {"val_h_mean": 0.5, "val_h_std": 0.01, "val_seen": 0.625, "val_unseen": 0.375, "tau": 0.125}
+            curve = [(epoch, 0.123456 * epoch) for epoch in (5, 10, 20)]
+            told = {"score": 0.5, "metrics": metrics, "curve": curve, "epochs": 20, "train_seconds": 1.0}
+            ledger.tell(lane, {**told, "state": state, "error": "loss was not finite by epoch 1"})
+        kinds, draw = ledger.trials(), np.random.default_rng(0).random
+        others = []
+
+        def within(range_: Any, value: Any) -> Any:
+            return range_.low + (range_.high - range_.low) * draw() if isinstance(value, float) else value
+
+        for i in range(len(kinds), LARGE):  # what was written for a kind, with other numbers, in one line each
+            like, score = kinds[2 if i % 50 == 0 else i % 2], float(draw())
+            result = {**like.user_attrs["result"], "score": score, "curve": [[e, score * e / 20] for e in (5, 10, 20)]}
+            result["metrics"] = {k: v * score for k, v in result["metrics"].items()}
+            others.append(
+                create_trial(
+                    state=like.state,
+                    value=score if like.value else None,
+                    params={k: within(like.distributions[k], v) for k, v in like.params.items()},
+                    distributions=like.distributions,
+                    user_attrs={**like.user_attrs, "config_index": i, "result": result},
+                )
+            )
+        ledger.study.add_trials(others)
+        running = Path(write_report(locate(folder), ledger=ledger))
+    running.rename(folder / "running.html")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("no chromium and chromedriver on this machine: apt-get install chromium chromium-driver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "enable-unsafe-swiftshader"):
+        options.add_argument(f"--{argument}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.execute_cdp_cmd("Network.enable", {})
+    offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+    driver.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
+    yield driver
+    driver.quit()
+
+
+def show(browser: Any, page: Path, width: int) -> None:
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(page.as_uri())
+    deadline = time.monotonic() + 90
+    while browser.execute_script("return document.body.dataset.drawn") != "true":
+        assert time.monotonic() < deadline, "charts were not drawn"
+        time.sleep(0.2)
+
+
+def column(browser: Any, table: str, heading: str) -> list[str]:
+    """Sort values of the rows that are shown."""
+    return browser.execute_script(
+        "const t = document.getElementById(arguments[0]);"
+        "const i = [...t.tHead.rows[0].cells].findIndex(c => c.textContent === arguments[1]);"
+        "return [...t.tBodies[0].rows].filter(r => !r.hidden).map(r => r.cells[i].dataset.value ?? '')",
+        table,
+        heading,
+    )
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_chart_is_drawn_offline_without_an_error(pva_study: Path, browser: Any, width: int) -> None:
+    show(browser, pva_study / "report.html", width)
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
+    charts = browser.execute_script(
+        "return [...document.querySelectorAll('.chart')].map(c => [c.id,"
+        " c.querySelectorAll('svg path, svg image, canvas').length, c.querySelector('svg').clientWidth])"
+    )
+    assert {"chart-gain", "chart-configurations", "chart-tested", "chart-curves", "chart-honest", "chart-history",
+            "chart-curves-of-lanes", "chart-parallel", "chart-slices", "chart-landscape", "chart-errors",
+            "chart-seconds"} <= {id_ for id_, _, _ in charts}  # fmt: skip
+    assert all(marks > 0 and drawn > 100 for _, marks, drawn in charts), charts
+    # nothing but what scrolls by itself is wider than the screen
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    pictures = "return [...document.images].every(i => (i.loading = 'eager') && i.src.startsWith('data:image/webp'))"
+    assert browser.execute_script(pictures) and len(browser.find_elements("tag name", "img")) > 10
+
+
+def test_a_thousand_configurations_take_seconds_and_under_8_mb(large_study: Path) -> None:
+    started = time.process_time()
+    page = Path(write_report(locate(large_study)))
+    assert time.process_time() - started < 20
+    assert page.stat().st_size < 8_000_000 and (large_study / "running.html").stat().st_size < 6_000_000
+    assert f"{LARGE} configurations of its 11 knobs" in page.read_text() and "http-equiv" not in page.read_text()
+
+
+def test_the_page_of_a_running_search_is_drawn_and_loads_itself_again(large_study: Path, browser: Any) -> None:
+    show(browser, large_study / "running.html", 1280)
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    assert browser.find_element("css selector", "meta[http-equiv=refresh]").get_attribute("content") == "30"
+    charts = browser.execute_script(
+        "return [...document.querySelectorAll('.chart')].map(c => [c.id, c.querySelectorAll('svg path').length])"
+    )
+    assert [id_ for id_, _ in charts] == ["chart-configurations", "chart-history", "chart-curves-of-lanes"]
+    assert all(marks > 100 for _, marks in charts)
+    best = max(c.score or 0.0 for c in read_ledger(large_study).finished() if c.state == "complete")
+    assert float(column(browser, "best", "score")[0]) == best
+
+
+def test_the_table_sorts_and_filters(pva_study: Path, browser: Any) -> None:
+    show(browser, pva_study / "report.html", 1280)
+    table = pd.read_parquet(pva_study / "leaderboard.parquet")
+    heading = browser.find_element("xpath", "//table[@id='rows']//button[text()='U']")
+    heading.click()
+    falling = table.test_unseen_mean.sort_values(ascending=False).tolist()
+    assert [float(v) for v in column(browser, "rows", "U")] == falling
+    heading.click()
+    assert [float(v) for v in column(browser, "rows", "U")] == falling[::-1]
+    browser.find_element("css selector", "input[data-filters=rows]").send_keys("linear probe")
+    assert column(browser, "rows", "configuration") == table[table.method == "Linear probe"].config_id.tolist()
+
+
+def test_numbers_are_those_of_the_leaderboard(pva_study: Path) -> None:
+    results = read_results(locate(pva_study))
+    table = pd.read_parquet(pva_study / "leaderboard.parquet")
+    shown = leaderboard_table(results)
+    names = {"S": "test_seen_mean", "U": "test_unseen_mean", "H": "test_h_mean", "H gain [95 %]": "h_gain",
+             "val H": "val_h_mean", "AUSUC": "test_ausuc"}  # fmt: skip
+    for heading, name in names.items():
+        i = shown.columns.index(heading)
+        assert [row[i].value for row in shown.rows] == table[name].tolist()
+    selected = table[table.selected & (table.method == "PVA")].iloc[0]
+    page = (pva_study / "report.html").read_text()
+    assert f"H = {100 * selected.test_h_mean:.2f}" in page and f"{100 * selected.h_gain_lo:+.2f} to" in page
+    assert len(page) < 6_000_000 and "http-equiv" not in page
+
+
+def test_tables_beside_the_leaderboard_agree_with_it(pva_study: Path) -> None:
+    rows = pd.read_parquet(pva_study / "leaderboard.parquet")
+    predictions = pd.read_parquet(pva_study / "predictions.parquet")
+    right = (predictions.label == predictions.predicted).groupby(predictions.config_id).mean()
+    for row in rows[rows.selected].itertuples():
+        assert right[row.config_id] == pytest.approx(row.test_all_micro, abs=1e-6)
+    errors = pd.read_parquet(pva_study / "errors.parquet")
+    wrong = errors.groupby("method").images.sum() / len(predictions.key.unique())
+    for row in rows[rows.selected].itertuples():
+        assert wrong[row.method] == pytest.approx(1 - row.test_all_micro, abs=1e-5)
+    own = rows[rows.selected & (rows.method == "PVA")].iloc[0]
+    landscape = pd.read_parquet(pva_study / "landscape.parquet")
+    curve = pd.read_parquet(pva_study / "curves.parquet").query("method == 'PVA' and seed == 0")
+    # a lambda that went through float32 is not quite the grid's
+    at_chosen = landscape[np.isclose(landscape.residual_lambda, json.loads(own.params)["residual_lambda"], atol=1e-6)]
+    h = 2 * curve.seen * curve.unseen / (curve.seen + curve.unseen)
+    assert at_chosen.h.max() == pytest.approx(h.max(), abs=0.02)  # both keep some of the same thresholds
+
+
+def test_a_rows_command_makes_the_row_again(pva_study: Path, embedded_cache: Path, tmp_path: Path) -> None:
+    results = read_results(locate(pva_study))
+    shown = leaderboard_table(results)
+    code = next(row[2].code for row in shown.rows if row[2].text.startswith("linear-probe"))
+    program, *arguments = shlex.split(code.splitlines()[0])[1:]
+    assert program == "study/run.py"
+    cache = ["--cache", str(embedded_cache.parent), "--cpus-per-pack", "2", "--refit-workers", "0"]
+    assert main([*arguments, *cache, "--storage", str(tmp_path), "--name", "again"]) == 0
+    before = pd.read_parquet(pva_study / "leaderboard.parquet").set_index("config_id")
+    after = pd.read_parquet(tmp_path / "again" / "leaderboard.parquet").set_index("config_id")
+    id_ = arguments[1].rpartition("/")[2].removesuffix(".json")
+    kept = ["method", "test_h_mean", "test_h_std", "test_ausuc", "h_gain", "val_h_mean", "val_score", "params"]
+    pd.testing.assert_series_equal(after.loc[id_, kept], before.loc[id_, kept])
+
+
+def test_rerun_of_no_configuration_is_one_clear_line(capsys: Any, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("{}")
+    assert main(["--rerun", str(tmp_path / "x.json")]) == 2
+    assert "--rerun must be a file configs/ID.json" in capsys.readouterr().err
+
+
+def test_a_study_of_an_older_version_still_has_a_report(pva_study: Path, tmp_path: Path) -> None:
+    shutil.copytree(pva_study, tmp_path / "old")
+    for name in ("curves", "landscape", "errors", "confusions", "predictions"):
+        (tmp_path / "old" / f"{name}.parquet").unlink()
+    (tmp_path / "old" / "run.json").write_text("{}")
+    shutil.rmtree(tmp_path / "old" / "baselines")
+    page = Path(write_report(locate(tmp_path / "old"))).read_text()
+    assert "chart-gain" in page and "chart-landscape" not in page

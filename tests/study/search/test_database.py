@@ -1,0 +1,195 @@
+"""`--ledger URL`: the same ledger in SQLite and in a real PostgreSQL, which is started here if it is installed."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small
+import toy
+
+import study.search.database
+from data_prep.errors import UserError
+from study import run_study
+from study.search.ledger import Ledger, open_ledger, read_ledger
+from study.search.pack_queue import PackSearcher
+
+IDENTITY = {"benchmark": "toy"}
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    """URL of an empty database, on a socket in a folder of its own; no port is opened."""
+    programs = [Path(p) for p in (shutil.which("pg_ctl"), *Path("/usr/lib/postgresql").glob("*/bin/pg_ctl")) if p]
+    if not programs:
+        pytest.skip("no PostgreSQL server is installed (pg_ctl)")
+    user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
+
+    def call(program: str, *arguments: str) -> None:
+        command = [str(programs[0].resolve().with_name(program)), "-D", f"{folder}/data", *arguments]
+        subprocess.run(command, check=True, user=user, group=user, cwd=folder, stdout=subprocess.DEVNULL)
+
+    folder = tempfile.mkdtemp(prefix="pg")  # sockets have short paths
+    try:
+        shutil.chown(folder, user=user) if user else None
+        call("initdb", "--username=zerosweep", "--auth=trust", "--no-sync")
+        options = f"-k {folder} -c listen_addresses= -c fsync=off"
+        call("pg_ctl", "--wait", "--silent", f"--log={folder}/log", f"--options={options}", "start")
+        yield f"postgresql://zerosweep@/postgres?host={folder}"
+        call("pg_ctl", "--silent", "--mode=immediate", "stop")
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return request.getfixturevalue("postgres") if request.param == "postgres" else f"sqlite:///{tmp_path}/ledger.db"
+
+
+def ledger(folder: Path, **options: Any) -> Ledger:
+    return open_ledger(folder, **{"space": toy.SPACE, "identity": IDENTITY, **options})
+
+
+def search(book: Ledger, packs: int) -> None:
+    """So many packs told, and one more asked for."""
+    searcher = PackSearcher(book, toy.SPACE, configs=12, pack=4, sampler="tpe", seed=7)
+    for i in range(packs):
+        pack: Any = searcher.suggest(str(i))
+        if isinstance(pack, dict):
+            results = [vars(toy.lane_result(lane["params"], lane["seed"])) for lane in pack["lanes"]]
+            told = [{"number": lane["number"], **r} for lane, r in zip(pack["lanes"], results, strict=True)]
+            searcher.on_trial_complete(str(i), {"lanes": told})
+    searcher.suggest("running when the driver dies")
+
+
+def outcome(book: Ledger) -> list[Any]:
+    return [replace(c, number=0) for c in book.finished()]
+
+
+def test_a_database_keeps_what_a_journal_keeps(tmp_path: Path, url: str) -> None:
+    with ledger(tmp_path / "journal") as book:
+        search(book, packs=9)
+        expected = outcome(book)
+    where = {"url": url, "name": "toy/baselines/toy"}
+    with ledger(tmp_path / "first", **where) as book:
+        search(book, packs=2)
+    with ledger(tmp_path / "another", url=url, name="another") as other:  # beside it
+        search(other, packs=1)
+    with ledger(tmp_path / "new machine", **where, resume=True) as book:
+        search(book, packs=9)
+        assert outcome(book) == expected and len(expected) == 12
+        assert {t.user_attrs["reason"] for t in book.trials() if "requeued" in t.user_attrs} == {"its driver died"}
+        book.write_journal()
+        copy = read_ledger(tmp_path / "new machine")
+        assert outcome(copy) == expected and copy.identity == book.identity
+        assert [vars(t) for t in copy.trials()] == [vars(t) | {"_trial_id": t.number} for t in book.trials()]
+
+
+def test_one_driver_at_a_time(tmp_path: Path, url: str) -> None:
+    where = {"url": url, "name": "held"}
+    with ledger(tmp_path / "a", **where):
+        with pytest.raises(UserError, match="another process holds held in"):
+            ledger(tmp_path / "b", **where, resume=True)
+        ledger(tmp_path / "c", url=url, name="free").close()
+    with pytest.raises(UserError, match="--name must be new or --resume given: .*, held already holds a study"):
+        ledger(tmp_path / "b", **where)
+
+
+def test_the_study_of_a_driver_that_was_killed_is_free(tmp_path: Path, url: str) -> None:
+    def drive(holds: Any) -> None:
+        _held = study.database.hold(url, "killed")
+        holds.set()
+        time.sleep(60)
+
+    fork = multiprocessing.get_context("fork")
+    holds = fork.Event()
+    driver = fork.Process(target=drive, args=[holds])
+    driver.start()
+    assert holds.wait(20)
+    with pytest.raises(UserError, match="another process holds"):
+        study.database.hold(url, "killed")
+    driver.kill()
+    driver.join()
+    time.sleep(0.2)  # the server notices
+    study.database.hold(url, "killed").close()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("results.db", "must be postgresql://USER@HOST/DATABASE or sqlite:///FILE, got no URL: results.db"),
+        ("mysql://me@host/db", "must be postgresql://USER@HOST/DATABASE or sqlite:///FILE, got mysql://me@host/db"),
+        ("postgresql://me:secret@host/db", "must be a URL without a password"),
+        ("postgresql://host/db?password=secret", "must be a URL without a password"),
+        ("postgresql://me@127.0.0.1:1/db", "must be a database that answers, .* Connection refused"),
+        ("sqlite:////nowhere/ledger.db", "must be a database that answers, .* unable to open database file"),
+    ],
+)
+def test_one_clear_line_before_any_work(
+    given: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert small.main(["--ledger", given, "--storage", str(tmp_path)]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert pytest.raises(UserError, study.database.connect, given).match(f"--ledger {message}")
+    assert error.startswith("error: --ledger") and "secret" not in error and not list(tmp_path.iterdir())
+
+
+def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(UserError, match=r'pip install "zerosweep\[postgres\]"'):
+        study.database.connect("postgresql://me@host/db")
+
+
+def test_a_study_in_a_database(pva_study: Path) -> None:
+    """The one that the report's tests read, which knows the database by its journals."""
+    url = f"sqlite:///{pva_study.parent}/ledger.db"
+    said = [json.loads((pva_study / name).read_text()) for name in ("study.json", "run.json")]
+    assert said[0]["ledger"] == said[1]["options"]["output"]["ledger"] == url
+    for folder, name in ((pva_study, "pva"), (pva_study / "baselines/linear-probe", "pva/baselines/linear-probe")):
+        in_database, journal = read_ledger(folder, url=url, name=name), read_ledger(folder)
+        assert journal.finished() == in_database.finished() and len(journal.finished()) == 4
+    small = {"epochs": 2, "folds": 2, "name": "pva", "storage": str(pva_study.parent), "resume": True}
+    with pytest.raises(UserError, match="ledger was 'sqlite:///.*', now None"):  # it would search all over
+        run_study(space="pva", **small)
+
+
+def test_a_journal_is_written_no_more_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ledger(tmp_path) as book:
+        search(book, packs=1)
+        whole = (tmp_path / "study.journal").read_bytes()
+
+        def full(fd: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("study.journal.os.fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            search(book, packs=1)
+        monkeypatch.undo()
+        with pytest.raises(OSError, match="an earlier write failed"):
+            search(book, packs=1)
+        assert (tmp_path / "study.journal").read_bytes().startswith(whole)
+    with ledger(tmp_path, resume=True) as book:
+        search(book, packs=9)
+        assert len(book.finished()) == 12
+
+
+def test_another_process_may_write_to_the_journal(tmp_path: Path) -> None:
+    """A dashboard's note between two writes of the driver; both number trials by what the file holds."""
+    with ledger(tmp_path) as book:
+        other = read_ledger(tmp_path)
+        first = book.ask(toy.SPACE, book.study.sampler, index=0, seed=0)
+        theirs = other.study.ask()
+        second = book.ask(toy.SPACE, book.study.sampler, index=1, seed=1)
+        other.study.set_user_attr("note", "theirs")
+        assert [first.number, theirs.number, second.number] == [0, 1, 2]
+        assert book.study.user_attrs["note"] == "theirs"
+        assert [vars(t) for t in other.trials()] == [vars(t) for t in read_ledger(tmp_path).trials()]
