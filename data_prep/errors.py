@@ -1,5 +1,51 @@
-"""The one exception for mistakes a user can mend."""
+"""Mistakes a user can mend, and the one way in which commands end."""
+
+import sys
+import traceback
+from collections.abc import Callable
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: the message names the option or file, the rule and the value."""
+    """A mistake in what the user gave: the message names the option or file, the rule and the value.
+
+    `option`: Python name of the option that the message is about; the message then begins with its rule ("must be ...").
+    """
+
+    def __init__(self, message: str, *, option: str = "") -> None:
+        super().__init__(message, option)
+        self.message, self.option = message, option
+
+    def __str__(self) -> str:
+        """Return the message for Python callers, who know the option by its Python name."""
+        return f"{self.option} {self.message}" if self.option else self.message
+
+    def on_command_line(self) -> str:
+        """Return the message for people who typed the option."""
+        return f"--{self.option.replace('_', '-')} {self.message}" if self.option else self.message
+
+    def __reduce__(self) -> tuple[Callable[..., "UserError"], tuple[str, str]]:
+        """Travel between processes with the option."""
+        return _user_error, (self.message, self.option)
+
+
+def _user_error(message: str, option: str) -> UserError:
+    return UserError(message, option=option)
+
+
+def run_command(work: Callable[[], object]) -> int:
+    """Run a command and return its exit code: 0, 1 for an error of ours, 2 for a user's mistake, 130 after Ctrl-C.
+
+    A user's mistake is one line on standard error, an error of ours keeps its traceback.
+    """
+    try:
+        work()
+    except UserError as error:
+        print(f"error: {error.on_command_line()}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
