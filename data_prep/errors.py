@@ -8,7 +8,7 @@ from collections.abc import Callable
 class UserError(ValueError):
     """A mistake in what the user gave: the message names the option or file, the rule and the value.
 
-    `option`: Python name of the option that the message is about; the message then begins with its rule ("must be ...").
+    `option`: Python name of the option in question; the message then begins with its rule ("must be ...").
     """
 
     def __init__(self, message: str, *, option: str = "") -> None:
