@@ -9,10 +9,29 @@ Suffixes: K lanes, B batch, C classes, D CLIP dimension.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
-from typing import Any, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
+
+
+class MethodConfig(Protocol):
+    """What the configuration of every method has."""
+
+    LANE_KNOBS: ClassVar[frozenset[str]]
+    """Fields in which the lanes of a pack may differ; all others are static."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images per step."""
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate."""
+
+    @property
+    def weight_decay(self) -> float:
+        """Decoupled weight decay."""
 
 
 def lane_field(configs: Sequence[Any], name: str) -> Tensor:

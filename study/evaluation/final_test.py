@@ -8,7 +8,7 @@ Suffixes: S seeds, T target images, C classes.
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -21,7 +21,7 @@ from data_prep.feature_store import FeatureSet, load_target_labels
 from models.baselines import nearest_prototype, zero_shot_prototypes
 from models.stacked import chunks, in_chunks
 from models.sweeps import Curve, lead_of_seen, seen_unseen_curve
-from study.evaluation.leaderboard import Row, mean_over_seeds, rank_rows
+from study.evaluation.leaderboard import Entry, Row, mean_over_seeds, rank_rows
 from study.evaluation.metrics import evaluate, paired_bootstrap
 from study.protocol.scores import (
     Criterion,
@@ -29,7 +29,6 @@ from study.protocol.scores import (
     pseudo_unseen_scores,
     selection_score,
     summarise,
-    within_halves,
 )
 from study.protocol.trial_data import TrialData, oracle_data, seen_classes
 from study.training.pack import Division
@@ -64,29 +63,19 @@ class Evaluation:
             features.name_features_CPD, features.node_features_ND[features.graph.class_node_C]
         )
         self.baseline_1T = self._zero_shot_predictions(self.prototypes[BASELINE])
-        # within a half or a target's classes accuracies are over images: as if each half were one class
-        self.graded_labels_T, self.graded_seen_C = self.labels_T, data.seen_C
-        if data.apart:
-            self.graded_labels_T = (~data.seen_C[self.labels_T]).long()
-            self.graded_seen_C = torch.tensor([True, False])
-
-    def graded(self, predictions_ST: Tensor) -> Tensor:
-        """Predictions as they are compared with `graded_labels_T`."""
-        if not self.data.apart:
-            return predictions_ST
-        return torch.where(predictions_ST == self.labels_T, self.graded_labels_T, -1)
 
     def metrics(self, predictions_ST: Tensor) -> list[dict[str, float]]:
-        """Test metrics of each seed's predictions."""
-        return evaluate(self.graded(predictions_ST), self.graded_labels_T, self.graded_seen_C)
+        """Return the test metrics of each seed's predictions."""
+        return evaluate(*self.counted(predictions_ST))
+
+    def counted(self, predictions_ST: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return predictions (S, T), labels (T,) and the mask of seen classes as accuracies count them."""
+        return self.data.competing.counted(predictions_ST, self.labels_T, self.data.seen_C)
 
     def _zero_shot_predictions(self, prototypes_CD: Tensor) -> Tensor:
-        """Predicted class (1, T) of every target image."""
-        data = self.data
-        predict = functools.partial(nearest_prototype, data.target_features_TD, prototypes_CD)
-        if data.halves:
-            return within_halves(lambda among_1C: predict(among_1C[0])[None], self.labels_T, data.seen_C[None])
-        return predict(data.target_C)[None]
+        """Return the predicted class (1, T) of every target image."""
+        classify = functools.partial(_nearest, self.data.target_features_TD, prototypes_CD)
+        return self.data.competing.predict_test(classify, self.labels_T, self.data.seen_C[None])
 
     def zero_shot(self, criterion: Criterion) -> list[Scored]:
         """Zero-shot CLIP by the text of its prototypes, on the same test images and selection folds as every row."""
@@ -94,13 +83,9 @@ class Evaluation:
 
     def _zero_shot(self, text: str, prototypes_CD: Tensor, criterion: Criterion) -> Scored:
         data, folds = self.data, range(self.data.folds)
-        predict = functools.partial(nearest_prototype, data.source_features_ID, prototypes_CD)
-        source_KI = predict().expand(len(folds), -1)
-        if data.apart:
-            seen_KC = torch.stack([seen_classes(data, fold) for fold in folds])
-            source_KI = within_halves(
-                lambda among_KC: torch.stack([predict(among_C) for among_C in among_KC]), data.source_labels_I, seen_KC
-            )
+        classify = functools.partial(_nearest, data.source_features_ID, prototypes_CD)
+        seen_KC = torch.stack([seen_classes(data, fold) for fold in folds])
+        source_KI = data.competing.predict_labelled(classify, data.source_labels_I, seen_KC).expand(len(folds), -1)
 
         def logits(images_BD: Tensor) -> Tensor:
             return (data.logit_scale * images_BD @ prototypes_CD.T)[None]
@@ -111,34 +96,29 @@ class Evaluation:
         information = mutual_information(map(logits, chunks(data.target_features_TD)))
         seen, unseen, h = pseudo_unseen_scores(source_KI, folds, data)
         metrics = summarise(seen, unseen, h, information.tolist())
-        return self.score(
-            f"CLIP zero-shot ({text})",
-            f"zero-shot-{text.split()[0].lower()}",
-            self._zero_shot_predictions(prototypes_CD),
-            Division(lead_KI=lead, seen_KI=seen_1T, unseen_KI=unseen_1T),
+        entry = Entry(
+            method=f"CLIP zero-shot ({text})",
+            config_id=f"zero-shot-{text.split()[0].lower()}",
             val_score=selection_score(metrics, criterion),
             metrics=metrics,
         )
+        division = Division(lead_KI=lead, seen_KI=seen_1T, unseen_KI=unseen_1T)
+        return self.score(entry, self._zero_shot_predictions(prototypes_CD), division)
 
     def score(
         self,
-        method: str,
-        config_id: str,
+        entry: Entry,
         predictions_ST: Tensor,
         division: Division,
         *,
-        val_score: float | None = None,
-        metrics: Mapping[str, float] | None = None,
         train_seconds: float = 0.0,
-        params: Mapping[str, Any] | None = None,
-        pareto: bool = False,
         unseen_GT: Tensor | None = None,
     ) -> Scored:
-        """A leaderboard row from predicted classes; `val_score` and `metrics` are selection's, where there was one."""
-        metrics = metrics or {}
-        if self.data.halves:
-            own_seen_T = self.data.seen_C[self.labels_T]
-            predictions_ST = torch.where(own_seen_T, division.seen_KI, division.unseen_KI)
+        """Return the leaderboard row of a configuration from the classes (S, T) predicted by its refits."""
+        own_seen_T = self.data.seen_C[self.labels_T]
+        predictions_ST = self.data.competing.predict_divided(
+            predictions_ST, division.seen_KI, division.unseen_KI, own_seen_T
+        )
         gain, low, high = _compare([self], [predictions_ST], [self.baseline_1T])
         curves = self._curves(division)
         measured: dict[str, Any] = {
@@ -148,22 +128,22 @@ class Evaluation:
         measured = {name: None if math.isnan(value) else value for name, value in measured.items()}
         partial = f" (partial: {self.features.partial})" if self.features.partial else ""
         row = Row(
-            method=method,
-            config_id=config_id,
+            method=entry.method,
+            config_id=entry.config_id,
             select=self.selection,
             benchmark=self.features.benchmark + partial,
             clip=self.features.clip,
-            val_score=val_score,
-            val_h_mean=metrics.get("val_h_mean"),
-            val_h_std=metrics.get("val_h_std"),
+            val_score=entry.val_score,
+            val_h_mean=entry.metrics.get("val_h_mean"),
+            val_h_std=entry.metrics.get("val_h_std"),
             **measured,
             h_gain=gain,
             h_gain_lo=low,
             h_gain_hi=high,
             train_seconds=train_seconds,
             feature_fingerprint=self.features.fingerprint,
-            params=json.dumps(params or {}),
-            pareto=pareto,
+            params=json.dumps(dict(entry.params)),
+            pareto=entry.pareto,
         )
         return Scored(row=row, predictions_ST=predictions_ST, division=division, curves=curves, unseen_GT=unseen_GT)
 
@@ -176,6 +156,12 @@ class Evaluation:
             seen_unseen_curve(lead_T, seen_T == labels_T, unseen_T == labels_T, labels_T, seen_C)
             for lead_T, seen_T, unseen_T in zip(division.lead_KI, division.seen_KI, division.unseen_KI, strict=True)
         ]
+
+
+def _nearest(features_ID: Tensor, prototypes_CD: Tensor, among_KC: Tensor | None = None) -> Tensor:
+    """Return the class (K, I) of the nearest prototype, among the classes of each mask; (1, I) without a mask."""
+    masks = [None] if among_KC is None else list(among_KC)
+    return torch.stack([nearest_prototype(features_ID, prototypes_CD, among_C) for among_C in masks])
 
 
 def _over_thresholds(curves: Sequence[Curve]) -> dict[str, float]:
@@ -243,5 +229,8 @@ def _behind(evaluations: Sequence[Evaluation], best: Sequence[Scored], other: Se
 def _compare(
     evaluations: Sequence[Evaluation], method: Sequence[Tensor], baseline: Sequence[Tensor]
 ) -> tuple[float, float, float]:
-    tests = [(e.graded(m), e.graded(b), e.graded_seen_C) for m, b, e in zip(method, baseline, evaluations, strict=True)]
-    return paired_bootstrap(tests, evaluations[0].graded_labels_T)
+    tests = []
+    for method_ST, baseline_ST, evaluation in zip(method, baseline, evaluations, strict=True):
+        counted_ST, labels_T, seen_C = evaluation.counted(method_ST)
+        tests.append((counted_ST, evaluation.counted(baseline_ST)[0], seen_C))
+    return paired_bootstrap(tests, labels_T)

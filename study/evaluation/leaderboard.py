@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +12,24 @@ ORACLE = "oracle"
 
 
 ORACLE_NOTE = "ORACLE: configurations were selected with test labels. An upper bound, not a result."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A row before its test: which configuration it is, and what selection said of it."""
+
+    method: str
+    """Method's name on the leaderboard."""
+    config_id: str
+    """The configuration's id in the study, or the baseline's."""
+    val_score: float | None = None
+    """Value of the criterion that selection maximises; None where nothing was selected."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Selection metrics: val_h_mean, val_h_std and so on."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """The configuration's fields with their values."""
+    pareto: bool = False
+    """On the Pareto front of a two-objective study."""
 
 
 @dataclass(frozen=True, kw_only=True)

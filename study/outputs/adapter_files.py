@@ -7,6 +7,8 @@ from io import BytesIO
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 

@@ -7,6 +7,8 @@ from io import BytesIO
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
 
 from data_prep.storage import Storage, join
 from search_spaces import Ablation

@@ -14,6 +14,7 @@ from io import BytesIO
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet
 import torch
 from PIL import Image
 from torch import Tensor
@@ -52,10 +53,10 @@ def write_analysis(
     """Write the tables of one rotation. `reference`: the study's own method; `images`: the benchmark's target ones."""
     chosen = [s for s in scored if s.row.selected]
     tables = {"predictions": _predictions(evaluation, chosen)}
-    if chosen and chosen[0].curves and not evaluation.data.apart:
+    if chosen and chosen[0].curves and evaluation.data.competing.thresholded:
         tables["curves"] = _curves(chosen)
     own = next((s for s in chosen if s.row.method == reference), None)
-    if own and own.unseen_GT is not None and not evaluation.data.apart:
+    if own and own.unseen_GT is not None and evaluation.data.competing.thresholded:
         tables["landscape"] = _landscape(evaluation, own)
     distance_CC = wordnet_distance(evaluation.features.graph.path_similarity_CC)
     tables["errors"] = _errors(evaluation, chosen, distance_CC)

@@ -4,7 +4,7 @@ Suffixes: K lanes, I source images, T target images, C classes, F folds, L lanes
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -25,14 +25,6 @@ def class_accuracy(predictions_LT: Tensor, labels_T: Tensor, num_classes: int) -
     count_C = torch.bincount(labels_T, minlength=num_classes)
     sums_LC = torch.zeros(predictions_LT.shape[0], num_classes, device=labels_T.device)
     return sums_LC.index_add_(1, labels_T, (predictions_LT == labels_T).float()) / count_C  # 0 / 0 = NaN
-
-
-def within_halves(classify: Callable[[Tensor], Tensor], labels_I: Tensor, seen_KC: Tensor) -> Tensor:
-    """Classes (K, I) of images, each among the seen or the unseen ones, whichever its own is of.
-
-    `classify`: predicted classes (K, I) among the classes of a mask (K, C).
-    """
-    return torch.where(seen_KC[:, labels_I], classify(seen_KC), classify(~seen_KC))
 
 
 def seen_unseen(predictions_LT: Tensor, labels_T: Tensor, seen_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from data_prep.feature_store import FeatureSet, mapped
 from models.sre_clip import ClassGraph
 from study.protocol.folds import class_folds, held_out
+from study.protocol.task import AllClasses, CompetingClasses, competing_classes
 
 Select = Literal["pseudo-unseen", "oracle"]
 
@@ -62,10 +63,8 @@ class TrialData:
     """Fingerprint of the feature cache."""
     class_names: tuple[str, ...] = ()
     """Names of all classes, for methods that learn prompts."""
-    target_C: Tensor | None = None
-    """Bool: the classes among which target images are classified (cross-dataset); None: all."""
-    halves: bool = False
-    """Base-to-novel: images are classified among seen or unseen classes, whichever their own is of."""
+    competing: CompetingClasses = AllClasses()
+    """Which classes compete for an image."""
     clip_path: str = ""
     """Folder or hub id of the checkpoint, for methods that learn prompts: they train through its text encoder."""
     oracle_labels_T: Tensor | None = None
@@ -74,11 +73,6 @@ class TrialData:
     @property
     def folds(self) -> int:
         return int(self.fold_C.max()) + 1
-
-    @property
-    def apart(self) -> bool:
-        """Whether seen and unseen classes never compete for an image: base-to-novel and cross-dataset."""
-        return self.halves or self.target_C is not None
 
     @property
     def graph(self) -> ClassGraph:
@@ -109,7 +103,7 @@ class TrialData:
     def to(self, device: torch.device | str) -> "TrialData":
         """The same data on a device."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        values = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()}
+        values = {k: v.to(device) if isinstance(v, Tensor | CompetingClasses) else v for k, v in values.items()}
         return TrialData(**values)
 
 
@@ -139,8 +133,7 @@ def trial_data(features: FeatureSet, *, rotation: int, folds: int, seed: int, cl
         logit_scale=features.logit_scale,
         fingerprint=features.fingerprint,
         class_names=features.classes.names,
-        target_C=features.classes.target_C,
-        halves=features.halves,
+        competing=competing_classes(halves=features.halves, target_C=features.classes.target_C),
         clip_path=clip_path,
     )
 

@@ -1,191 +1,270 @@
-"""Trains a pack: K configurations side by side as stacked tensors. No Ray in here.
+"""Train configurations that share their static knobs, epoch by epoch. No Ray in here.
 
 While configurations are selected every configuration trains once per fold, and all its folds are lanes of the same
-pack; a refit trains one lane per configuration and seed on all seen classes.
+pack; a refit (see `refit.py`) trains one lane per configuration and seed on all seen classes.
 
-Suffixes: K lanes, I source images, T target images, B batch, C classes, D CLIP dimension.
+Suffixes: K lanes.
 """
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from models.data_parallel import workers
+from models.stacked import MethodConfig
 from study.protocol.scores import Criterion
 from study.protocol.trial_data import TrialData
 from study.training.lane_result import LaneResult
 from study.training.pack import Pack, Precision, folds_of, pack_on_folds
-from study.training.pack_checkpoint import Checkpoints
-from study.training.scoring import score
+from study.training.pack_checkpoint import PackCheckpoint
+from study.training.scoring import score_lanes
 
 Judge = Callable[[int, list[tuple[int, float]]], list[bool]]
-"""(epoch, [(configuration's index in the pack, score)]) -> whether each goes on."""
+"""(epoch, [(configuration's index, score)]) -> whether each goes on."""
+
+OnEpoch = Callable[[int, int], None]
+"""Hears (epochs of the oldest configuration, configurations still alive) after every epoch."""
 
 
-def train_pack(configs: Sequence[Any], **options: Any) -> list[LaneResult]:
-    """Train and score configurations that share their static knobs, to their end; `options` as in `train_lanes`."""
-    results: dict[int, LaneResult] = {}
-    for ended in train_lanes(configs, **options):
-        results.update(ended)
-    return [results[i] for i in range(len(configs))]
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How configurations are trained and scored, the same for all of a search."""
+
+    epochs: int
+    """Epochs of a configuration that is not pruned."""
+    rungs: tuple[int, ...] = ()
+    """Epochs after which configurations are scored and judged; they are scored after the last epoch anyway."""
+    criterion: Criterion = "h+mi"
+    """What scores them."""
+    precision: Precision = "float32"
+    """Of matrix products."""
 
 
-Training = Generator[dict[int, LaneResult], Sequence[tuple[Any, int]] | None, None]
-"""Yields the results of configurations that have ended, by index; may be sent configurations with their seeds."""
+class PackRun:
+    """One pack in training: each call of `advance` trains an epoch."""
 
+    def __init__(
+        self,
+        configs: Sequence[MethodConfig],
+        *,
+        seeds: Sequence[int],
+        data: TrialData,
+        options: TrainingOptions,
+        judge: Judge | None = None,
+        on_epoch: OnEpoch | None = None,
+        checkpoint: PackCheckpoint | None = None,
+    ) -> None:
+        """Build the pack and, where its `checkpoint` is there, go on from it."""
+        self.data, self.options = data, options
+        self._judge, self._on_epoch, self._checkpoint = judge, on_epoch, checkpoint
+        self._folds = folds_of(data)
+        self.pack = self._build(configs, seeds)
+        self.results = [LaneResult() for _ in configs]
+        self.alive = list(range(len(configs)))
+        self._ended_before: dict[int, LaneResult] = {}
+        if checkpoint and (saved := checkpoint.load()):
+            self._restore(*saved)
 
-def train_lanes(
-    configs: Sequence[Any], *, seeds: Sequence[int], judge: Judge | None = None, **options: Any
-) -> Training:
-    """Train and score configurations; yields those that have ended, whenever some have, by their index.
+    def _restore(self, state: Mapping[str, torch.Tensor], results: list[LaneResult]) -> None:
+        """Go on from a checkpoint, with the same results to the bit."""
+        self.results = results
+        self._ended_before = {i: r for i, r in enumerate(results) if r.state != "complete"}
+        self.alive = [i for i in self.alive if i not in self._ended_before]
+        self.pack.keep([k for k, (i, _) in enumerate(self._lanes(range(len(results)))) if i in self.alive])
+        self.pack.restore(state)
+        # a judge may be new, as after the driver's death: it hears the scores of lanes whose verdicts stand
+        for epoch in self.options.rungs if self._judge else ():
+            scores = [(i, score) for i, r in enumerate(results) for at, score in r.curve if at == epoch]
+            if self._judge and scores:
+                self._judge(epoch, scores)
 
-    Every configuration trains once per fold, its folds side by side. At its epochs in `rungs`, `judge` hears the
-    scores of the configurations still alive and says which go on. `on_epoch` hears (epoch, configurations alive).
-    Configurations and seeds that are sent in return take the room of the ended ones, with the next indices; each
-    starts from its own first epoch. Only `data` is looked at: its held-out and pseudo-unseen source images and its
-    unlabelled target images. `options`: see `_train_together`.
+    def _build(self, configs: Sequence[MethodConfig], seeds: Sequence[int]) -> Pack:
+        options = self.options
+        return pack_on_folds(configs, seeds=seeds, data=self.data, epochs=options.epochs, precision=options.precision)
 
-    With `checkpoints` a pack that was cut off goes on from its last one, with the same results to the bit. Only for
-    packs that no configuration joins.
+    def _lanes(self, indices: Sequence[int]) -> list[tuple[int, int | None]]:
+        """Return (configuration, fold) of each lane."""
+        return [(i, fold) for i in indices for fold in self._folds]
 
-    Where memory does not suffice, the configurations not yet ended start again, one half after the other and without
-    checkpoints.
-    """
-    asked = list(zip(configs, seeds, strict=True))
-    parts = [list(range(len(asked)))]
-    while parts:
-        alive = parts.pop(0)
-        try:
-            yield from _train_part(asked, alive, judge, options)
-        except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error) or len(alive) < 2 or workers()[1] > 1:  # the others would not know
-                raise
-            half = (len(alive) + 1) // 2
-            parts[:0] = [alive[:half], alive[half:]]
-            options = {**options, "checkpoints": None}
-            print(f"out of memory with {len(alive)} configurations, going on with {half}: {error}", flush=True)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    def add(self, configs: Sequence[MethodConfig], seeds: Sequence[int]) -> None:
+        """Train more configurations, each from its own first epoch; they take the next indices."""
+        joining = self._build(configs, seeds)
+        if self.alive:
+            self.pack.join(joining)
+        else:
+            self.pack = joining
+        self.alive += range(len(self.results), len(self.results) + len(configs))
+        self.results += [LaneResult() for _ in configs]
 
+    def advance(self) -> dict[int, LaneResult]:
+        """Train an epoch; return the results of the configurations that have ended with it, by index.
 
-def _out_of_memory(error: Exception) -> bool:
-    """CUDA's error has a type of its own, the CPU's allocator raises a RuntimeError."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
-
-
-def _train_part(
-    asked: list[tuple[Any, int]], alive: list[int], judge: Judge | None, options: Mapping[str, Any]
-) -> Training:
-    """Train some of the configurations asked for; both lists are kept up to date as lanes end and others join."""
-    indices = list(alive)
-    training = _train_together(
-        [asked[i][0] for i in indices],
-        seeds=[asked[i][1] for i in indices],
-        judge=judge and (lambda epoch, scores: judge(epoch, [(indices[i], score) for i, score in scores])),
-        **options,
-    )
-    new: Sequence[tuple[Any, int]] | None = None
-    while True:
-        try:
-            ended = {indices[i]: result for i, result in training.send(new).items()}
-        except StopIteration:
-            return
-        alive[:] = [i for i in alive if i not in ended]
-        new = (yield ended) or []
-        indices += range(len(asked), len(asked) + len(new))
-        alive += range(len(asked), len(asked) + len(new))
-        asked += new
-
-
-def _train_together(
-    configs: Sequence[Any],
-    *,
-    seeds: Sequence[int],
-    data: TrialData,
-    epochs: int,
-    criterion: Criterion = "h+mi",
-    rungs: Sequence[int] = (),
-    judge: Judge | None = None,
-    on_epoch: Callable[[int, int], None] | None = None,
-    precision: Precision = "float32",
-    checkpoints: "Checkpoints | None" = None,
-) -> Training:
-    """`train_lanes` as one pack, whatever memory it takes."""
-    folds = folds_of(data)
-
-    def pack_of(configs: Sequence[Any], seeds: Sequence[int]) -> Pack:
-        return pack_on_folds(configs, seeds=seeds, data=data, epochs=epochs, precision=precision)
-
-    pack, count = pack_of(configs, seeds), len(configs)
-    alive = {i: LaneResult() for i in range(count)}
-    results = dict(alive)
-    if checkpoints and (kept := checkpoints.load()):
-        results = dict(enumerate(kept[1]))
-        alive = {i: r for i, r in results.items() if r.state == "complete"}
-        pack.keep([k for k in range(count * len(folds)) if k // len(folds) in alive])
-        pack.restore(kept[0])
-        _judge_again(results, rungs, judge)
-        if len(alive) < count:
-            yield {i: r for i, r in results.items() if i not in alive}
-    while alive:
-        started = time.perf_counter()
-        pack.train_epoch()
+        After a restored checkpoint the first call trains nothing and returns those that had ended before it.
+        Raises `Moving` where the pack must leave its node.
+        """
+        if self._ended_before:
+            ended, self._ended_before = self._ended_before, {}
+            return ended
+        options, started = self.options, time.perf_counter()
+        lanes, alive = self._lanes(self.alive), {i: self.results[i] for i in self.alive}
+        self.pack.train_epoch()
         for result in alive.values():
             result.epochs += 1
-        lanes = [(i, fold) for i in alive for fold in folds]
-        judged = {i: result for i, result in alive.items() if result.epochs in rungs or result.epochs == epochs}
-        if judged:
-            score(pack, lanes, data, criterion, judged)
+        due = {i: r for i, r in alive.items() if r.epochs in options.rungs or r.epochs == options.epochs}
+        if due:
+            score_lanes(self.pack, lanes, self.data, options.criterion, due)
         seconds = (time.perf_counter() - started) / len(alive)
         for result in alive.values():
             result.train_seconds += seconds
-        if judge:
-            _prune(judged, epochs, judge)
-        ended = {i: r for i, r in judged.items() if r.state != "complete" or r.epochs == epochs}
+        if self._judge:
+            self._prune(due, self._judge)
+        ended = {i: r for i, r in due.items() if r.state != "complete" or r.epochs == options.epochs}
         going_on = sum(r.state == "complete" for r in alive.values())
-        if on_epoch and going_on:
-            on_epoch(max(r.epochs for r in alive.values()), going_on)
-        alive = {i: r for i, r in alive.items() if i not in ended}
-        if alive and ended:
-            pack.keep([k for k, (i, _) in enumerate(lanes) if i in alive])
-        if alive and checkpoints:
-            checkpoints.save(pack, list(results.values()))
-        if not ended:
-            continue
-        new = (yield ended) or ()
-        if new:
-            joining = pack_of([config for config, _ in new], [seed for _, seed in new])
-            if alive:
-                pack.join(joining)
-            else:
-                pack = joining
-            alive |= {count + i: LaneResult() for i in range(len(new))}
-            count += len(new)
+        if self._on_epoch and going_on:
+            self._on_epoch(max(r.epochs for r in alive.values()), going_on)
+        self.alive = [i for i in alive if i not in ended]
+        if self.alive and ended:
+            self.pack.keep([k for k, (i, _) in enumerate(lanes) if i not in ended])
+        if self.alive and self._checkpoint:
+            self._checkpoint.save(self.pack, self.results)
+        return ended
+
+    def _prune(self, due: Mapping[int, LaneResult], judge: Judge) -> None:
+        """Ask which configurations go on, among those that stand at the same rung."""
+        for epoch in sorted({r.epochs for r in due.values()} - {self.options.epochs}):
+            scores = [(i, r.curve[-1][1]) for i, r in due.items() if r.epochs == epoch and r.state != "failed"]
+            for (i, _), goes_on in zip(scores, judge(epoch, scores) if scores else [], strict=True):
+                if not goes_on:
+                    due[i].state = "pruned"
 
 
-def bfloat16_keeps_ranking(configs: Sequence[Any], *, seeds: Sequence[int], data: TrialData, **options: Any) -> bool:
-    """Whether configurations rank alike in both precisions after one epoch; `options` of `train_lanes`."""
+class Training:
+    """Configurations in training: one pack, or, where memory does not suffice, parts of it one after the other.
+
+    At its epochs in `rungs`, `judge` hears the scores of the configurations still alive and says which go on.
+    Only `data` is looked at: its held-out and pseudo-unseen source images and its unlabelled target images.
+    With a `checkpoint` a pack that was cut off goes on from its last one; only for packs that none joins.
+    Where memory does not suffice, the configurations not yet ended start again, one half after the other and without
+    checkpoints.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[MethodConfig],
+        *,
+        seeds: Sequence[int],
+        data: TrialData,
+        options: TrainingOptions,
+        judge: Judge | None = None,
+        on_epoch: OnEpoch | None = None,
+        checkpoint: PackCheckpoint | None = None,
+    ) -> None:
+        self.data, self.options = data, options
+        self._judge, self._on_epoch, self._checkpoint = judge, on_epoch, checkpoint
+        self._requested = list(zip(configs, seeds, strict=True))
+        self._waiting = [list(range(len(self._requested)))]  # parts, by the configurations' indices
+        self._run: PackRun | None = None
+        self._indices: list[int] = []  # of the run's configurations, in the run's order
+        self._alive: list[int] = []  # those that have not ended
+        self._joining: list[int] = []  # those that the run does not have yet
+
+    @property
+    def done(self) -> bool:
+        """Whether all configurations have ended."""
+        return not self._waiting and not self._alive
+
+    def add(self, configs: Sequence[MethodConfig], seeds: Sequence[int]) -> None:
+        """Train more configurations in the room of ended ones, beside those in training; they take the next indices."""
+        new = range(len(self._requested), len(self._requested) + len(configs))
+        self._requested += zip(configs, seeds, strict=True)
+        self._alive += new
+        self._joining += new
+
+    def advance(self) -> dict[int, LaneResult]:
+        """Train an epoch; return the results of the configurations that have ended with it, by index (maybe none).
+
+        Raises `Moving`, and whatever training raises.
+        """
+        try:
+            return self._advance()
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error) or len(self._alive) < 2 or workers()[1] > 1:  # the others would not know
+                raise
+            half = (len(self._alive) + 1) // 2
+            self._waiting[:0] = [self._alive[:half], self._alive[half:]]
+            print(f"out of memory with {len(self._alive)} configurations, going on with {half}: {error}", flush=True)
+        self._run, self._alive, self._joining, self._checkpoint = None, [], [], None
+        _empty_cache()
+        return {}
+
+    def _advance(self) -> dict[int, LaneResult]:
+        if not self._alive:
+            self._run = None
+            _empty_cache()
+            self._alive = self._waiting.pop(0)
+        if self._run is None:
+            self._indices, self._joining = list(self._alive), []
+            configs, seeds = zip(*(self._requested[i] for i in self._indices), strict=True)
+            self._run = PackRun(
+                configs,
+                seeds=seeds,
+                data=self.data,
+                options=self.options,
+                judge=self._judge and self._judge_run,
+                on_epoch=self._on_epoch,
+                checkpoint=self._checkpoint,
+            )
+        if self._joining:
+            configs, seeds = zip(*(self._requested[i] for i in self._joining), strict=True)
+            self._run.add(configs, seeds)
+            self._indices, self._joining = self._indices + self._joining, []
+        ended = {self._indices[i]: result for i, result in self._run.advance().items()}
+        self._alive = [i for i in self._alive if i not in ended]
+        return ended
+
+    def _judge_run(self, epoch: int, scores: list[tuple[int, float]]) -> list[bool]:
+        """Ask the judge with the indices that it knows."""
+        assert self._judge is not None  # or nobody asks
+        return self._judge(epoch, [(self._indices[i], score) for i, score in scores])
+
+
+def _empty_cache() -> None:
+    """Give the memory of a pack that is gone back to the device."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Return whether memory ran out: CUDA's error has a type of its own, the CPU's allocator raises a RuntimeError."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
+
+
+def train_pack(
+    configs: Sequence[MethodConfig],
+    *,
+    seeds: Sequence[int],
+    data: TrialData,
+    options: TrainingOptions,
+    judge: Judge | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> list[LaneResult]:
+    """Train and score configurations that share their static knobs, to their end; return their results in order."""
+    training = Training(configs, seeds=seeds, data=data, options=options, judge=judge, on_epoch=on_epoch)
+    results: dict[int, LaneResult] = {}
+    while not training.done:
+        results |= training.advance()
+    return [results[i] for i in range(len(configs))]
+
+
+def bfloat16_keeps_ranking(
+    configs: Sequence[MethodConfig], *, seeds: Sequence[int], data: TrialData, criterion: Criterion = "h+mi"
+) -> bool:
+    """Return whether configurations rank alike in both precisions after one epoch."""
+    options = TrainingOptions(epochs=1, criterion=criterion)
     rankings = []
     for precision in ("float32", "bfloat16"):
-        results = train_pack(configs, seeds=seeds, data=data, epochs=1, precision=precision, **options)
+        results = train_pack(configs, seeds=seeds, data=data, options=replace(options, precision=precision))
         rankings.append(sorted(range(len(configs)), key=lambda i: results[i].score or 0.0))  # noqa: B023
     return rankings[0] == rankings[1]
-
-
-def _prune(judged: Mapping[int, LaneResult], epochs: int, judge: Judge) -> None:
-    """Ask who goes on, among configurations that stand at the same rung."""
-    for epoch in sorted({r.epochs for r in judged.values()} - {epochs}):
-        scores = [(i, r.curve[-1][1]) for i, r in judged.items() if r.epochs == epoch and r.state != "failed"]
-        for (i, _), goes_on in zip(scores, judge(epoch, scores) if scores else [], strict=True):
-            if not goes_on:
-                judged[i].state = "pruned"
-
-
-def _judge_again(results: Mapping[int, LaneResult], rungs: Sequence[int], judge: Judge | None) -> None:
-    """Tell a judge who may be new, as after the driver's death, the scores of lanes whose verdicts stand."""
-    for epoch in rungs if judge else ():
-        scores = [(i, score) for i, r in results.items() for at, score in r.curve if at == epoch]
-        if judge and scores:
-            judge(epoch, scores)

@@ -1,6 +1,6 @@
 """AdamW over stacked lanes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -62,3 +62,13 @@ class StackedAdamW:
         self.mean = [append_lanes(*pair) for pair in zip(self.mean, other.mean, strict=True)]
         self.square = [append_lanes(*pair) for pair in zip(self.square, other.square, strict=True)]
         self.steps_K = torch.cat([self.steps_K, other.steps_K])
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that training goes on from, by name."""
+        state = {f"mean.{i}": t for i, t in enumerate(self.mean)}
+        return state | {f"square.{i}": t for i, t in enumerate(self.square)} | {"steps_K": self.steps_K}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the `state` of an optimiser of the same lanes; other names in it are left alone."""
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])

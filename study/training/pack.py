@@ -189,23 +189,18 @@ class Pack:
 
     def state(self) -> dict[str, Tensor]:
         """All that training goes on from, on the CPU; small enough to be written often."""
-        kept = {f"lane.{name}": t for name, t in self.module.lanes().items()}
-        kept |= {f"mean.{i}": t for i, t in enumerate(self.optimiser.mean)}
-        kept |= {f"square.{i}": t for i, t in enumerate(self.optimiser.square)}
-        kept |= {f"stream.{i}": stream.get_state() for i, stream in enumerate(self._streams)}
-        kept |= {"diverged_K": self.diverged_K, "steps_K": self.optimiser.steps_K, "epoch": torch.tensor(self.epoch)}
-        return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in kept.items()}
+        state = {f"lane.{name}": t for name, t in self.module.lanes().items()} | self.optimiser.state()
+        state |= {f"stream.{i}": stream.get_state() for i, stream in enumerate(self._streams)}
+        state |= {"diverged_K": self.diverged_K, "epoch": torch.tensor(self.epoch)}
+        return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in state.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from the `state` of a pack of the same configurations, seeds and lanes still alive."""
         self.module.set_lanes({n.removeprefix("lane."): t for n, t in state.items() if n.startswith("lane.")})
-        for i, (mean, square) in enumerate(zip(self.optimiser.mean, self.optimiser.square, strict=True)):
-            mean.copy_(state[f"mean.{i}"])
-            square.copy_(state[f"square.{i}"])
+        self.optimiser.restore(state)
         for i, stream in enumerate(self._streams):
             stream.set_state(state[f"stream.{i}"])
         self.diverged_K.copy_(state["diverged_K"])
-        self.optimiser.steps_K.copy_(state["steps_K"])
         self.epoch = state["epoch"].tolist()
 
     @property

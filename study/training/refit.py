@@ -3,6 +3,7 @@
 Suffixes: S seeds, T target images, G residual strengths, K lanes, C classes.
 """
 
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from study.protocol.trial_data import TrialData, seen_classes, trainable_images
 from study.training.pack import Division, Pack
-from study.training.pack_checkpoint import Checkpoints
+from study.training.pack_checkpoint import PackCheckpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ def refit_pack(
     seeds: Sequence[int],
     data: TrialData,
     epochs: int,
-    checkpoints: Checkpoints | None = None,
+    checkpoint: PackCheckpoint | None = None,
 ) -> list[Refit]:
     """Refit configurations that share their static knobs, here and now: configurations x seeds are the lanes."""
     started = time.perf_counter()
@@ -52,14 +53,14 @@ def refit_pack(
         data=data,
         epochs=epochs,
     )
-    if checkpoints and (kept := checkpoints.load()):
-        pack.restore(kept[0])
+    if checkpoint and (saved := checkpoint.load()):
+        pack.restore(saved[0])
     while pack.epoch[0] < epochs:
         pack.train_epoch()
-        if checkpoints:
-            checkpoints.save(pack)
-    target_1C = None if data.target_C is None else data.target_C[None]
-    predictions_KT = pack.classify(data.target_features_TD, target_1C).cpu()
+        if checkpoint:
+            checkpoint.save(pack)
+    classify = functools.partial(pack.classify, data.target_features_TD)
+    predictions_KT = data.competing.predict_target(classify).cpu()
     division = pack.divide(data.target_features_TD)
     seconds = (time.perf_counter() - started) / len(configs)
     unseen_KGT = pack.unseen_by_lambda(data.target_features_TD)

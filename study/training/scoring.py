@@ -1,4 +1,4 @@
-"""How a configuration is scored while configurations are selected: from folds of seen classes and unlabelled images.
+"""Score configurations while they are selected: on folds of seen classes, and on unlabelled target images.
 
 Suffixes: K lanes, I source images, T target images, C classes, F folds.
 """
@@ -15,41 +15,37 @@ from study.protocol.scores import (
     seen_unseen,
     selection_score,
     summarise,
-    within_halves,
 )
 from study.protocol.trial_data import TrialData, scored_images
 from study.training.lane_result import LaneResult
 from study.training.pack import Pack
 
 
-def score(
-    pack: "Pack",
+def score_lanes(
+    pack: Pack,
     lanes: Sequence[tuple[int, int | None]],
     data: TrialData,
     criterion: Criterion,
-    results: Mapping[int, "LaneResult"],
+    results: Mapping[int, LaneResult],
 ) -> None:
-    """Append each configuration's score to its result; one of whose lanes the loss was not finite fails."""
+    """Append each configuration's score to its result; one of whose lanes the loss was not finite fails.
+
+    `lanes`: (configuration, fold) of each lane, fold None for an oracle. `results`: of the configurations to score.
+    """
     # calibrated first: predictions depend on the swept knobs
-    folds = [fold for _, fold in lanes if fold is not None]
     if data.oracle_labels_T is not None:
         everything_KT = torch.ones(len(lanes), len(data.oracle_labels_T), dtype=torch.bool)
         swept = pack.calibrate(data.target_features_TD, data.oracle_labels_T, everything_KT)
-        target_1C = None if data.target_C is None else data.target_C[None]
-        predictions_KT = pack.classify(data.target_features_TD, target_1C)
-        if data.halves:
-            classify = functools.partial(pack.classify, data.target_features_TD)
-            predictions_KT = within_halves(classify, data.oracle_labels_T, pack.seen_KC)
+        classify = functools.partial(pack.classify, data.target_features_TD)
+        predictions_KT = data.competing.predict_test(classify, data.oracle_labels_T, pack.seen_KC)
         scores = seen_unseen(predictions_KT, data.oracle_labels_T, data.seen_C)
         seen_K, unseen_K, h_K = (s.tolist() for s in scores)
     else:
+        folds = [fold for _, fold in lanes if fold is not None]
         scored_KI = torch.stack([scored_images(data, fold) for fold in folds])
         swept = pack.calibrate(data.source_features_ID, data.source_labels_I, scored_KI)
-        if data.apart:
-            classify = functools.partial(pack.classify, data.source_features_ID)
-            predictions_KI = within_halves(classify, data.source_labels_I, pack.seen_KC)
-        else:
-            predictions_KI = pack.classify(data.source_features_ID)
+        classify = functools.partial(pack.classify, data.source_features_ID)
+        predictions_KI = data.competing.predict_labelled(classify, data.source_labels_I, pack.seen_KC)
         seen_K, unseen_K, h_K = pseudo_unseen_scores(predictions_KI, folds, data)
     information = [0.0] * len(lanes)
     if pack.method.uses_target:

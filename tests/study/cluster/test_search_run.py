@@ -32,7 +32,7 @@ from study.protocol.trial_data import TrialData
 from study.search.halving import RungBoard
 from study.search.ledger import open_ledger, read_ledger
 from study.search.pack_queue import Counts, PackSearcher
-from study.training.loop import train_lanes, train_pack
+from study.training.loop import TrainingOptions, train_lanes, train_pack
 
 IDENTITY = {"benchmark": "toy", "select": "pseudo-unseen"}
 
@@ -165,7 +165,9 @@ def test_refilled_packs_train_every_configuration_once_and_as_it_would_be_alone(
     assert done.counts.pruned and done.counts.packs < 4  # four without refilling
     for c in finished:
         config = space.config(**c.params)
-        (alone,) = train_pack([config], seeds=[c.seed], data=data, epochs=4, rungs=(1, 2), criterion="h")
+        (alone,) = train_pack(
+            [config], seeds=[c.seed], data=data, options=TrainingOptions(epochs=4, rungs=(1, 2), criterion="h")
+        )
         assert c.curve == [(e, pytest.approx(s, abs=1e-5)) for e, s in alone.curve[: len(c.curve)]]
 
 

@@ -9,6 +9,8 @@ import torch
 
 from study.evaluation import final_test as evaluation
 from study.evaluation.final_test import Evaluation, Scored, average_rotations, select
+from study.evaluation.leaderboard import Entry
+from study.protocol.task import AmongTarget, WithinHalves
 from study.protocol.trial_data import TrialData
 from study.training.pack import Division
 
@@ -29,7 +31,7 @@ def evaluate(
     data = replace(data, target_features_TD=data.target_features_TD[:6], **rules)
     known = SimpleNamespace(**vars(features), clip="tiny", partial="")
     done = Evaluation(Path(), known, data, "pseudo-unseen")  # type: ignore[arg-type]
-    return done, done.score("Method", "m-0", PREDICTED_1T, DIVISION, val_score=0.5)
+    return done, done.score(Entry(method="Method", config_id="m-0", val_score=0.5), PREDICTED_1T, DIVISION)
 
 
 def test_all_classes_compete(features: SimpleNamespace, data: TrialData, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +45,7 @@ def test_all_classes_compete(features: SimpleNamespace, data: TrialData, monkeyp
 def test_base_to_novel_is_accuracy_over_images_within_each_half(
     features: SimpleNamespace, data: TrialData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done, scored = evaluate(features, data, monkeypatch, halves=True)
+    done, scored = evaluate(features, data, monkeypatch, competing=WithinHalves())
     assert scored.predictions_ST.tolist() == [[0, 0, 0, 3, 2, 7]]  # the best of the image's own half
     row = scored.row
     assert (row.test_known_micro, row.test_unknown_micro) == (0.75, 1.0)
@@ -58,12 +60,14 @@ def test_base_to_novel_is_accuracy_over_images_within_each_half(
 def test_cross_dataset_is_accuracy_over_images_among_the_targets_classes(
     features: SimpleNamespace, data: TrialData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done, _ = evaluate(features, data, monkeypatch, target_C=~SEEN_C)
+    done, _ = evaluate(features, data, monkeypatch, competing=AmongTarget(~SEEN_C))
     for zero_shot in done.zero_shot("h"):
         assert not SEEN_C[zero_shot.predictions_ST].any()
     monkeypatch.setattr(evaluation, "load_target_labels", lambda cache: torch.tensor([2, 2, 2, 7, 7, 11]))
     done = Evaluation(Path(), done.features, done.data, "pseudo-unseen")
-    row = done.score("Method", "m-0", torch.tensor([[2, 2, 7, 7, 2, 2]]), DIVISION, val_score=0.5).row
+    row = done.score(
+        Entry(method="Method", config_id="m-0", val_score=0.5), torch.tensor([[2, 2, 7, 7, 2, 2]]), DIVISION
+    ).row
     assert (row.test_known_micro, row.test_seen_mean) == (None, None)
     assert row.test_unknown_micro == row.test_h_mean == pytest.approx(0.5)  # 3 of 6 images; per class it were 0.39
 
@@ -73,7 +77,7 @@ def test_rows_are_compared_with_the_methods_own(
 ) -> None:
     done, ours = evaluate(features, data, monkeypatch)
     better = torch.tensor([[0, 0, 0, 1, 2, 0]])
-    other = done.score("Baseline", "b-0", better, DIVISION, val_score=0.4)
+    other = done.score(Entry(method="Baseline", config_id="b-0", val_score=0.4), better, DIVISION)
     rows = {s.row.method: s.row for s in select([ours, other], done, "Method")}
     assert rows["Method"].h_behind is None
     gain = rows["Method"].test_h_mean - rows["Baseline"].test_h_mean  # type: ignore[operator]

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from study.evaluation.metrics import evaluate, paired_bootstrap
-from study.protocol.scores import class_accuracy, within_halves
+from study.protocol.scores import class_accuracy
+from study.protocol.task import within_halves
 from study.protocol.trial_data import TrialData, oracle_data, trial_data
 
 # --- what a trial may see -------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ import torch
 from models.sre_clip import SREConfig
 from study.protocol.scores import mutual_information
 from study.protocol.trial_data import TrialData, oracle_data, trainable_images, trial_data
-from study.training import loop as trainer
-from study.training.loop import bfloat16_keeps_ranking, train_lanes, train_pack
+from study.training.lane_result import LaneResult
+from study.training.loop import Training, TrainingOptions, bfloat16_keeps_ranking, train_pack
 from study.training.optimiser import StackedAdamW
 from study.training.pack import Pack, pack_on_folds
 from study.training.refit import refit_pack
@@ -59,26 +59,26 @@ def test_stacked_adamw_is_torch_adamw_in_every_lane() -> None:
 def test_a_configuration_alone_and_in_a_pack_gives_the_same_result(data: TrialData, static: dict) -> None:
     configs = [replace(SMALL, **static, **knobs) for knobs in KNOBS]
     seeds = [11 * i for i in range(len(configs))]
-    together = train_pack(configs, seeds=seeds, data=data, epochs=4, rungs=[2])
+    together = train_pack(configs, seeds=seeds, data=data, options=TrainingOptions(epochs=4, rungs=(2,)))
     for config, seed, result in zip(configs, seeds, together, strict=True):
-        (alone,) = train_pack([config], seeds=[seed], data=data, epochs=4, rungs=[2])
+        (alone,) = train_pack([config], seeds=[seed], data=data, options=TrainingOptions(epochs=4, rungs=(2,)))
         close(comparable(alone), comparable(result))
         assert [e for e, _ in alone.curve] == [2, 4]
 
 
 def test_the_same_pack_twice_is_bit_identical(data: TrialData) -> None:
-    first, second = (train_pack([SMALL], seeds=[3], data=data, epochs=3) for _ in range(2))
+    first, second = (train_pack([SMALL], seeds=[3], data=data, options=TrainingOptions(epochs=3)) for _ in range(2))
     assert comparable(first[0]) == comparable(second[0])
 
 
 def test_another_seed_is_another_run(data: TrialData) -> None:
-    first, second = train_pack([SMALL, SMALL], seeds=[3, 4], data=data, epochs=3)
+    first, second = train_pack([SMALL, SMALL], seeds=[3, 4], data=data, options=TrainingOptions(epochs=3))
     assert first.score != second.score
 
 
 def test_pruned_lanes_stop_and_survivors_do_not_notice(data: TrialData) -> None:
     configs = [replace(SMALL, lr=lr) for lr in (1e-3, 3e-3, 1e-4)]
-    alone = train_pack(configs, seeds=[0, 1, 2], data=data, epochs=4, rungs=[2])
+    alone = train_pack(configs, seeds=[0, 1, 2], data=data, options=TrainingOptions(epochs=4, rungs=(2,)))
 
     def judge(epoch: int, scores: list[tuple[int, float]]) -> list[bool]:
         heard.append((epoch, [i for i, _ in scores]))
@@ -90,10 +90,9 @@ def test_pruned_lanes_stop_and_survivors_do_not_notice(data: TrialData) -> None:
         configs,
         seeds=[0, 1, 2],
         data=data,
-        epochs=4,
-        rungs=[2],
         judge=judge,
         on_epoch=lambda e, n: alive.append((e, n)),
+        options=TrainingOptions(epochs=4, rungs=(2,)),
     )
     assert heard == [(2, [0, 1, 2])]
     assert alive == [(1, 3), (2, 2), (3, 2), (4, 2)]
@@ -107,18 +106,26 @@ def test_a_lane_that_joins_a_running_pack_is_the_lane_alone(data: TrialData) -> 
     """Its own steps and schedule; those it joins do not notice."""
     first = [replace(SMALL, lr=lr) for lr in (1e-3, 3e-3, 2e-3)]
     later = [replace(SMALL, lr=4e-3, **knobs) for knobs in (dict(rho=0.3), dict(w_ent=0.2))]
-    options = dict(data=data, epochs=6, rungs=[1, 3])
-    training = train_lanes(first, seeds=[0, 1, 2], judge=lambda e, s: [i != 1 for i, _ in s], **options)
-    results = next(training)
+    options = TrainingOptions(epochs=6, rungs=(1, 3))
+    training = Training(first, seeds=[0, 1, 2], data=data, options=options, judge=lambda e, s: [i != 1 for i, _ in s])
+    results = until_some_end(training)
     assert [(i, r.state, r.epochs) for i, r in results.items()] == [(1, "pruned", 1)]
-    results |= training.send([(later[0], 7)])  # joins after the first epoch
+    training.add([later[0]], [7])  # joins after the first epoch
+    results |= until_some_end(training)
     assert {i: r.epochs for i, r in results.items()} == {1: 1, 0: 6, 2: 6}
-    results |= training.send([(later[1], 8)])  # beside one that stands at its fifth
-    for ended in training:
-        results |= ended
+    training.add([later[1]], [8])  # beside one that stands at its fifth
+    while not training.done:
+        results |= until_some_end(training)
     for i, config, seed in ((0, first[0], 0), (2, first[2], 2), (3, later[0], 7), (4, later[1], 8)):
-        (alone,) = train_pack([config], seeds=[seed], **options)
+        (alone,) = train_pack([config], seeds=[seed], data=data, options=options)
         close(comparable(results[i]), comparable(alone))
+
+
+def until_some_end(training: Training) -> dict[int, LaneResult]:
+    """Train until configurations end; return their results."""
+    while not (ended := training.advance()):
+        pass
+    return ended
 
 
 @pytest.mark.parametrize(
@@ -128,7 +135,7 @@ def test_out_of_memory_halves_the_pack_and_goes_on(
     data: TrialData, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     configs, packs = [replace(SMALL, lr=lr) for lr in (1e-3, 3e-3, 2e-3, 4e-3, 5e-3)], []
-    expected = train_pack(configs, seeds=range(5), data=data, epochs=2, rungs=[1])
+    expected = train_pack(configs, seeds=range(5), data=data, options=TrainingOptions(epochs=2, rungs=(1,)))
 
     class Small(Pack):
         def train_epoch(self) -> None:
@@ -137,14 +144,14 @@ def test_out_of_memory_halves_the_pack_and_goes_on(
                 raise error
             super().train_epoch()
 
-    monkeypatch.setattr(trainer, "Pack", Small)
-    results = train_pack(configs, seeds=range(5), data=data, epochs=2, rungs=[1])
+    monkeypatch.setattr("study.training.pack.Pack", Small)
+    results = train_pack(configs, seeds=range(5), data=data, options=TrainingOptions(epochs=2, rungs=(1,)))
     assert packs == [5, 3, 2, 2, 1, 1, 2, 2]
     for result, alone in zip(results, expected, strict=True):
         close(comparable(result), comparable(alone))
     with pytest.raises(RuntimeError, match="another"):
         monkeypatch.setattr(Small, "train_epoch", lambda self: (_ for _ in ()).throw(RuntimeError("another")))
-        train_pack(configs, seeds=range(5), data=data, epochs=2)
+        train_pack(configs, seeds=range(5), data=data, options=TrainingOptions(epochs=2))
 
 
 def test_memory_of_a_pack_grows_with_its_lanes(data: TrialData) -> None:
@@ -157,7 +164,8 @@ def test_memory_of_a_pack_grows_with_its_lanes(data: TrialData) -> None:
 def test_bfloat16_trains_to_nearly_the_same_scores(data: TrialData) -> None:
     configs = [replace(SMALL, lr=lr) for lr in (1e-3, 3e-3, 1e-2)]
     exact, coarse = (
-        train_pack(configs, seeds=[0, 1, 2], data=data, epochs=4, precision=p) for p in ("float32", "bfloat16")
+        train_pack(configs, seeds=[0, 1, 2], data=data, options=TrainingOptions(epochs=4, precision=p))
+        for p in ("float32", "bfloat16")
     )
     for a, b in zip(exact, coarse, strict=True):
         assert a.score != b.score and a.score == pytest.approx(b.score, abs=0.05)
@@ -167,34 +175,44 @@ def test_bfloat16_trains_to_nearly_the_same_scores(data: TrialData) -> None:
 
 def test_a_diverging_lane_fails_and_poisons_nothing(data: TrialData) -> None:
     configs = [SMALL, replace(SMALL, lr=1e38), replace(SMALL, w_ent=0.1)]
-    results = train_pack(configs, seeds=[0, 1, 2], data=data, epochs=3)
+    results = train_pack(configs, seeds=[0, 1, 2], data=data, options=TrainingOptions(epochs=3))
     assert [r.state for r in results] == ["complete", "failed", "complete"]
     assert results[1].score is None and results[1].error == "loss was not finite by epoch 3"
     for i in (0, 2):
-        (alone,) = train_pack([configs[i]], seeds=[i], data=data, epochs=3)
+        (alone,) = train_pack([configs[i]], seeds=[i], data=data, options=TrainingOptions(epochs=3))
         close(comparable(results[i]), comparable(alone))
 
 
 def test_when_every_lane_is_pruned_the_pack_ends(data: TrialData) -> None:
-    results = train_pack([SMALL], seeds=[0], data=data, epochs=4, rungs=[1], judge=lambda e, s: [False])
+    results = train_pack(
+        [SMALL], seeds=[0], data=data, judge=lambda e, s: [False], options=TrainingOptions(epochs=4, rungs=(1,))
+    )
     assert (results[0].state, results[0].epochs) == ("pruned", 1)
 
 
 def test_trials_do_not_change_when_labels_they_must_not_see_become_noise(features: SimpleNamespace) -> None:
-    clean = train_pack([SMALL], seeds=[0], data=trial_data(features, rotation=0, folds=3, seed=0), epochs=3)
+    clean = train_pack(
+        [SMALL], seeds=[0], data=trial_data(features, rotation=0, folds=3, seed=0), options=TrainingOptions(epochs=3)
+    )
     g = torch.Generator().manual_seed(1)
     unseen = torch.isin(features.source_labels_I, torch.tensor([2, 7, 11]))
     shuffled = torch.tensor([2, 7, 11])[torch.randint(3, (int(unseen.sum()),), generator=g)]
     features.source_labels_I = features.source_labels_I.masked_scatter(unseen, shuffled)
     features.target_labels = torch.randint(12, (120,), generator=g)
-    noisy = train_pack([SMALL], seeds=[0], data=trial_data(features, rotation=0, folds=3, seed=0), epochs=3)
+    noisy = train_pack(
+        [SMALL], seeds=[0], data=trial_data(features, rotation=0, folds=3, seed=0), options=TrainingOptions(epochs=3)
+    )
     assert comparable(clean[0]) == comparable(noisy[0])
 
 
 def test_the_oracle_scores_on_target_labels_and_nothing_else_does(features: SimpleNamespace, data: TrialData) -> None:
-    honest = train_pack([SMALL], seeds=[0], data=data, epochs=2)[0]
-    oracle = train_pack([SMALL], seeds=[0], data=oracle_data(data, features.target_labels), epochs=2)[0]
-    wrong = train_pack([SMALL], seeds=[0], data=oracle_data(data, (features.target_labels + 1) % 12), epochs=2)[0]
+    honest = train_pack([SMALL], seeds=[0], data=data, options=TrainingOptions(epochs=2))[0]
+    oracle = train_pack(
+        [SMALL], seeds=[0], data=oracle_data(data, features.target_labels), options=TrainingOptions(epochs=2)
+    )[0]
+    wrong = train_pack(
+        [SMALL], seeds=[0], data=oracle_data(data, (features.target_labels + 1) % 12), options=TrainingOptions(epochs=2)
+    )[0]
     assert oracle.score == oracle.metrics["val_h_mean"] > 0.5 > 0.2 > wrong.metrics["val_h_mean"]
     assert honest.metrics["val_h_mean"] != oracle.metrics["val_h_mean"]
 

@@ -20,7 +20,7 @@ from models.stacked import unit
 from study.evaluation import final_test as evaluation
 from study.evaluation.final_test import Evaluation
 from study.protocol.trial_data import InCache, TrialData, in_cache, trial_data
-from study.training.loop import train_pack
+from study.training.loop import TrainingOptions, train_pack
 from study.training.refit import refit_pack
 
 CONFIGS = [
@@ -66,7 +66,7 @@ def large(features: SimpleNamespace, cache: Path) -> SimpleNamespace:
 
 
 def results(config: Any, data: TrialData) -> tuple[dict[str, Any], torch.Tensor]:
-    (found,) = train_pack([config], seeds=[0], data=data, epochs=2)
+    (found,) = train_pack([config], seeds=[0], data=data, options=TrainingOptions(epochs=2))
     refitted = refit_pack([config], seeds=[0], data=data, epochs=2)
     return {k: v for k, v in asdict(found).items() if k != "train_seconds"}, refitted[0].predictions_ST
 

@@ -18,7 +18,7 @@ from models.sre_clip import SREConfig
 from study.evaluation.metrics import evaluate
 from study.protocol.trial_data import TrialData, oracle_data
 from study.training.lane_result import LaneResult
-from study.training.loop import train_pack
+from study.training.loop import TrainingOptions, train_pack
 from study.training.methods import METHODS, static_fields
 from study.training.refit import refit_pack
 
@@ -54,24 +54,26 @@ def test_a_lane_of_seven_is_the_lane_alone(data: TrialData, config: Any) -> None
     variants = [replace(config, lr=lr) if hasattr(config, "lr") else config for lr in (1e-3, 3e-3, 1e-2, 3e-4)]
     variants = [*variants, *variants[:3]]
     seeds = list(range(7))
-    together = train_pack(variants, seeds=seeds, data=data, epochs=3, rungs=[1], criterion="h")
+    together = train_pack(
+        variants, seeds=seeds, data=data, options=TrainingOptions(epochs=3, rungs=(1,), criterion="h")
+    )
     for i in (0, 2, 6):
-        (alone,) = train_pack([variants[i]], seeds=[seeds[i]], data=data, epochs=3, rungs=[1], criterion="h")
+        (alone,) = train_pack(
+            [variants[i]], seeds=[seeds[i]], data=data, options=TrainingOptions(epochs=3, rungs=(1,), criterion="h")
+        )
         assert of(together[i])["curve"] == [(e, pytest.approx(s, abs=1e-5)) for e, s in alone.curve]
         assert of(together[i])["metrics"] == pytest.approx(alone.metrics, rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=IDS)
 def test_a_pruned_neighbour_leaves_no_trace(data: TrialData, config: Any) -> None:
-    (alone,) = train_pack([config], seeds=[5], data=data, epochs=3, criterion="h")
+    (alone,) = train_pack([config], seeds=[5], data=data, options=TrainingOptions(epochs=3, criterion="h"))
     _, survivor, _ = train_pack(
         [config] * 3,
         seeds=[1, 5, 9],
         data=data,
-        epochs=3,
-        criterion="h",
-        rungs=[1],
         judge=lambda e, s: [False, True, False],
+        options=TrainingOptions(epochs=3, rungs=(1,), criterion="h"),
     )
     assert survivor.metrics == pytest.approx(alone.metrics, rel=1e-4, abs=1e-4)
 
@@ -82,8 +84,10 @@ def test_a_pruned_neighbour_leaves_no_trace(data: TrialData, config: Any) -> Non
 def test_a_diverging_lane_poisons_nothing(data: TrialData, config: Any) -> None:
     if not any(True for _ in _parameters(config, data)):
         pytest.skip("nothing is trained")
-    good, bad = train_pack([config, replace(config, lr=1e30)], seeds=[0, 1], data=data, epochs=3, criterion="h")
-    (alone,) = train_pack([config], seeds=[0], data=data, epochs=3, criterion="h")
+    good, bad = train_pack(
+        [config, replace(config, lr=1e30)], seeds=[0, 1], data=data, options=TrainingOptions(epochs=3, criterion="h")
+    )
+    (alone,) = train_pack([config], seeds=[0], data=data, options=TrainingOptions(epochs=3, criterion="h"))
     assert good.state == "complete" and good.metrics == pytest.approx(alone.metrics, rel=1e-4, abs=1e-4)
     assert bad.state == "failed"
 
@@ -96,8 +100,8 @@ def _parameters(config: Any, data: TrialData) -> Any:
 @pytest.mark.parametrize("config", CONFIGS, ids=IDS)
 def test_methods_that_may_not_use_the_target_never_do(data: TrialData, config: Any) -> None:
     noise = replace(data, target_features_TD=torch.full_like(data.target_features_TD, torch.nan))
-    (clean,) = train_pack([config], seeds=[0], data=data, epochs=2, criterion="h")
-    (noisy,) = train_pack([config], seeds=[0], data=noise, epochs=2, criterion="h")
+    (clean,) = train_pack([config], seeds=[0], data=data, options=TrainingOptions(epochs=2, criterion="h"))
+    (noisy,) = train_pack([config], seeds=[0], data=noise, options=TrainingOptions(epochs=2, criterion="h"))
     assert (of(clean) == of(noisy)) != METHODS[type(config)].uses_target
 
 
@@ -105,7 +109,7 @@ def test_methods_that_may_not_use_the_target_never_do(data: TrialData, config: A
 def test_swept_knobs_come_with_the_result_and_fit_the_configuration(
     data: TrialData, features: Any, config: Any
 ) -> None:
-    (result,) = train_pack([config], seeds=[0], data=data, epochs=2, criterion="h")
+    (result,) = train_pack([config], seeds=[0], data=data, options=TrainingOptions(epochs=2, criterion="h"))
     found = {name: result.metrics[name] for name in METHODS[type(config)].swept if name in result.metrics}
     expected = set(METHODS[type(config)].swept)
     if isinstance(config, PVAConfig) and not config.separation:
@@ -123,8 +127,13 @@ def test_swept_knobs_come_with_the_result_and_fit_the_configuration(
 
 
 def test_an_oracle_chooses_its_threshold_on_the_test_images(data: TrialData, features: Any) -> None:
-    (honest,) = train_pack([PVA], seeds=[0], data=data, epochs=2, criterion="h")
-    (oracle,) = train_pack([PVA], seeds=[0], data=oracle_data(data, features.target_labels), epochs=2, criterion="h")
+    (honest,) = train_pack([PVA], seeds=[0], data=data, options=TrainingOptions(epochs=2, criterion="h"))
+    (oracle,) = train_pack(
+        [PVA],
+        seeds=[0],
+        data=oracle_data(data, features.target_labels),
+        options=TrainingOptions(epochs=2, criterion="h"),
+    )
     assert honest.metrics["tau"] != oracle.metrics["tau"]
 
 
