@@ -1,7 +1,6 @@
 """Mistakes a user can mend, and the one way in which commands end."""
 
 import sys
-import traceback
 from collections.abc import Callable
 
 
@@ -33,9 +32,9 @@ def _user_error(message: str, option: str) -> UserError:
 
 
 def run_command(work: Callable[[], object]) -> int:
-    """Run a command and return its exit code: 0, 1 for an error of ours, 2 for a user's mistake, 130 after Ctrl-C.
+    """Run a command and return its exit code: 0 when it is done, 2 for a user's mistake, 130 after Ctrl-C.
 
-    A user's mistake is one line on standard error, an error of ours keeps its traceback.
+    A user's mistake is one line on standard error. Any other exception passes: Python then shows its traceback.
     """
     try:
         work()
@@ -45,7 +44,4 @@ def run_command(work: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except Exception:
-        traceback.print_exc()
-        return 1
     return 0

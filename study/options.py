@@ -6,14 +6,17 @@ Each block is a group of `--help`; every option is checked before any work start
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tyro.conf import OmitArgPrefixes
 
+from data_prep.errors import UserError
 
-def _check(value: Any, rule: str, *, option: str, holds: bool) -> None:
+
+def _check(value: object, rule: str, *, option: str, holds: bool) -> None:
+    """Raise `UserError` where a rule of one option does not hold."""
     if not holds:
-        raise ValueError(f"{option} must be {rule}, got {value}")
+        raise UserError(f"must be {rule}, got {value}", option=option)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +51,10 @@ class StudyOptions:
 
     def __post_init__(self) -> None:
         both = self.train_on is not None, self.test_on is not None
-        _check(self.test_on, "given together with --train-on", option="--test-on", holds=both[0] == both[1])
-        _check(self.benchmark, "left out with --train-on", option="--benchmark", holds=not (self.benchmark and both[0]))
+        _check(self.test_on, "given together with --train-on", option="test_on", holds=both[0] == both[1])
+        _check(self.benchmark, "left out with --train-on", option="benchmark", holds=not (self.benchmark and both[0]))
         _check(
-            self.rotation, "0 or more, or all", option="--rotation", holds=self.rotation == "all" or self.rotation >= 0
+            self.rotation, "0 or more, or all", option="rotation", holds=self.rotation == "all" or self.rotation >= 0
         )
 
 
@@ -78,13 +81,13 @@ class SearchOptions:
     """Seed of everything: sampler, folds, initialisations, data order."""
 
     def __post_init__(self) -> None:
-        _check(self.configs, "at least 1", option="--configs", holds=self.configs >= 1)
-        _check(self.epochs, "at least 1", option="--epochs", holds=self.epochs >= 1)
-        _check(self.seed, "0 to 2^31 - 1", option="--seed", holds=0 <= self.seed < 2**31)
+        _check(self.configs, "at least 1", option="configs", holds=self.configs >= 1)
+        _check(self.epochs, "at least 1", option="epochs", holds=self.epochs >= 1)
+        _check(self.seed, "0 to 2^31 - 1", option="seed", holds=0 <= self.seed < 2**31)
 
     @property
-    def halves(self) -> bool:
-        """Whether lanes are pruned: successive halving needs one objective."""
+    def prunes(self) -> bool:
+        """Whether configurations are pruned: successive halving needs one objective."""
         return self.pruning and self.objective == "h"
 
 
@@ -112,10 +115,10 @@ class SelectionOptions:
     winner's values."""
 
     def __post_init__(self) -> None:
-        _check(self.winner, "left out with --re-search", option="--winner", holds=not (self.re_search and self.winner))
-        _check(self.folds, "at least 2", option="--folds", holds=self.folds >= 2)
-        _check(self.seeds, "at least 1", option="--seeds", holds=self.seeds >= 1)
-        _check(self.top, "at least 1", option="--top", holds=self.top >= 1)
+        _check(self.winner, "left out with --re-search", option="winner", holds=not (self.re_search and self.winner))
+        _check(self.folds, "at least 2", option="folds", holds=self.folds >= 2)
+        _check(self.seeds, "at least 1", option="seeds", holds=self.seeds >= 1)
+        _check(self.top, "at least 1", option="top", holds=self.top >= 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,13 +151,13 @@ class ResourceOptions:
     """What the machine or cluster costs per hour, in any currency: the report then says what the study cost."""
 
     def __post_init__(self) -> None:
-        _check(self.pack, "at least 1, or auto", option="--pack", holds=self.pack == "auto" or self.pack >= 1)
-        _check(self.cpus_per_pack, "more than 0", option="--cpus-per-pack", holds=self.cpus_per_pack > 0)
-        _check(self.price, "0 or more", option="--price", holds=self.price is None or self.price >= 0)
-        _check(self.gpus_per_pack, "0 or more", option="--gpus-per-pack", holds=self.gpus_per_pack >= 0)
-        _check(self.workers_per_pack, "at least 1", option="--workers-per-pack", holds=self.workers_per_pack >= 1)
-        _check(self.refit_workers, "0 or more", option="--refit-workers", holds=self.refit_workers >= 0)
-        _check(self.checkpoint_every, "at least 1", option="--checkpoint-every", holds=self.checkpoint_every >= 1)
+        _check(self.pack, "at least 1, or auto", option="pack", holds=self.pack == "auto" or self.pack >= 1)
+        _check(self.cpus_per_pack, "more than 0", option="cpus_per_pack", holds=self.cpus_per_pack > 0)
+        _check(self.price, "0 or more", option="price", holds=self.price is None or self.price >= 0)
+        _check(self.gpus_per_pack, "0 or more", option="gpus_per_pack", holds=self.gpus_per_pack >= 0)
+        _check(self.workers_per_pack, "at least 1", option="workers_per_pack", holds=self.workers_per_pack >= 1)
+        _check(self.refit_workers, "0 or more", option="refit_workers", holds=self.refit_workers >= 0)
+        _check(self.checkpoint_every, "at least 1", option="checkpoint_every", holds=self.checkpoint_every >= 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The command line: `python study/run.py --space sre`."""
+"""Run a study: `python study/run.py --space sre`."""
 
 import os
 import sys
@@ -8,28 +8,23 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the project, not study/: its packages import by name
 
 import tyro  # noqa: E402
-from rich.console import Console  # noqa: E402
 
+from data_prep.errors import run_command  # noqa: E402
 from study.options import Options  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a study; 0 when it is done, 2 for a mistake in the options or files."""
-    console = Console()
-    try:
+    """Run a study; return 0 when it is done, 2 for a mistake in the options or files."""
+
+    def study() -> None:
         options = tyro.cli(Options, args=arguments, description=Options.__doc__)
         if not options.resources.address:
             listen_on_loopback()
         from study.pipeline.study import Study  # torch and Ray take seconds: --help does not wait for them
 
-        Study(options, console).run()
-    except ValueError as error:
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {error}", soft_wrap=True, highlight=False)
-        return 2
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted", soft_wrap=True)
-        return 130
-    return 0
+        Study(options).run()
+
+    return run_command(study)
 
 
 def listen_on_loopback() -> None:

@@ -1,26 +1,107 @@
 """Candidates: configurations to refit, and where they came from."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep import UserError
-from search_spaces import Space
+from data_prep.errors import UserError
+from models.stacked import MethodConfig
+from search_spaces import Space, Value
+from study.evaluation.leaderboard import Entry
 from study.outputs.folder import open_storage
 from study.outputs.leaderboard_files import read_leaderboard
+from study.search.records import Configuration
+from study.training.lane_result import LaneResult
 from study.training.methods import method_of
 
 
-def winner_params(study: Path, space: Space, rotation: int) -> dict[str, Any]:
-    """The configuration that a study selected (in this rotation, if it had several), without its swept knobs."""
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A configuration to refit and to score on the test split."""
+
+    config: MethodConfig
+    """The configuration, with the inference-time knobs that were found for it."""
+    entry: Entry
+    """Its name on the leaderboard, and what selection said of it."""
+    space: str
+    """Name of the search space that it belongs to: what `--rerun` needs."""
+
+
+def make_candidate(
+    space: Space,
+    params: Mapping[str, Value],
+    *,
+    method: str,
+    config_id: str,
+    score: float | None,
+    metrics: Mapping[str, float],
+    pareto: bool = False,
+    space_name: str = "",
+) -> Candidate:
+    """Return the candidate with these knobs, and with the inference-time knobs that selection found for it.
+
+    `space_name`: of the space that `--rerun` can load, where `space` is made for one variant of an ablation.
+    """
+    swept = {name: metrics[name] for name in method_of(space).swept if name in metrics}
+    config = space.config(**{**params, **swept})
+    entry = Entry(
+        method=method, config_id=config_id, val_score=score, metrics=metrics, params=asdict(config), pareto=pareto
+    )
+    return Candidate(config=config, entry=entry, space=space_name or space.name)
+
+
+def searched_candidate(space: Space, found: Configuration, *, space_name: str = "") -> Candidate:
+    """Return the candidate of a configuration that the search completed."""
+    return make_candidate(
+        space,
+        found.params,
+        method=space.method,
+        config_id=found.config_id,
+        score=found.score,
+        metrics=found.metrics,
+        pareto=found.pareto,
+        space_name=space_name,
+    )
+
+
+def given_candidate(
+    space: Space, params: Mapping[str, Value], result: LaneResult, *, method: str, config_id: str
+) -> Candidate:
+    """Return the candidate of a configuration that was not searched but scored on the folds like a searched one."""
+    return make_candidate(space, params, method=method, config_id=config_id, score=result.score, metrics=result.metrics)
+
+
+def candidate_of_row(space: Space, row: Mapping[str, Any]) -> Candidate:
+    """Return the candidate of a row of an earlier study, from its `configs/ID.json`. Raises `UserError`."""
+    try:
+        return make_candidate(
+            space,
+            row["params"],
+            method=row["method"],
+            config_id=row["config_id"],
+            score=row["val_score"],
+            metrics={name: row[name] for name in ("val_h_mean", "val_h_std")},
+            pareto=row["pareto"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"must be a row of a study of this version, got {error!r}", option="rerun") from error
+
+
+def winner_params(study: Path, space: Space, rotation: int) -> dict[str, Value]:
+    """Return the knobs that a study selected (in this rotation, if it had several), without the swept ones.
+
+    Raises `UserError`.
+    """
     of_rotation = study / f"rotation-{rotation}"
     folder = of_rotation if of_rotation.exists() else study
     try:
         rows = read_leaderboard(open_storage(str(folder.parent), folder.name))
     except FileNotFoundError:
-        raise UserError(f"--winner must be the folder of a finished study, got {study}") from None
+        raise UserError(f"must be the folder of a finished study, got {study}", option="winner") from None
     for row in rows:
         if row.selected and row.method == space.method:
             swept = method_of(space).swept
             return {k: v for k, v in json.loads(row.params).items() if k not in swept}
-    raise UserError(f"--winner must be a study of {space.method}, got {study}")
+    raise UserError(f"must be a study of {space.method}, got {study}", option="winner")

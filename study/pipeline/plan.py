@@ -3,14 +3,20 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import ray
 import torch
+from rich.console import Console
 
-from search_spaces import Ablation, Space
+from data_prep.errors import UserError
+from data_prep.feature_store import FeatureSet
+from search_spaces import Space
 from study.cluster.session import concurrent_packs
-from study.options import Options
+from study.options import ResourceOptions
+from study.outputs.provenance import Clock, DataCounts, RunRecord, command, jsonable, machine_and_versions
+from study.pipeline.spec import StudySpec
 from study.protocol.trial_data import TrialData, seen_classes, trainable_images
 from study.training.pack import Pack, pack_on_folds
 
@@ -28,7 +34,7 @@ LANES_TIMED = 4
 class Plan:
     """What a study will do in each of its rotations."""
 
-    images: Mapping[str, int]
+    data: DataCounts
     """What it has to learn from, in numbers."""
     packs: Mapping[str, int]
     """Configurations in a pack, by space."""
@@ -42,13 +48,13 @@ class Plan:
     """Training time of a rotation on processors like this machine's, baselines included."""
 
     def text(self, rotations: int, rejected: int) -> str:
-        """For the terminal; `rejected`: images that could not be read."""
-        images = self.images
+        """Return the plan for the terminal; `rejected`: images that could not be read."""
+        data = self.data
         return "\n".join(
             [
-                f"  images     {images['source_images']} labelled source images of {images['seen_classes']} seen "
-                f"classes, {images['target_images']} unlabelled target images, "
-                f"{images['unseen_classes']} unseen classes"
+                f"  images     {data.source_images} labelled source images of {data.seen_classes} seen "
+                f"classes, {data.target_images} unlabelled target images, "
+                f"{data.unseen_classes} unseen classes"
                 f"{f', {rejected} unreadable images left out' if rejected else ''}",
                 *self.work,
                 f"  rotations  {rotations}",
@@ -59,35 +65,70 @@ class Plan:
         )
 
 
-def make_plan(
-    space: Space,
-    baselines: Sequence[Space],
-    options: Options,
-    data: TrialData,
-    ablation: Ablation | None = None,
-    *,
-    again: bool = False,
-) -> Plan:
-    """The plan of a study on the Ray that is initialised; `again`: of one row that is made once more.
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A study whose features are there and whose work is planned: what all its rotations share."""
+
+    spec: StudySpec
+    """The study."""
+    cache: Path | str
+    """Folder or URI of the feature cache."""
+    features: FeatureSet
+    """The cache, read."""
+    plan: Plan
+    """What it will do."""
+    console: Console
+    """Where it says so."""
+    clock: Clock
+    """How long its stages take."""
+
+    @property
+    def title(self) -> str:
+        """What is studied, in a line."""
+        return f"{self.spec.options.study.space} on {self.features.benchmark} with {self.features.clip}"
+
+    def run_record(self, rotation: int | None = None) -> RunRecord:
+        """Return all that is needed to run the study (or the one rotation) again, and where it ran."""
+        spec, plan = self.spec, self.plan
+        return RunRecord(
+            name=spec.name if rotation is None else f"{spec.name}, rotation {rotation}",
+            command=command(),
+            reference=spec.reference,
+            criterion=spec.criterion,
+            data=plan.data,
+            concurrent=plan.at_once,
+            options=jsonable(asdict(spec.options)),
+            feature_fingerprint=self.features.fingerprint,
+            machine=machine_and_versions(),
+            packs=plan.packs,
+            megabytes_per_configuration=plan.megabytes,
+            configurations_per_minute=dict(self.clock.per_minute),
+            seconds={stage: round(seconds, 2) for stage, seconds in self.clock.seconds.items()},
+        )
+
+
+def make_plan(spec: StudySpec, data: TrialData) -> Plan:
+    """Plan a study on the Ray that is initialised. Raises `UserError`.
 
     Estimates the memory and times an epoch of every method's default configuration: what a benchmark or checkpoint
     lacks for one of them shows here, before the search starts.
     """
-    search, selection, resources = options.search, options.selection, options.resources
-    at_once = concurrent_packs(resources.cpus_per_pack, resources.gpus_per_pack, resources.workers_per_pack)
-    bytes_of = {s.name: _bytes(s, data) for s in (space, *baselines)}
-    packs = {name: _pack_size(options, bytes_, at_once) for name, bytes_ in bytes_of.items()}
-    halving = 0.5 if search.halves else 1.0
+    space, ablation, again = spec.space, spec.ablation, bool(spec.rerun)
+    search, selection, resources = spec.options.search, spec.options.selection, spec.options.resources
+    at_once = _packs_at_once(resources)
+    bytes_of = {s.name: _bytes(s, data) for s in (space, *spec.baselines)}
+    packs = {name: _pack_size(spec, bytes_, at_once) for name, bytes_ in bytes_of.items()}
+    pruned = 0.5 if search.prunes else 1.0
     variants = len(ablation.variants) if ablation else 1
 
     def training(of: Space, searches: int, refits: int) -> float:
-        configs = searches * search.configs * halving if of.knobs else 1
+        configs = searches * search.configs * pruned if of.knobs else 1
         lanes = configs * selection.folds + refits * selection.seeds
         return lanes * search.epochs * _seconds_per_epoch(of, data) / at_once
 
     refits = 1 if again else variants if ablation else selection.top
     searches = 0 if again or (ablation and not selection.re_search) else variants
-    also = "".join(f", {baseline.method}" for baseline in baselines if baseline.knobs)
+    also = "".join(f", {baseline.method}" for baseline in spec.baselines if baseline.knobs)
     searched = (
         f"{search.configs} configurations{' of each variant' if ablation else ''}"
         f"{f' each of {space.method}{also}' if also else ''} x {selection.folds} folds x {search.epochs} epochs "
@@ -95,12 +136,12 @@ def make_plan(
         f"({resources.cpus_per_pack:g} CPUs, {resources.gpus_per_pack:g} GPUs each)"
     )
     return Plan(
-        images={
-            "source_images": len(data.source_labels_I),
-            "target_images": len(data.target_features_TD),
-            "seen_classes": int(data.seen_C.sum()),
-            "unseen_classes": int((~data.seen_C).sum()),
-        },
+        data=DataCounts(
+            source_images=len(data.source_labels_I),
+            target_images=len(data.target_features_TD),
+            seen_classes=int(data.seen_C.sum()),
+            unseen_classes=int((~data.seen_C).sum()),
+        ),
         packs=packs,
         megabytes={name: round(bytes_ / 1e6, 1) for name, bytes_ in bytes_of.items()},
         at_once=at_once,
@@ -108,22 +149,39 @@ def make_plan(
             f"  search     {searched if searches else 'none: configurations are given'}",
             f"  refit      {refits} x {selection.seeds} seeds on all seen classes, then the test split once",
         ],
-        seconds=training(space, searches, refits) + sum(training(b, 1, 1) for b in baselines),
+        seconds=training(space, searches, refits) + sum(training(b, 1, 1) for b in spec.baselines),
+    )
+
+
+def _packs_at_once(resources: ResourceOptions) -> int:
+    """Return how many packs the cluster holds at once. Raises `UserError` where it holds none."""
+    if packs := concurrent_packs(resources):
+        return packs
+    have, workers = ray.cluster_resources(), resources.workers_per_pack
+    each = f"for each of {workers} workers " if workers > 1 else ""
+    raise UserError(
+        f"--cpus-per-pack and --gpus-per-pack must fit the cluster, got {resources.cpus_per_pack:g} and "
+        f"{resources.gpus_per_pack:g} {each}for {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs"
     )
 
 
 def _bytes(space: Space, data: TrialData) -> int:
-    """Memory of a configuration in training."""
-    return pack_on_folds([space.config(**space.defaults())], seeds=[0], data=data, epochs=1).bytes()
+    """Return the memory of a configuration in training. Raises `UserError` where the method cannot be built."""
+    try:
+        return pack_on_folds([space.config(**space.defaults())], seeds=[0], data=data, epochs=1).bytes()
+    except ValueError as error:  # its module refuses this benchmark or checkpoint
+        raise UserError(f"{space.method} cannot be trained on this benchmark and checkpoint: {error}") from error
 
 
-def _pack_size(options: Options, bytes_: int, at_once: int) -> int:
-    """Configurations in a pack: `--pack`, or `PACKS_PER_ACTOR`, at most `LARGEST_AUTO_PACK` and what memory holds.
+def _pack_size(spec: StudySpec, bytes_: int, at_once: int) -> int:
+    """Return the configurations in a pack: `--pack`, or what gives every actor `PACKS_PER_ACTOR` packs.
+
+    At most `LARGEST_AUTO_PACK`, and not more than memory holds.
 
     Not by a timing: the sampler learns between packs, so a noisy choice would make two runs with a seed differ.
     What the default configuration's estimate misses on other static knobs, actors mend by halving.
     """
-    resources = options.resources
+    resources = spec.options.resources
     if resources.pack != "auto":
         return resources.pack
     fitting = LARGEST_AUTO_PACK
@@ -131,11 +189,11 @@ def _pack_size(options: Options, bytes_: int, at_once: int) -> int:
         fitting = int(
             min(LARGEST_AUTO_PACK, ray.cluster_resources().get("memory", math.inf) / at_once // max(bytes_, 1))
         )
-    return max(1, min(fitting, -(-options.search.configs // (PACKS_PER_ACTOR * at_once))))
+    return max(1, min(fitting, -(-spec.options.search.configs // (PACKS_PER_ACTOR * at_once))))
 
 
 def _seconds_per_epoch(space: Space, data: TrialData) -> float:
-    """Seconds that one lane's epoch of the default configuration takes on one thread of this machine."""
+    """Return the seconds that one lane's epoch of the default configuration takes on one thread of this machine."""
     config = space.config(**space.defaults())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,24 +1,165 @@
-"""A study's options, resolved and checked before any work."""
+"""A study's options, resolved and checked before any work: what this module lets through can be run."""
 
+import functools
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 import search_spaces
-from data_prep import UserError
-from data_prep.storage import locate
+from data_prep.benchmarks import get_benchmark
+from data_prep.benchmarks.base import Benchmark
+from data_prep.benchmarks.transfer import ARROW
+from data_prep.checkpoint import find_checkpoint
+from data_prep.errors import UserError
+from data_prep.storage import Storage, locate
+from data_prep.templates import find_templates
 from search_spaces import Ablation, Space
 from study.options import Options, SearchOptions, SelectionOptions, StudyOptions
+from study.outputs.folder import open_storage, read_identity
+from study.outputs.trackers import check_tracker
+from study.pipeline.candidates import Candidate, candidate_of_row
+from study.protocol.folds import check_folds
+from study.protocol.scores import Criterion
+from study.search.halving import rung_epochs
+from study.search.records import StudyIdentity
+from study.training.loop import TrainingOptions
+from study.training.methods import method_of
 
 
-def options_of_row(options: Options) -> tuple[Options, dict[str, Any]]:
-    """The options under which a row was made, with the resources and outputs of now; and its `configs/ID.json`."""
-    assert options.study.rerun is not None  # the caller sees to it
+@dataclass(frozen=True, kw_only=True)
+class StudySpec:
+    """A study that can be run: every option resolved, every rule checked."""
+
+    options: Options
+    """The options as given; of a row that is made again, those under which it was made."""
+    name: str
+    """Name of the study and of its folder."""
+    storage: Storage
+    """The study's folder."""
+    identity: StudyIdentity
+    """The options that a resumed study must repeat."""
+    space: Space
+    """The study's own method and its knobs; of an ablation, the method that is taken apart."""
+    ablation: Ablation | None
+    """The ablation, if the study is one."""
+    baselines: tuple[Space, ...]
+    """Baselines beside the study's own method."""
+    rerun: Candidate | None
+    """The one row that is made again, if the study does nothing else."""
+    benchmark: str
+    """Benchmark, as `get_benchmark` takes it."""
+    target_images: pa.Table
+    """The target's images for small pictures in the report: key, path and data. No label."""
+    clip_path: str
+    """Folder or hub id of the checkpoint, as every node can open it."""
+    rotations: tuple[int, ...]
+    """Rotations of the unseen classes, a whole study each."""
+    criterion: Criterion
+    """What scores configurations."""
+
+    @property
+    def reference(self) -> str:
+        """Method on the leaderboard that the others are compared with: the study's own, or an ablation's full model."""
+        if self.rerun:
+            return self.rerun.entry.method
+        return self.ablation.method(next(iter(self.ablation.variants))) if self.ablation else self.space.method
+
+    @property
+    def training(self) -> TrainingOptions:
+        """How configurations are trained while they are searched; `--precision auto` is decided on the cluster."""
+        search = self.options.search
+        rungs = tuple(rung_epochs(search.epochs)) if search.prunes else ()
+        return TrainingOptions(epochs=search.epochs, rungs=rungs, criterion=self.criterion)
+
+    @property
+    def refit_seeds(self) -> list[int]:
+        """Seeds of every refit."""
+        return [self.options.search.seed * 1000 + i for i in range(self.options.selection.seeds)]
+
+
+def resolve(options: Options) -> StudySpec:
+    """Resolve a study's options and check every rule that needs no work. Raises `UserError`."""
+    row: dict[str, Any] | None = None
+    if options.study.rerun:
+        options, row = _options_of_row(options, options.study.rerun)
+    study, search, selection, output = options.study, options.search, options.selection, options.output
+    chosen = search_spaces.load(study.space)
+    ablation = chosen if isinstance(chosen, Ablation) else None
+    space = chosen.space if isinstance(chosen, Ablation) else chosen
+    criterion = selection.criterion or space.criterion
+    if criterion != "h" and not method_of(space).uses_target:
+        raise UserError(
+            f"must be h for {space.method}, which may not see target images; got {criterion}", option="criterion"
+        )
+    baselines = _baselines(search.baselines, space, is_ablation=bool(ablation))
+    _check_workers(options, [space, *baselines])
+    benchmark = f"{study.train_on}{ARROW}{study.test_on}" if study.train_on else study.benchmark or space.benchmark
+    read = get_benchmark(benchmark, study.data_root, allow_partial=study.allow_partial)
+    rotations = _rotations(study.rotation, read)
+    for rotation in rotations:
+        check_folds(selection.folds, int((~read.classes.unseen_RC[rotation]).sum()))
+    if not study.train_on:
+        options = replace(options, study=replace(study, benchmark=benchmark))
+    checkpoint = find_checkpoint(study.clip or read.default_clip)
+    if study.templates:
+        find_templates(study.templates)
+    for option, given in (("winner", selection.winner), ("re_search", selection.re_search)):
+        if given and not ablation:
+            raise UserError(f"must come with an ablation, got it with --space {study.space}", option=option)
+    if output.log:
+        check_tracker(output.log)
+    if output.resume and output.name is None:
+        raise UserError("must come with the --name of the study to continue, got none", option="resume")
+    if output.ledger:
+        from study.search.database import connect  # half a second, which a journal saves
+
+        connect(output.ledger)
+    slug = re.sub(r"[^\w.-]", "-", read.slug)
+    name = output.name or f"{chosen.name}-{slug}-{datetime.now():%Y%m%d-%H%M%S}"
+    storage = open_storage(output.storage, name)
+    identity = StudyIdentity(
+        space=chosen.name,
+        benchmark=benchmark,
+        clip=study.clip,
+        rotation=study.rotation,
+        templates=study.templates,
+        epochs=search.epochs,
+        seed=search.seed,
+        objective=search.objective,
+        select=selection.select,
+        folds=selection.folds,
+        ledger=output.ledger,
+    )
+    _check_folder(storage, identity, resume=output.resume)
+    return StudySpec(
+        options=options,
+        name=name,
+        storage=storage,
+        identity=identity,
+        space=space,
+        ablation=ablation,
+        baselines=baselines,
+        rerun=None if row is None else candidate_of_row(space, row),
+        benchmark=benchmark,
+        target_images=read.domain("target").select(["key", "path", "data"]),
+        # a node that does not see the driver's download makes its own
+        clip_path=checkpoint.identity.get("hub") or str(checkpoint.folder),
+        rotations=rotations,
+        criterion=criterion,
+    )
+
+
+def _options_of_row(options: Options, rerun: str) -> tuple[Options, dict[str, Any]]:
+    """Return the options under which a row was made, with the resources and outputs of now, and its JSON."""
     try:
-        folder, _, file = options.study.rerun.rpartition("/")
-        row = json.loads(locate(folder or ".", option="--rerun").read(file) or b"null")
+        folder, _, file = rerun.rpartition("/")
+        row = json.loads(locate(folder or ".", option="rerun").read(file) or b"null")
         of_row = {block: dict(row["options"][block]) for block in ("study", "search", "selection")}
         root, no_ablation = of_row["study"]["data_root"], {"winner": None, "re_search": False}
         study = {
@@ -26,7 +167,7 @@ def options_of_row(options: Options) -> tuple[Options, dict[str, Any]]:
             "data_root": Path(root) if root else None,
             "templates": tuple(of_row["study"]["templates"]),
             **{name: row[name] for name in ("space", "rotation")},
-            "rerun": options.study.rerun,
+            "rerun": rerun,
         }
         restored = replace(
             options,
@@ -36,38 +177,61 @@ def options_of_row(options: Options) -> tuple[Options, dict[str, Any]]:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"--rerun must be a file configs/ID.json of a study of this version, got {options.study.rerun}: {error!r}"
+            f"must be a file configs/ID.json of a study of this version, got {rerun}: {error!r}", option="rerun"
         ) from None
     return restored, row
 
 
-def baselines_of(chosen: str, space: Space, is_ablation: bool) -> list[Space]:
-    """The spaces of `--baselines`; auto: the method's, and none for an ablation. Raises `ValueError`."""
+def _rotations(rotation: int | str, benchmark: Benchmark) -> tuple[int, ...]:
+    """Return the rotations that are studied."""
+    count = benchmark.classes.unseen_RC.shape[0]
+    if rotation == "all":
+        return tuple(range(count))
+    if int(rotation) >= count:
+        raise UserError(f"must be 0 to {count - 1} or all for {benchmark.name}, got {rotation}", option="rotation")
+    return (int(rotation),)
+
+
+def _baselines(chosen: str, space: Space, *, is_ablation: bool) -> tuple[Space, ...]:
+    """Return the spaces of `--baselines`; auto: the method's, and none for an ablation."""
     if chosen == "auto":
         chosen = "none" if is_ablation else "all"
     names = {"all": space.baselines, "none": ()}.get(chosen, tuple(filter(None, chosen.split(","))))
-    loaded = [search_spaces.load(name, option="--baselines") for name in names]
-    for baseline in loaded:
+    spaces = []
+    for baseline in map(functools.partial(search_spaces.load, option="baselines"), names):
         if isinstance(baseline, Ablation):
-            raise UserError(f"--baselines must be methods' spaces, not ablations; got {baseline.name}")
-    return [s for s in loaded if isinstance(s, Space)]
+            raise UserError(f"must be methods' spaces, not ablations; got {baseline.name}", option="baselines")
+        spaces.append(baseline)
+    return tuple(spaces)
 
 
-def check_workers(options: Options, spaces: Sequence[Space]) -> None:
-    """Raise `UserError` where the workers of a pack or a refit could not share its batches, or their GPUs."""
+def _check_workers(options: Options, spaces: Sequence[Space]) -> None:
+    """Check that the workers of a pack and of a refit can share its batches, and their GPUs."""
     resources = options.resources
     gpus = resources.gpus_per_pack
     for option, workers in (
-        ("--workers-per-pack", resources.workers_per_pack),
-        ("--refit-workers", resources.refit_workers),
+        ("workers_per_pack", resources.workers_per_pack),
+        ("refit_workers", resources.refit_workers),
     ):
         for space in spaces:
             choices = next((k.choices for k in space.knobs if k.name == "batch_size" and k.choices), None)
             batches = [int(b) for b in choices or (space.config().batch_size,)]
             odd = [b for b in batches if workers and b % workers]
             if odd:
-                raise UserError(f"{option} must divide every batch size of {space.name}, got {workers} for {odd[0]}")
+                raise UserError(
+                    f"must divide every batch size of {space.name}, got {workers} for {odd[0]}", option=option
+                )
         if workers > 1 and gpus % 1:
-            raise UserError(f"{option} needs whole GPUs, got {workers} workers with --gpus-per-pack {gpus:g}")
+            raise UserError(f"needs whole GPUs, got {workers} workers with --gpus-per-pack {gpus:g}", option=option)
     if resources.workers_per_pack > 1 and options.search.refill:
-        raise UserError(f"--workers-per-pack must be 1 with --refill, got {resources.workers_per_pack}")
+        raise UserError(f"must be 1 with --refill, got {resources.workers_per_pack}", option="workers_per_pack")
+
+
+def _check_folder(storage: Storage, identity: StudyIdentity, *, resume: bool) -> None:
+    """Refuse a folder that holds a study, or, with `--resume`, another one."""
+    theirs = read_identity(storage)
+    if theirs is None:
+        return
+    if not resume:
+        raise UserError(f"must be new or --resume given: {storage.shown} already holds a study", option="name")
+    identity.require(theirs, storage.shown)

@@ -10,10 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_prep.errors import UserError
 from data_prep.feature_store import FeatureSet
 
 HELD_OUT_SHARE = 0.2
 """Share of source images per class held out where a benchmark has no validation split."""
+
+
+def check_folds(folds: int, seen_classes: int) -> None:
+    """Raise `UserError` where a fold would leave fewer than two classes on either side."""
+    if folds < 2 or seen_classes < 2 * folds or seen_classes - math.ceil(seen_classes / folds) < 2:
+        raise UserError(
+            f"must be at least 2 with two seen classes in each; got {folds} for {seen_classes}", option="folds"
+        )
 
 
 def class_folds(features: FeatureSet, seen_C: Tensor, *, folds: int, seed: int) -> Tensor:
@@ -23,8 +32,7 @@ def class_folds(features: FeatureSet, seen_C: Tensor, *, folds: int, seed: int) 
     emptiest fold that holds few of its WordNet neighbours, closest pairs first, and its relatives stay in the others.
     """
     classes = torch.nonzero(seen_C).flatten().tolist()
-    if folds < 2 or len(classes) < 2 * folds or len(classes) - math.ceil(len(classes) / folds) < 2:
-        raise ValueError(f"--folds must be at least 2 with two seen classes in each; got {folds} for {len(classes)}")
+    check_folds(folds, len(classes))
     similarity = features.graph.path_similarity_CC[classes][:, classes].fill_diagonal_(0).numpy()
     # near classes pair up (maximum weight matching), and each pair is dealt to two different folds
     order = np.random.default_rng(seed).permutation(len(classes))

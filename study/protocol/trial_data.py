@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_prep.errors import UserError
 from data_prep.feature_store import FeatureSet, mapped
 from models.sre_clip import ClassGraph
 from study.protocol.folds import class_folds, held_out
@@ -110,11 +111,12 @@ class TrialData:
 def trial_data(features: FeatureSet, *, rotation: int, folds: int, seed: int, clip_path: str = "") -> TrialData:
     """What trials may see of a benchmark in one rotation; `clip_path` is needed by methods that learn prompts.
 
-    Raises `ValueError` if the rotation does not exist or a fold would leave fewer than two classes on either side.
+    Raises `UserError` if the rotation does not exist or a fold would leave fewer than two classes on either side.
     """
     rotations = features.classes.unseen_RC.shape[0]
     if not 0 <= rotation < rotations:
-        raise ValueError(f"--rotation must be 0 to {rotations - 1} or all for {features.benchmark}, got {rotation}")
+        rule = f"must be 0 to {rotations - 1} or all for {features.benchmark}, got {rotation}"
+        raise UserError(rule, option="rotation")
     seen_C = ~features.classes.unseen_RC[rotation]
     allowed_I = seen_C[features.source_labels_I]
     labels_I, source_ID = features.source_labels_I[allowed_I], features.source.features_ID

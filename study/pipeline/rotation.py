@@ -1,0 +1,121 @@
+"""One rotation of a study: candidates, their refits, the test split once, export."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import ray
+
+from data_prep.feature_store import read_manifest
+from data_prep.storage import Storage
+from study.cluster.refit_run import refit
+from study.cluster.session import single_node
+from study.evaluation.final_test import Evaluation, Scored, select, with_test_labels
+from study.evaluation.leaderboard_text import to_terminal
+from study.outputs.adapter import make_adapter
+from study.outputs.adapter_files import write_adapter
+from study.outputs.leaderboard_files import write_config, write_leaderboard, write_run
+from study.outputs.prediction_tables import write_analysis
+from study.outputs.provenance import RefitRecord
+from study.pipeline.candidates import Candidate
+from study.pipeline.plan import Prepared
+from study.pipeline.search_stage import SearchStage
+from study.protocol.trial_data import InCache, TrialData, in_cache
+from study.reporting.report import write_report
+from study.training.refit import Refit
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotationResult:
+    """One rotation, done."""
+
+    evaluation: Evaluation
+    """Its test split."""
+    scored: list[Scored]
+    """Its rows, ranked, with the predictions behind them."""
+    interrupted: bool
+    """Whether Ctrl-C ended its search."""
+
+
+def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Storage) -> RotationResult:
+    """Run one rotation's study: find candidates, refit them, score the test split once, write its files."""
+    spec, clock = study.spec, study.clock
+    selection, own_folder = spec.options.selection, storage is not spec.storage
+    if selection.select == "oracle":
+        data = with_test_labels(data, study.cache)
+    arrays = ray.put(data.to_arrays() | _in_cache(study, data))
+    with clock.stage("search"):
+        candidates = SearchStage(study, rotation, arrays, storage).run()
+    with clock.stage("refit"):
+        refits = refit(
+            [candidate.config for candidate in candidates.found],
+            seeds=spec.refit_seeds,
+            arrays=arrays,
+            epochs=spec.options.search.epochs,
+            resources=spec.options.resources,
+            storage=storage,
+        )
+    evaluation = Evaluation(study.cache, study.features, data, selection.select)
+    record = RefitRecord(
+        seeds=spec.refit_seeds, rotation=rotation, epochs=spec.options.search.epochs, run=study.run_record()
+    )
+    scored = evaluation.zero_shot(spec.criterion)
+    trained: dict[str, tuple[Candidate, Refit]] = {}
+    for candidate, done in zip(candidates.found, refits, strict=True):
+        entry = candidate.entry
+        if done.diverged:
+            study.console.print(f"{entry.config_id} diverged in its refit and is left out", soft_wrap=True)
+            continue
+        scored.append(
+            evaluation.score(
+                entry,
+                done.predictions_ST,
+                done.division,
+                train_seconds=done.train_seconds,
+                unseen_GT=done.unseen_GT,
+            )
+        )
+        trained[entry.config_id] = candidate, done
+        write_config(storage, scored[-1].row, entry.params, candidate.space, record)
+    scored = select(scored, evaluation, spec.reference)
+    with clock.stage("export"):
+        _export(study, storage, scored, trained, evaluation, record)
+    write_analysis(storage, evaluation, scored, spec.reference, spec.target_images)
+    if own_folder:
+        rows = [s.row for s in scored]
+        write_leaderboard(storage, rows)
+        write_run(storage, study.run_record(rotation))
+        write_report(storage)
+        study.console.print(to_terminal(rows))
+    return RotationResult(evaluation=evaluation, scored=scored, interrupted=candidates.interrupted)
+
+
+def _in_cache(study: Prepared, data: TrialData) -> dict[str, InCache]:
+    """Return what nodes map for themselves of large features: where all of them see the cache, or one is alone."""
+    cache = str(study.cache)
+    shared = "://" in cache or single_node(study.spec.options.resources)
+    return in_cache(data, study.features, cache) if shared else {}
+
+
+def _export(
+    study: Prepared,
+    storage: Storage,
+    scored: Sequence[Scored],
+    trained: Mapping[str, tuple[Candidate, Refit]],
+    evaluation: Evaluation,
+    record: RefitRecord,
+) -> None:
+    """Write every refitted row's adapter, of its first seed, into adapters/<rank>."""
+    storage.clear("adapters")  # an earlier run of the study may have ranked otherwise
+    clip = read_manifest(study.cache)["inputs"]["checkpoint"]
+    for of_row in scored:
+        if of_row.row.config_id not in trained:
+            continue
+        candidate, done = trained[of_row.row.config_id]
+        write_adapter(
+            storage,
+            f"adapters/{of_row.row.rank}",
+            make_adapter(candidate.config, record.seeds[0], done.weights, evaluation.data, study.features, clip),
+            row=of_row.row,
+            metrics=evaluation.metrics(of_row.predictions_ST[:1])[0],
+            record=record,
+        )

@@ -1,0 +1,192 @@
+"""A rotation's candidates: searched, given, or taken apart in an ablation."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from data_prep.storage import Storage, pull, push
+from search_spaces import Ablation, Space, Value
+from study.cluster.jobs import Search
+from study.cluster.search_run import run_searches
+from study.cluster.tasks import choose_precision, score_on_folds
+from study.outputs.trackers import log_configurations
+from study.pipeline.candidates import Candidate, given_candidate, searched_candidate, winner_params
+from study.pipeline.plan import Prepared
+from study.reporting.report import RunningReport
+from study.search.ledger import JOURNAL, Ledger, open_ledger
+from study.search.pack_queue import PackQueue
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """Configurations to refit."""
+
+    found: tuple[Candidate, ...]
+    """The study's own first, then each baseline's."""
+    interrupted: bool
+    """Whether Ctrl-C ended their search."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wanted:
+    """One space whose best configurations are wanted."""
+
+    space: Space
+    """Its knobs; none where there is just one configuration."""
+    storage: Storage
+    """Folder of its ledger."""
+    top: int
+    """Configurations that are refitted."""
+    space_name: str = ""
+    """Name of the space that `--rerun` can load, of a variant of an ablation."""
+
+
+class SearchStage:
+    """Finds the candidates of one rotation."""
+
+    def __init__(self, study: Prepared, rotation: int, arrays: ray.ObjectRef, storage: Storage) -> None:
+        """`arrays`: reference to `TrialData.to_arrays()`; `storage`: the rotation's folder."""
+        self.study, self.spec, self.options = study, study.spec, study.spec.options
+        self.rotation, self.arrays, self.storage = rotation, arrays, storage
+
+    def run(self) -> Candidates:
+        """Return the method's best configurations or the ablation's variants, and each baseline's best."""
+        given, wanted = self._requested()
+        searched, interrupted = [w for w in wanted if w.space.knobs], False
+        found: list[Candidate] = []
+        if searched:
+            found, interrupted = self._search(searched)
+        for of_space in wanted:
+            if not of_space.space.knobs and not interrupted:
+                found += self._on_folds(of_space.space, {of_space.space.method: {}})
+        return Candidates(found=(*given, *found), interrupted=interrupted)
+
+    def _requested(self) -> tuple[list[Candidate], list[_Wanted]]:
+        """Return the candidates that need no search, and the spaces whose best ones are wanted."""
+        spec, given, wanted = self.spec, list[Candidate](), list[_Wanted]()
+        if spec.rerun:
+            given = [spec.rerun]
+        elif spec.ablation and self.options.selection.re_search:
+            for space in map(spec.ablation.researched, spec.ablation.variants):
+                folder = self.storage / "variants" / space.name
+                wanted.append(_Wanted(space=space, storage=folder, top=1, space_name=spec.space.name))
+        elif spec.ablation:
+            given = self._variants(spec.ablation)
+        else:
+            wanted = [_Wanted(space=spec.space, storage=self.storage, top=self.options.selection.top)]
+        baselines = self.storage / "baselines"
+        return given, wanted + [_Wanted(space=b, storage=baselines / b.name, top=1) for b in spec.baselines]
+
+    def _variants(self, ablation: Ablation) -> list[Candidate]:
+        """Return an ablation's variants: the winner's (or the space's default) knobs, each variant's own on top."""
+        space, params = self.spec.space, self.spec.space.defaults()
+        if self.options.selection.winner:
+            params = winner_params(self.options.selection.winner, space, self.rotation)
+        of_method = {ablation.method(name): {**params, **changes} for name, changes in ablation.variants.items()}
+        return self._on_folds(space, of_method, prefix=ablation.name, digits=1)
+
+    def _on_folds(
+        self, space: Space, of_method: Mapping[str, Mapping[str, Value]], *, prefix: str = "", digits: int = 4
+    ) -> list[Candidate]:
+        """Score given knobs, by their name on the leaderboard, like searched ones; leave out those that diverge."""
+        configs = [space.config(**params) for params in of_method.values()]
+        results = score_on_folds(
+            configs,
+            seed=self.options.search.seed,
+            arrays=self.arrays,
+            training=self.spec.training,
+            resources=self.options.resources,
+        )
+        return [
+            given_candidate(space, params, result, method=method, config_id=f"{prefix or space.name}-{i:0{digits}d}")
+            for i, ((method, params), result) in enumerate(zip(of_method.items(), results, strict=True))
+            if result.state == "complete"
+        ]
+
+    def _search(self, wanted: Sequence[_Wanted]) -> tuple[list[Candidate], bool]:
+        """Search spaces, or the rest of them; return each one's best configurations, and whether Ctrl-C ended it."""
+        spec, search, packs = self.spec, self.options.search, self.study.plan.packs
+        with ExitStack() as stack:
+            ledgers = [stack.enter_context(self._open_ledger(of_space)) for of_space in wanted]
+            finished = [{c.index for c in ledger.finished()} for ledger in ledgers]
+            searches = [
+                Search(
+                    queue=PackQueue(
+                        ledger,
+                        of_space.space,
+                        configs=search.configs,
+                        pack=packs.get(of_space.space.name, packs[spec.space.name]),  # a variant's is its space's
+                        sampler=search.sampler,
+                        seed=search.seed,
+                    ),
+                    training=choose_precision(of_space.space, spec.training, self.options.resources, self.arrays),
+                    mirror=None if of_space.storage.is_local or ledger.url else of_space.storage,
+                )
+                for of_space, ledger in zip(wanted, ledgers, strict=True)
+            ]
+            first = wanted[0].storage
+            outcomes = run_searches(
+                searches,
+                self.arrays,
+                resources=self.options.resources,
+                refill=search.refill,
+                checkpoints=first,
+                console=self.study.console,
+                report=RunningReport(first, ledgers[0]) if first.is_local else None,
+            )
+            candidates = []
+            for of_space, ledger, outcome, before in zip(wanted, ledgers, outcomes, finished, strict=True):
+                if ledger.url:
+                    _keep_journal(ledger, of_space.storage)
+                found = ledger.best(of_space.top)
+                candidates += [searched_candidate(of_space.space, c, space_name=of_space.space_name) for c in found]
+                if self.options.output.log:
+                    new = [c for c in ledger.finished() if c.index not in before]
+                    log_configurations(self.options.output.log, new, study=spec.name, folder=ledger.folder)
+                self.study.clock.count(of_space.space.name, outcome.trained, outcome.seconds)
+        return candidates, any(outcome.interrupted for outcome in outcomes)
+
+    def _open_ledger(self, of_space: _Wanted) -> Ledger:
+        """Open a space's ledger: a new one, or the one that is there if `--resume` was given."""
+        search, output, storage = self.options.search, self.options.output, of_space.storage
+        identity = self.spec.identity.of_search(
+            benchmark=self.study.features.benchmark,
+            clip=self.study.features.clip,
+            fingerprint=self.study.features.fingerprint,
+            rotation=self.rotation,
+            pruning=search.pruning,
+            sampler=search.sampler,
+            criterion=self.spec.criterion,
+            precision=self.options.resources.precision,
+        )
+        return open_ledger(
+            self._ledger_folder(storage),
+            space=of_space.space,
+            objective=search.objective,
+            identity=identity,
+            resume=output.resume,
+            url=output.ledger,
+            name=self.spec.name + storage.root.removeprefix(self.spec.storage.root),
+        )
+
+    def _ledger_folder(self, storage: Storage) -> Path:
+        """Return where a ledger's journal is, which Optuna needs as a local file.
+
+        It lies beside the outputs, or, where they are behind a URI, in the cache, and is copied to them.
+        """
+        if storage.is_local:
+            return Path(storage.root)
+        cache = self.options.output.cache
+        folder = Path(".cache" if "://" in cache else cache) / "ledgers" / storage.root
+        pull(storage, folder / JOURNAL)
+        return folder
+
+
+def _keep_journal(ledger: Ledger, storage: Storage) -> None:
+    """Write a journal of a search in a database, for the report and for whoever has the study's folder only."""
+    journal = ledger.write_journal()
+    if not storage.is_local:
+        push(storage, journal)
