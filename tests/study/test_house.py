@@ -1,4 +1,4 @@
-"""The walls of the house: who may import whom, over all imports (those for type checkers and those in functions, too)."""
+"""The walls of the house: who may import whom, over all imports, also those for type checkers and in functions."""
 
 import ast
 import functools
@@ -22,7 +22,7 @@ FLOORS = (
     ("protocol", "search_spaces", "options"),
     ("models", "data_prep"),
 )
-"""From the top floor down: a module imports its own room and floors below it. Rooms of one floor do not know each other.
+"""From the top floor down: a module imports its own room and floors below. Rooms of one floor do not know each other.
 
 `commands` are the doors: the files directly in study/, but for `options`, which has only field names and rules.
 """
