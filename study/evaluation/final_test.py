@@ -54,7 +54,7 @@ class Scored:
 
 
 class Evaluation:
-    """Scores predictions on one rotation's test split."""
+    """The test split of one rotation, on which predictions are scored."""
 
     def __init__(self, cache: Path | str, features: FeatureSet, data: TrialData, select: str) -> None:
         self.labels_T = load_target_labels(cache)
@@ -78,7 +78,7 @@ class Evaluation:
         return self.data.competing.predict_test(classify, self.labels_T, self.data.seen_C[None])
 
     def zero_shot(self, criterion: Criterion) -> list[Scored]:
-        """Zero-shot CLIP by the text of its prototypes, on the same test images and selection folds as every row."""
+        """Score zero-shot CLIP by the text of its prototypes, on the test images and folds of every other row."""
         return [self._zero_shot(text, prototypes_CD, criterion) for text, prototypes_CD in self.prototypes.items()]
 
     def _zero_shot(self, text: str, prototypes_CD: Tensor, criterion: Criterion) -> Scored:
@@ -148,7 +148,7 @@ class Evaluation:
         return Scored(row=row, predictions_ST=predictions_ST, division=division, curves=curves, unseen_GT=unseen_GT)
 
     def _curves(self, division: Division) -> list[Curve]:
-        """The seen-unseen curve of every seed; none where all images are of one kind."""
+        """Return the seen-unseen curve of every seed; none where all images are of one kind."""
         labels_T, seen_C = self.labels_T, self.data.seen_C
         if len(seen_C[labels_T].unique()) < 2:
             return []
@@ -165,7 +165,7 @@ def _nearest(features_ID: Tensor, prototypes_CD: Tensor, among_KC: Tensor | None
 
 
 def _over_thresholds(curves: Sequence[Curve]) -> dict[str, float]:
-    """Means over seeds of what does not depend on the chosen threshold; nothing where there is none to choose."""
+    """Return means over seeds of metrics that no chosen threshold changes; none where no threshold decides."""
     if not curves:
         return {}
     return {
@@ -177,12 +177,12 @@ def _over_thresholds(curves: Sequence[Curve]) -> dict[str, float]:
 
 
 def with_test_labels(data: TrialData, cache: Path | str) -> TrialData:
-    """Trial data of an oracle study: with the test labels."""
+    """Return the trial data of an oracle study: with the test labels."""
     return oracle_data(data, load_target_labels(cache))
 
 
 def average_rotations(rotations: Sequence[tuple[Evaluation, Sequence[Scored]]], reference: str) -> list[Row]:
-    """One row per method: the mean over rotations of the row that each rotation selected (see `select`).
+    """Return one row per method: the mean over rotations of the row that each rotation selected (see `select`).
 
     The intervals come from resampling the images jointly for all rotations, which share them.
     """
@@ -211,7 +211,7 @@ def average_rotations(rotations: Sequence[tuple[Evaluation, Sequence[Scored]]], 
 
 
 def select(scored: Sequence[Scored], evaluation: Evaluation, reference: str) -> list[Scored]:
-    """The same rows, ranked, every method's selected one marked, and compared with the selected one of `reference`."""
+    """Rank rows, mark every method's selected row, and compare all rows with the selected one of `reference`."""
     by_id = {(s.row.method, s.row.config_id): s for s in scored}
     ranked = [replace(by_id[row.method, row.config_id], row=row) for row in rank_rows([s.row for s in scored])]
     best = next((s for s in ranked if s.row.selected and s.row.method == reference), None)
@@ -221,7 +221,7 @@ def select(scored: Sequence[Scored], evaluation: Evaluation, reference: str) -> 
 
 
 def _behind(evaluations: Sequence[Evaluation], best: Sequence[Scored], other: Sequence[Scored]) -> dict[str, Any]:
-    """How far `other` lies behind `best`, one of each per rotation."""
+    """Return how far `other` lies behind `best`, one row of each per rotation."""
     values = _compare(evaluations, [s.predictions_ST for s in best], [s.predictions_ST for s in other])
     return dict(zip(("h_behind", "h_behind_lo", "h_behind_hi"), values, strict=True))
 

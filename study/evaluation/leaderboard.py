@@ -110,7 +110,7 @@ SCHEMA = pa.schema([(f.name, _ARROW[f.type]) for f in fields(Row)])
 
 
 def mean_over_seeds(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """A row's test columns from `protocol.evaluate`'s metrics of every seed."""
+    """Return a row's test columns from the metrics of every seed (see `metrics.evaluate`)."""
     mean = {name: statistics.fmean(s[name] for s in seeds) for name in seeds[0]}
     h = mean.pop("test_h")
     return {
@@ -122,7 +122,7 @@ def mean_over_seeds(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def rank_rows(rows: Sequence[Row]) -> list[Row]:
-    """Rows by mean test H, best first, with their ranks and every method's selected row."""
+    """Rank rows by mean test H, best first, and mark every method's selected row."""
 
     def key(value: float | None) -> float:
         return -math.inf if value is None else value

@@ -14,7 +14,7 @@ from study.protocol.scores import joint_accuracy, seen_unseen
 
 
 def evaluate(predictions_LT: Tensor, labels_T: Tensor, seen_C: Tensor) -> list[dict[str, float]]:
-    """Test metrics of every lane's predicted classes: known/unknown/all micro accuracy, S, U per class, and H.
+    """Return test metrics of every lane's predictions: known, unknown, all micro accuracy, S and U per class, and H.
 
     What has no image is NaN; where all images are of seen or all of unseen classes, H is the mean accuracy of those.
     """
@@ -35,7 +35,7 @@ def evaluate(predictions_LT: Tensor, labels_T: Tensor, seen_C: Tensor) -> list[d
 def paired_bootstrap(
     tests: Sequence[tuple[Tensor, Tensor, Tensor]], labels_T: Tensor, *, samples: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Mean H difference to a baseline and its 95 % interval over test images.
+    """Return the mean H difference to a baseline and its 95 % interval over test images.
 
     `tests`: for every rotation, the predictions of the method and of the baseline, (seeds, T) each, and seen_C (C,).
     One resample draws the same images for both methods, all seeds and all rotations: it is the images that are a
@@ -62,7 +62,7 @@ def paired_bootstrap(
 
 
 def _h_gains(tests: Sequence[tuple[Tensor, Tensor, Tensor]], labels_G: Tensor, weights_SG: Tensor) -> Tensor:
-    """H difference (S,) under each row of weights of kinds of images, mean over seeds and then over rotations.
+    """Return the H difference (S,) under each row of weights of kinds of images, mean over seeds, then rotations.
 
     `tests`: as in `paired_bootstrap`, but 1.0 where a prediction is right, (seeds, G).
     """

@@ -40,7 +40,7 @@ class Published:
     """Their harmonic mean."""
 
     def row(self) -> Row:
-        """As a row of the leaderboard."""
+        """Return the result as a row of the leaderboard."""
         known, unknown, h = (None if v is None else v / 100 for v in (self.seen, self.unseen, self.h))
         return Row(
             method=self.method,
@@ -87,5 +87,5 @@ ON_BENCHMARK: dict[str, tuple[Published, ...]] = {
 
 
 def published_rows(benchmark: str) -> list[Row]:
-    """What was published on a benchmark, its name with or without options; rows without rank."""
+    """Return published results on a benchmark (its name with or without options), as rows without rank."""
     return [result.row() for result in ON_BENCHMARK.get(benchmark.partition(":")[0], ())]

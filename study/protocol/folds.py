@@ -26,7 +26,7 @@ def check_folds(folds: int, seen_classes: int) -> None:
 
 
 def class_folds(features: FeatureSet, seen_C: Tensor, *, folds: int, seed: int) -> Tensor:
-    """Fold (C,) int64 of every seen class, -1 for unseen ones; the folds' sizes differ by at most one.
+    """Return the fold (C,) int64 of every seen class, -1 for unseen ones; sizes of folds differ by at most one.
 
     Every unseen class is related to some seen ones, so pseudo-unseen classes have to be, too: each class goes to the
     emptiest fold that holds few of its WordNet neighbours, closest pairs first, and its relatives stay in the others.
@@ -51,7 +51,7 @@ def class_folds(features: FeatureSet, seen_C: Tensor, *, folds: int, seed: int) 
 
 
 def held_out(split_I: Tensor, labels_I: Tensor, seed: int) -> Tensor:
-    """The validation split, or a seeded share of every class where there is none."""
+    """Return (I,) bool: the validation split, or a seeded share of every class where a benchmark has none."""
     if (split_I == 1).any():
         return split_I == 1
     rank_I = torch.rand(len(labels_I), generator=torch.Generator().manual_seed(seed))

@@ -21,14 +21,16 @@ MUTUAL_INFORMATION_WEIGHT = 0.15
 
 
 def class_accuracy(predictions_LT: Tensor, labels_T: Tensor, num_classes: int) -> Tensor:
-    """Accuracy per class (L, C), NaN for classes without images."""
+    """Return the accuracy per class (L, C), NaN for classes without images."""
     count_C = torch.bincount(labels_T, minlength=num_classes)
     sums_LC = torch.zeros(predictions_LT.shape[0], num_classes, device=labels_T.device)
     return sums_LC.index_add_(1, labels_T, (predictions_LT == labels_T).float()) / count_C  # 0 / 0 = NaN
 
 
 def seen_unseen(predictions_LT: Tensor, labels_T: Tensor, seen_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """S, U (mean per-class accuracies over seen and unseen classes that have images, 0 where none has) and H, (L,)."""
+    """Return S, U and H, (L,) each.
+
+    S and U are mean per-class accuracies over the seen and unseen classes that have images, 0 where none has."""
     accuracy_LC = class_accuracy(predictions_LT, labels_T, len(seen_C))
     seen_L = accuracy_LC[:, seen_C].nanmean(1).nan_to_num()
     unseen_L = accuracy_LC[:, ~seen_C].nanmean(1).nan_to_num()
@@ -36,7 +38,7 @@ def seen_unseen(predictions_LT: Tensor, labels_T: Tensor, seen_C: Tensor) -> tup
 
 
 def joint_accuracy(seen: Tensor, unseen: Tensor, known_T: Tensor) -> Tensor:
-    """H of the accuracies on seen and unseen classes; the accuracy there is where all images are of one kind."""
+    """Return H of the accuracies on seen and unseen classes; where all images are of one kind, their accuracy."""
     if known_T.all():
         return seen
     return harmonic_mean(seen, unseen) if known_T.any() else unseen
@@ -48,7 +50,9 @@ Criterion = Literal["h+mi", "h", "mi"]
 def pseudo_unseen_scores(
     predictions_KI: Tensor, folds: Sequence[int], data: TrialData
 ) -> tuple[list[float], list[float], list[float]]:
-    """S, U and H of each lane in its fold: held-out images of its seen classes, all images of its fold's classes."""
+    """Return S, U and H of each lane in its fold.
+
+    S is measured on held-out images of the lane's seen classes, U on all images of its fold's classes."""
     seen: list[Tensor] = []
     unseen: list[Tensor] = []
     h: list[Tensor] = []
@@ -65,7 +69,7 @@ def pseudo_unseen_scores(
 
 
 def mutual_information(logits: Iterable[Tensor]) -> Tensor:
-    """How much predictions tell about unlabelled images, (K,) in [0, 1], from logits (K, chunk, C), chunk by chunk.
+    """Return the mutual information (K,) in [0, 1] of images and predictions, from logits (K, chunk, C).
 
     Entropy of the mean prediction minus mean entropy of the predictions, over its maximum log C. Needs no label.
     """
@@ -86,7 +90,7 @@ def mutual_information(logits: Iterable[Tensor]) -> Tensor:
 def summarise(
     seen: Sequence[float], unseen: Sequence[float], h: Sequence[float], information: Sequence[float]
 ) -> dict[str, float]:
-    """A configuration's selection metrics from those of its folds."""
+    """Return a configuration's selection metrics from those of its folds."""
     h_F = torch.tensor(h)
     return {
         "val_h_mean": float(h_F.mean()),
@@ -98,6 +102,6 @@ def summarise(
 
 
 def selection_score(metrics: dict[str, float], criterion: Criterion) -> float:
-    """What the search maximises: H of the pseudo-unseen folds, the target's mutual information, or their sum."""
+    """Return the score that the search maximises: H of the folds, the target's mutual information, or their sum."""
     h, information = metrics["val_h_mean"], metrics["target_mi"]
     return {"h": h, "mi": information, "h+mi": h + MUTUAL_INFORMATION_WEIGHT * information}[criterion]

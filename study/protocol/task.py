@@ -75,7 +75,7 @@ class AllClasses(CompetingClasses):
 
 
 class _Apart(CompetingClasses):
-    """Seen and unseen classes never compete for an image. Accuracy is over images, as these protocols publish it."""
+    """Seen and unseen classes never compete for an image. Accuracy is over images, as published."""
 
     thresholded: ClassVar[bool] = False
 

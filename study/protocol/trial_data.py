@@ -1,4 +1,4 @@
-"""What selection may look at, how it is scored, and how the final test is scored.
+"""What trials may see: the wall in front of target labels and of labels of unseen classes.
 
 A trial receives `TrialData` and nothing else. It is built without target labels and without a single image or label
 of an unseen class, so the code that trains and scores trials cannot reach them. Folds of the *seen* classes play the
@@ -26,7 +26,7 @@ Select = Literal["pseudo-unseen", "oracle"]
 
 @dataclass(frozen=True, kw_only=True)
 class InCache:
-    """Stands for features that every node maps for itself: float16, once for all processes there."""
+    """A stand-in for features that every node maps for itself: float16, once for all processes there."""
 
     cache: str
     """Folder or URI of the feature cache, which all nodes see."""
@@ -36,7 +36,7 @@ class InCache:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialData:
-    """All that the code which trains and scores trials can see."""
+    """Everything that the code which trains and scores trials can see."""
 
     source_features_ID: Tensor
     """Labelled source images of SEEN classes only, L2-normalised: float32, or float16 as stored (see `unit`)."""
@@ -77,7 +77,7 @@ class TrialData:
 
     @property
     def graph(self) -> ClassGraph:
-        """The text side, as the models take it."""
+        """Return the text side, as the models take it."""
         return ClassGraph(
             name_features_CD=self.name_features_CD,
             node_features_ND=self.node_features_ND,
@@ -87,7 +87,7 @@ class TrialData:
         )
 
     def to_arrays(self) -> dict[str, Any]:
-        """Numpy arrays and scalars: what Ray's object store shares between actors without copies.
+        """Return numpy arrays and scalars, which Ray's object store shares between actors without copies.
 
         `in_cache` says what may take the place of large ones.
         """
@@ -96,20 +96,22 @@ class TrialData:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> "TrialData":
-        """The inverse of `to_arrays`; tensors share the (read-only) arrays' memory."""
+        """Return trial data from `to_arrays`; tensors share the (read-only) arrays' memory."""
         arrays = {k: mapped(v.cache, v.name) if isinstance(v, InCache) else v for k, v in arrays.items()}
         values: dict[str, Any] = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in arrays.items()}
         return cls(**values)
 
     def to(self, device: torch.device | str) -> "TrialData":
-        """The same data on a device."""
+        """Return the same data on a device."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         values = {k: v.to(device) if isinstance(v, Tensor | CompetingClasses) else v for k, v in values.items()}
         return TrialData(**values)
 
 
 def trial_data(features: FeatureSet, *, rotation: int, folds: int, seed: int, clip_path: str = "") -> TrialData:
-    """What trials may see of a benchmark in one rotation; `clip_path` is needed by methods that learn prompts.
+    """Return the part of a benchmark that trials may see in one rotation.
+
+    `clip_path`: folder or hub id of the checkpoint, for methods that learn prompts.
 
     Raises `UserError` if the rotation does not exist or a fold would leave fewer than two classes on either side.
     """
@@ -141,7 +143,7 @@ def trial_data(features: FeatureSet, *, rotation: int, folds: int, seed: int, cl
 
 
 def in_cache(data: TrialData, features: FeatureSet, cache: str) -> dict[str, InCache]:
-    """What takes the place of mapped features in `data.to_arrays()`, where all nodes see the cache.
+    """Return the stand-ins for mapped features in `data.to_arrays()`, where all nodes see the cache.
 
     Only of tables without images of unseen classes: what a trial maps it can look at.
     """
@@ -154,22 +156,22 @@ def in_cache(data: TrialData, features: FeatureSet, cache: str) -> dict[str, InC
 
 
 def oracle_data(data: TrialData, target_labels_T: Tensor) -> TrialData:
-    """Trial data that also holds the test labels: an upper bound, never a result."""
+    """Return trial data that also hold the test labels: for an upper bound, never for a result."""
     return replace(data, oracle_labels_T=target_labels_T)
 
 
 def seen_classes(data: TrialData, fold: int | None) -> Tensor:
-    """Bool (C,): the classes a lane may know of; those of its fold play unseen ones."""
+    """Return (C,) bool: the classes that a lane may know of; the classes of its fold play unseen ones."""
     return data.seen_C if fold is None else data.seen_C & (data.fold_C != fold)
 
 
 def trainable_images(data: TrialData, fold: int | None) -> Tensor:
-    """Bool (I,): the source images a lane may train on. Without a fold (refits, the oracle) all of them."""
+    """Return (I,) bool: the source images that a lane may train on; without a fold (refits, the oracle) all of them."""
     if fold is None:
         return torch.ones_like(data.held_out_I)
     return seen_classes(data, fold)[data.source_labels_I] & ~data.held_out_I
 
 
 def scored_images(data: TrialData, fold: int) -> Tensor:
-    """Bool (I,): held-out images of a fold's seen classes and all images of its pseudo-unseen ones."""
+    """Return (I,) bool: held-out images of a fold's seen classes and all images of its pseudo-unseen classes."""
     return data.held_out_I | (data.fold_C == fold)[data.source_labels_I]

@@ -51,7 +51,7 @@ def _sre(configs: Sequence[Any], seeds: Sequence[int], seen_KC: Tensor, _: Tenso
 
 
 def _on_texts(module: Callable[..., Any]) -> Build:
-    """Methods that need class texts beside the labelled images."""
+    """Return a builder for methods that need class texts beside the labelled images."""
 
     def build(configs: Sequence[Any], seeds: Sequence[int], seen_KC: Tensor, _: Tensor, data: TrialData) -> Any:
         return module(configs, seeds=seeds, base_KC=seen_KC, texts=_texts(data, configs[0]))
@@ -84,7 +84,7 @@ def _texts(data: TrialData, config: Any) -> ClassTexts:
 
 @lru_cache(maxsize=1)
 def _text_encoder(clip_path: str) -> FrozenTextEncoder:
-    """One for all packs of a process: it is frozen."""
+    """Return the text encoder, one for all packs of a process: it is frozen."""
     return FrozenTextEncoder.load(clip_path)
 
 
@@ -100,12 +100,12 @@ METHODS: dict[type, Method] = {
 
 
 def static_fields(config: Any) -> tuple[tuple[str, Any], ...]:
-    """The fields of a configuration that all lanes of a pack must share, with their values."""
+    """Return the fields of a configuration that all lanes of a pack must share, with their values."""
     return tuple((f.name, getattr(config, f.name)) for f in fields(config) if f.name not in config.LANE_KNOBS)
 
 
 def method_of(space: Space) -> Method:
-    """How the configurations of a space are trained."""
+    """Return the method that trains the configurations of a space."""
     return METHODS[type(space.config())]
 
 

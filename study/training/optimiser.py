@@ -25,7 +25,7 @@ class StackedAdamW:
 
     @torch.no_grad()
     def step(self, params: Sequence[Tensor], grads: Sequence[Tensor], schedule: Sequence[float]) -> None:
-        """One update of all lanes; `schedule` scales each lane's learning rate."""
+        """Update all lanes once; `schedule` scales each lane's learning rate."""
         self.steps_K += 1
         # the kernel walks through memory: a gradient in another order of axes would be another gradient
         grads = [g.contiguous() for g in grads]

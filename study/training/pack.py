@@ -34,7 +34,7 @@ class Division:
 
 
 def best_class(logits_KIC: Tensor, among_KC: Tensor | None = None) -> Tensor:
-    """Class (K, I) of the largest logit, among those of a mask (K, C) or (1, C) if one is given."""
+    """Return the class (K, I) of the largest logit, among the classes of a mask (K, C) or (1, C) if one is given."""
     if among_KC is not None:
         logits_KIC = logits_KIC.masked_fill(~among_KC[:, None], -math.inf)
     return logits_KIC.argmax(-1)
@@ -81,7 +81,7 @@ class Pack:
         self.diverged_K = torch.zeros(len(configs), dtype=torch.bool, device=device)
 
     def train_epoch(self) -> None:
-        """One epoch of all lanes; no value leaves the device in it."""
+        """Train all lanes for an epoch; no value leaves the device in it."""
         params = list(self.module.parameters())
         for step, (source_KB, target_KB) in enumerate(self._draw_epoch() if params else ()):
             total_K = self._loss(share(source_KB), share(target_KB))
@@ -92,7 +92,7 @@ class Pack:
         self.epoch = [e + 1 for e in self.epoch]
 
     def _loss(self, source_KB: Tensor, target_KB: Tensor) -> Tensor:
-        """The loss (K,) that each lane minimises on its images."""
+        """Return the loss (K,) that each lane minimises on its images."""
         data = self.data
         with torch.autocast(self.seen_KC.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             target = (unit(data.target_features_TD[target_KB]),) if self.method.uses_target else ()
@@ -101,7 +101,7 @@ class Pack:
             return self.module.total(losses)
 
     def bytes(self) -> int:
-        """Memory that training takes, about: weights, their gradients and moments, and twice what backward keeps.
+        """Estimate the memory that training takes: weights, gradients, moments, and twice what backward keeps.
 
         Computes a loss for it, which draws noise: for a pack that will not train.
         """
@@ -120,7 +120,7 @@ class Pack:
         return 4 * weights + 2 * sum(storage.nbytes() for storage in kept.values())
 
     def calibrate(self, features_ID: Tensor, labels_I: Tensor, allowed_KI: Tensor) -> list[dict[str, float]]:
-        """Sweep each lane's inference-time knobs on the images it may choose them by; their values, by lane."""
+        """Sweep each lane's inference-time knobs on images that it may choose them by; return their values by lane."""
         if not self.method.swept:
             return [{} for _ in self.generators]
         lanes = (~self.diverged_K).nonzero().flatten().tolist()
@@ -131,7 +131,7 @@ class Pack:
         return [{name: v[k] for name, v in values.items() if not math.isnan(v[k])} for k in range(len(self.generators))]
 
     def predict(self, features_ID: Tensor) -> Iterator[Tensor]:
-        """Logits over all classes, (K, chunk, C) at a time, in order."""
+        """Yield logits over all classes, (K, chunk, C) at a time, in order."""
         with torch.no_grad():
             for images_BD in chunks(features_ID, self._chunk):
                 yield self.module.logits(images_BD)
@@ -142,7 +142,7 @@ class Pack:
 
     @torch.no_grad()
     def divide(self, features_ID: Tensor) -> Division:
-        """How the lanes would classify images at any threshold between seen and unseen classes."""
+        """Divide images between seen and unseen classes, as the lanes would at any threshold between the two."""
 
         def by_logits(images_BD: Tensor) -> tuple[Tensor, ...]:
             return lead_of_seen(self.module.logits(images_BD), self.seen_KC)
@@ -152,7 +152,7 @@ class Pack:
         return Division(lead_KI=lead, seen_KI=seen, unseen_KI=unseen)
 
     def unseen_by_lambda(self, features_ID: Tensor) -> Tensor | None:
-        """Best unseen class at every residual strength, (K, G, I) int16 on the CPU; None for methods without any."""
+        """Return the best unseen class at every residual strength, (K, G, I) int16 on the CPU; None without any."""
         if not hasattr(self.module, "unseen_by_lambda"):
             return None
         parts = [self.module.unseen_by_lambda(chunk) for chunk in chunks(features_ID, self._chunk)]
@@ -160,7 +160,7 @@ class Pack:
 
     @torch.no_grad()
     def classify(self, features_ID: Tensor, among_KC: Tensor | None = None) -> Tensor:
-        """Predicted classes (K, I), int64, of those in the mask `among_KC` (K, C) or (1, C), by default of all."""
+        """Classify images: (K, I) int64, among the classes of a mask (K, C) or (1, C), by default among all."""
 
         def best(images_BD: Tensor) -> tuple[Tensor]:
             return (best_class(self.module.logits(images_BD), among_KC),)
@@ -188,7 +188,7 @@ class Pack:
         self.diverged_K = torch.cat([self.diverged_K, other.diverged_K])
 
     def state(self) -> dict[str, Tensor]:
-        """All that training goes on from, on the CPU; small enough to be written often."""
+        """Return everything that training goes on from, on the CPU; small enough to be written often."""
         state = {f"lane.{name}": t for name, t in self.module.lanes().items()} | self.optimiser.state()
         state |= {f"stream.{i}": stream.get_state() for i, stream in enumerate(self._streams)}
         state |= {"diverged_K": self.diverged_K, "epoch": torch.tensor(self.epoch)}
@@ -205,11 +205,11 @@ class Pack:
 
     @property
     def _streams(self) -> list[torch.Generator]:
-        """All random streams that training draws from."""
+        """Return all random streams that training draws from."""
         return [*self.generators, *getattr(self.module, "noise_generators", [])]
 
     def _draw_epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Image indices (K, B) of every step of an epoch, for source and for target."""
+        """Return image indices (K, B) of every step of an epoch, for source and for target."""
         count = self.steps_per_epoch * self.batch
         source, target = [], []
         for indices, generator in zip(self.source_indices, self.generators, strict=True):
@@ -220,19 +220,19 @@ class Pack:
         return zip(source_KI.split(self.batch, dim=1), target_KI.split(self.batch, dim=1), strict=True)
 
     def _schedule(self, step: int) -> float:
-        """Linear warm-up over the first twentieth, then cosine decay to zero."""
+        """Return the learning rate's factor: linear warm-up over the first twentieth, then cosine decay to zero."""
         total = self.epochs * self.steps_per_epoch
         warm_up = max(1, total // 20)
         return min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / total))
 
 
 def _shuffled(n: int, count: int, generator: torch.Generator) -> Tensor:
-    """`count` indices below n: one permutation after another."""
+    """Return `count` indices below n: one permutation after another."""
     return torch.cat([torch.randperm(n, generator=generator) for _ in range(math.ceil(count / n))])[:count]
 
 
 def pack_on_folds(configs: Sequence[Any], *, seeds: Sequence[int], data: TrialData, **options: Any) -> Pack:
-    """A pack of a lane per configuration and fold, a configuration's folds side by side; `options` of `Pack`."""
+    """Return a pack with a lane per configuration and fold, a configuration's folds side by side."""
     folds = folds_of(data)
     return Pack(
         [config for config in configs for _ in folds],
@@ -245,5 +245,5 @@ def pack_on_folds(configs: Sequence[Any], *, seeds: Sequence[int], data: TrialDa
 
 
 def folds_of(data: TrialData) -> Sequence[int | None]:
-    """Folds that play the unseen classes in turn; an oracle trains on everything, once."""
+    """Return the folds that play the unseen classes in turn; an oracle trains on everything, once."""
     return [None] if data.oracle_labels_T is not None else list(range(data.folds))

@@ -42,7 +42,7 @@ def refit_pack(
     epochs: int,
     checkpoint: PackCheckpoint | None = None,
 ) -> list[Refit]:
-    """Refit configurations that share their static knobs, here and now: configurations x seeds are the lanes."""
+    """Refit configurations that share their static knobs, in this process: configurations x seeds are the lanes."""
     started = time.perf_counter()
     lanes = [(config, seed) for config in configs for seed in seeds]
     pack = Pack(

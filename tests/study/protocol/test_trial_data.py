@@ -41,7 +41,11 @@ def test_arrays_round_trip(data: TrialData) -> None:
 
 @pytest.mark.parametrize(
     ("rotation", "folds", "message"),
-    [(2, 3, "rotation must be 0 to 1 or all for toy, got 2"), (0, 5, "folds .* got 5 for 9"), (0, 1, "folds must be at least 2")],
+    [
+        (2, 3, "rotation must be 0 to 1 or all for toy, got 2"),
+        (0, 5, "folds .* got 5 for 9"),
+        (0, 1, "folds must be at least 2"),
+    ],
 )
 def test_bad_requests(features: SimpleNamespace, rotation: int, folds: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
