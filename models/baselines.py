@@ -17,7 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.prompts import BaseClasses, ClassTexts, PromptLearner, base_cross_entropy
-from models.stacked import StackedModule, check_static, in_chunks, lane_field, lane_normal, normalise, unit
+from models.stacked import (
+    StackedModule,
+    check_fields,
+    check_static,
+    in_chunks,
+    lane_field,
+    lane_normal,
+    normalise,
+    unit_features,
+)
 from models.sweeps import lanes_and_images, lead_of_seen, seen_unseen_curve, tip_adapter_grid
 
 ALPHAS = tuple(0.1 * i for i in range(201))
@@ -66,11 +75,12 @@ class BaselineConfig:
     """Decoupled weight decay."""
 
     def __post_init__(self) -> None:
-        for name, value in ((f.name, getattr(self, f.name)) for f in fields(self)):
-            if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be finite and not negative, got {value}")
-            if isinstance(value, int) and value < 1:  # numbers of things; no baseline has a switch
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        check_fields(
+            self,
+            at_least_one=[name for name, v in values.items() if isinstance(v, int)],  # no baseline has a switch
+            not_negative=[name for name, v in values.items() if isinstance(v, float)],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,9 +154,11 @@ class Baseline(StackedModule):
     base_KC: Tensor
     text_features_CD: Tensor
 
-    def __init__(self, configs: Sequence[Any], *, seeds: Sequence[int], base_KC: Tensor, texts: ClassTexts) -> None:
+    def __init__(
+        self, configs: Sequence[BaselineConfig], *, seeds: Sequence[int], base_KC: Tensor, texts: ClassTexts
+    ) -> None:
         super().__init__()
-        check_static(configs, configs[0].LANE_KNOBS)
+        check_static(configs)
         self.config = configs[0]
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]  # only read while weights are drawn
         self.logit_scale = texts.logit_scale
@@ -155,11 +167,7 @@ class Baseline(StackedModule):
         for name in configs[0].LANE_KNOBS - {"lr", "weight_decay"}:
             self.register_lane(name, lane_field(configs, name))
 
-    def logits(self, images_BD: Tensor) -> Tensor:
-        """Logits over all classes (K, B, C) of image features (B, D) or (K, B, D)."""
-        raise NotImplementedError
-
-    def losses(self, images_KBD: Tensor, labels_KB: Tensor) -> dict[str, Tensor]:
+    def losses(self, images_KBD: Tensor, labels_KB: Tensor, target_KBD: Tensor | None = None) -> dict[str, Tensor]:
         """Cross-entropy (K,) over base classes; labels are class ids."""
         return {"cls": base_cross_entropy(self.logits(images_KBD), labels_KB, self.base_KC)}
 
@@ -220,7 +228,7 @@ class TipAdapter(Baseline):
         index_KN = torch.stack([F.pad(d, (0, size - len(d))) for d in drawn])
         self.register_lane("cached_KN", torch.stack([torch.arange(size) < len(d) for d in drawn]))
         self.register_lane("cache_labels_KN", cache_labels_I[index_KN])
-        keys_KND = unit(cache_features_ID[index_KN])
+        keys_KND = unit_features(cache_features_ID[index_KN])
         if configs[0].variant == "F":
             self.keys_KND = nn.Parameter(keys_KND)
         else:
@@ -250,7 +258,7 @@ class TipAdapter(Baseline):
         """
         best = []
         for k, chosen in lanes_and_images(len(self.base_KC), allowed_KI, lanes):
-            cached_N, x_ID = self.cached_KN[k], unit(images_ID[chosen])
+            cached_N, x_ID = self.cached_KN[k], unit_features(images_ID[chosen])
             grid_BA = tip_adapter_grid(
                 clip_logits_IC=self.logit_scale * x_ID @ self.text_features_CD.T,
                 affinity_IN=x_ID @ self.keys_KND[k, cached_N].T,
@@ -284,7 +292,7 @@ class CoOp(Baseline):
     def logits(self, images_BD: Tensor) -> Tensor:
         return self.logit_scale * self._lanes(images_BD) @ self.prompts().mT
 
-    def losses(self, images_KBD: Tensor, labels_KB: Tensor) -> dict[str, Tensor]:
+    def losses(self, images_KBD: Tensor, labels_KB: Tensor, target_KBD: Tensor | None = None) -> dict[str, Tensor]:
         """Cross-entropy (K,) over base classes; only they are encoded."""
         logits_KBN = self.logit_scale * images_KBD @ self.prompts(self.base.classes_KN).mT
         return {"cls": base_cross_entropy(logits_KBN, self.base.places(labels_KB), self.base.mask_KN)}

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.stacked import StackedModule, lane_normal
+from models.stacked import LaneModule, lane_normal
 
 Normalisation = Literal["row", "symmetric"]
 
@@ -41,7 +41,7 @@ def propagate(adjacency_MN: Tensor, hidden_KNH: Tensor) -> Tensor:
     return torch.sparse.mm(adjacency_MN, columns).view(-1, k, h).transpose(0, 1)
 
 
-class GraphConv(StackedModule):
+class GraphConv(LaneModule):
     """1-3 layers `H <- act(A_hat H W)`; only class rows come out.
 
     Two products never depend on the weights or the rows asked for: `A_hat T` is computed once here, and the last

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.stacked import StackedModule, lane_normal
+from models.stacked import LaneModule, lane_normal
 
 if TYPE_CHECKING:
     from transformers import CLIPModel
@@ -143,7 +143,7 @@ class _Row:
         return _Row(**{name: v.to(device) for name, v in vars(self).items()})
 
 
-class PromptLearner(StackedModule):
+class PromptLearner(LaneModule):
     """Text features of classes under each lane's learned context.
 
     `template`: where "{}" stands for the name; what follows it stays as it is. What precedes it initialises the
@@ -279,7 +279,7 @@ class PromptLearner(StackedModule):
         return rows
 
 
-class BaseClasses(StackedModule):
+class BaseClasses(LaneModule):
     """Which classes each lane has images of, as lists: texts of all others enter no loss, and training leaves them out.
 
     `base_KC`: bool. Lists are as long as the longest, N; shorter ones repeat their first class, outside the mask.

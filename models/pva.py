@@ -14,7 +14,7 @@ L latent dimension, H hidden width.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +23,25 @@ from torch import Tensor, nn
 from models.data_parallel import workers
 from models.gaussian import kl_to_prior, pairwise_kl, symmetric_kl, wasserstein
 from models.prompts import BaseClasses, ClassTexts, PromptLearner, base_cross_entropy
-from models.stacked import StackedModule, check_static, lane_field, lane_normal, normalise, unit
-from models.sweeps import LAMBDAS, Choice, Curve, ResidualCosine, lanes_and_images, seen_unseen_curve, sweep_residual
+from models.stacked import (
+    LaneModule,
+    StackedModule,
+    check_fields,
+    check_static,
+    lane_field,
+    lane_normal,
+    normalise,
+    unit_features,
+)
+from models.sweeps import (
+    LAMBDAS,
+    Curve,
+    ResidualCosine,
+    lanes_and_images,
+    lead_of_seen,
+    seen_unseen_curve,
+    sweep_residual,
+)
 
 FAR = 100.0
 """Cosine distance at which a class is out of question."""
@@ -88,15 +105,12 @@ class PVAConfig:
     """Score from which an image is base-like; found by `PVA.sweep`, never sampled."""
 
     def __post_init__(self) -> None:
-        for name in ("latent_dim", "hidden", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("lr", "sigma_init"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"{name} must be finite and positive, got {getattr(self, name)}")
-        for name in ("weight_decay", "noise", "w_kl", "kl_warm_up", "free_bits", "w_align", "w_out", "kappa"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
+        check_fields(
+            self,
+            at_least_one=("latent_dim", "hidden", "batch_size"),
+            positive=("lr", "sigma_init"),
+            not_negative=("weight_decay", "noise", "w_kl", "kl_warm_up", "free_bits", "w_align", "w_out", "kappa"),
+        )
         if not self.residual_lambda >= 0:
             raise ValueError(f"residual_lambda must not be negative, got {self.residual_lambda}")
         if self.tau is not None and not self.separation:
@@ -105,7 +119,7 @@ class PVAConfig:
             raise ValueError("score must be cosine or relative when variational is False, got kl")
 
 
-class GaussianEncoder(StackedModule):
+class GaussianEncoder(LaneModule):
     """Features (K, B, D) -> mean and log variance (K, B, L) of the latent posterior.
 
     `basis_KDL`: isometry the means start from. The hidden layer's output starts at zero beside it.
@@ -171,7 +185,7 @@ class PVA(StackedModule):
         self, configs: Sequence[PVAConfig], *, seeds: Sequence[int], base_KC: Tensor, texts: ClassTexts
     ) -> None:
         super().__init__()
-        check_static(configs, PVAConfig.LANE_KNOBS)
+        check_static(configs)
         self.config = config = configs[0]
         if int(base_KC.sum(1).min()) < 2:
             raise ValueError(
@@ -206,8 +220,11 @@ class PVA(StackedModule):
         self.image_decoder_KLD = nn.Parameter(basis_KDL.mT.clone())
         self.text_decoder_KLD = nn.Parameter(basis_KDL.mT.clone())
 
-    def losses(self, images_KBD: Tensor, labels_KB: Tensor) -> dict[str, Tensor]:
-        """All losses by name, each (K,), of base-class images (labels are class ids); one call is one training step."""
+    def losses(self, images_KBD: Tensor, labels_KB: Tensor, target_KBD: Tensor | None = None) -> dict[str, Tensor]:
+        """Compute all losses by name, each (K,), of base-class images (labels are class ids); targets do not enter.
+
+        Each call counts as a training step: the KL warms up over them.
+        """
         place_KB, mask_KN = self.base.places(labels_KB), self.base.mask_KN
         text_mean, text_log_var = self.text_encoder(self.text_features(base_only=True))
         image_mean, image_log_var = self.image_encoder(images_KBD)
@@ -283,14 +300,14 @@ class PVA(StackedModule):
         allowed_KI: Tensor | None = None,
         lanes: Sequence[int] | None = None,
         lambdas: Sequence[float] = LAMBDAS,
-    ) -> list[Choice]:
-        """Best tau and lambda of each lane (or of `lanes`) on labelled images; later predictions use them.
+    ) -> list[float]:
+        """Set tau and lambda of each lane (or of `lanes`) to the best on labelled images, and return the best H.
 
         Labels are class ids; those of the lane's base classes count for S, the others for U. `allowed_KI`: bool, the
         images each lane may choose by.
         """
-        scores = self.scores(unit(images_ID))
-        choices = []
+        scores = self.scores(unit_features(images_ID))
+        best = []
         for k, chosen in lanes_and_images(len(self.base_KC), allowed_KI, lanes):
             choice = sweep_residual(
                 scores.cosine.lane(k, chosen),
@@ -301,8 +318,8 @@ class PVA(StackedModule):
                 lambdas=lambdas if self.config.residual else (0.0,),
             )
             self.tau[k], self.residual_lambda[k] = choice.tau, choice.residual_lambda
-            choices.append(choice)
-        return choices
+            best.append(choice.h)
+        return best
 
     def curves(self, images_ID: Tensor, labels_I: Tensor) -> list[Curve]:
         """Each lane's seen-unseen curve over every tau, at its lambda. Raises `ValueError` without separation."""
@@ -316,17 +333,17 @@ class PVA(StackedModule):
             seen_unseen_curve(s, base == labels_I, novel == labels_I, labels_I, c) for s, base, novel, c in of_lanes
         ]
 
-    def divide(self, images_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Separation score, best base class and best novel class of every image, (K, B) each.
+    def divide(self, images_BD: Tensor, seen_KC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the separation score, best base class and best novel class of every image, (K, B) each.
 
-        Without separation the score is the lead of the best base class over the best novel one.
+        `seen_KC`: bool, the base classes. Without separation the score is the lead of the best base class over the best
+        novel one.
         """
         scores = self.scores(images_BD)
         cosine_KBC = scores.cosine.at(self.residual_lambda if self.config.residual else 0.0)
-        novel, novel_KB = cosine_KBC.masked_fill(self.base_KC[:, None], -math.inf).max(-1)
+        lead_KB, base_KB, novel_KB = lead_of_seen(cosine_KBC, seen_KC)
         if scores.separation_KI is None:
-            base, base_KB = cosine_KBC.masked_fill(~self.base_KC[:, None], -math.inf).max(-1)
-            return base - novel, base_KB, novel_KB
+            return lead_KB, base_KB, novel_KB
         return scores.separation_KI, scores.latent_KIC.argmax(-1), novel_KB
 
     def unseen_by_lambda(self, images_BD: Tensor, lambdas: Sequence[float] = LAMBDAS) -> Tensor | None:
@@ -340,7 +357,7 @@ class PVA(StackedModule):
         return torch.stack([cosine.at(x).masked_fill(base_K1C, -math.inf).argmax(-1) for x in lambdas], dim=1)
 
     def logits(self, images_BD: Tensor) -> Tensor:
-        """Logits over all classes (K, B, C) of image features (B, D): divide and conquer.
+        """Compute logits over all classes (K, B, C) of image features (B, D): divide and conquer.
 
         The classes an image is not classified among lie far below. Raises `ValueError` if no tau has been chosen.
         """
@@ -354,16 +371,6 @@ class PVA(StackedModule):
         own_KBC = torch.where(self.base_KC[:, None], scores.latent_KIC, cosine_KBC)
         # far below, but finite and in order: entropies stay numbers, and the others can be classified among, too
         return self.logit_scale * (own_KBC - FAR * (base_like_KB1 != self.base_KC[:, None]))
-
-    def keep(self, lanes: Tensor) -> None:
-        """Drop all lanes but `lanes`, and their streams of noise."""
-        super().keep(lanes)
-        self.noise_generators = [self.noise_generators[i] for i in lanes.tolist()]
-
-    def join(self, other: Self) -> None:
-        """Append another module's lanes, with their streams of noise."""
-        super().join(other)
-        self.noise_generators += other.noise_generators
 
     def _sample(
         self, mean: Tensor, log_var: Tensor, classes_KN: Tensor | None = None, *, shared: bool = False

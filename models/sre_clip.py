@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from models.data_parallel import over_workers, workers
 from models.graph_conv import GraphConv
-from models.stacked import StackedModule, check_static, lane_field, lane_normal, normalise
+from models.stacked import LaneModule, StackedModule, check_fields, check_static, lane_field, lane_normal, normalise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,21 +82,18 @@ class SREConfig:
     """Expected unseen mass on the target, in units of the unseen share of the classes."""
 
     def __post_init__(self) -> None:
-        for name in ("heads", "slots", "attention_width", "token_dim", "gcn_width", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_fields(
+            self,
+            at_least_one=("heads", "slots", "attention_width", "token_dim", "gcn_width", "batch_size"),
+            positive=("lr", "rho", "residual_scale", "relation_temperature", "target_temperature", "unseen_prior"),
+            not_negative=("weight_decay", "w_srs", "w_align", "w_ent", "w_div", "w_bal"),
+        )
         if not 0 <= self.gcn_layers <= 3:
             raise ValueError(f"gcn_layers must be 0 to 3, got {self.gcn_layers}")
         if not self.residual and self.gcn_layers == 0:
             raise ValueError("residual must be True when gcn_layers is 0: no prototype would be left, got False")
         if self.attention_width % self.heads:
             raise ValueError(f"attention_width must be a multiple of heads={self.heads}, got {self.attention_width}")
-        for name in ("lr", "rho", "residual_scale", "relation_temperature", "target_temperature", "unseen_prior"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"{name} must be finite and positive, got {getattr(self, name)}")
-        for name in ("weight_decay", "w_srs", "w_align", "w_ent", "w_div", "w_bal"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
         if not 0 <= self.pseudo_label_threshold <= 1:
             raise ValueError(f"pseudo_label_threshold must lie in [0, 1], got {self.pseudo_label_threshold}")
 
@@ -123,7 +120,7 @@ class ClassGraph:
         return self.node_features_ND.index_copy(0, self.class_node_C, rows)
 
 
-class MemoryAdapter(StackedModule):
+class MemoryAdapter(LaneModule):
     """Multi-head attention of the feature over M learned key/value slots; output projection starts at zero."""
 
     def __init__(self, config: SREConfig, dim: int, generators: Sequence[torch.Generator]) -> None:
@@ -147,7 +144,7 @@ class MemoryAdapter(StackedModule):
         return torch.baddbmm(x_KBD, attended.transpose(1, 2).flatten(2), rho_K11 * self.out_KAD)
 
 
-class TokensAdapter(StackedModule):
+class TokensAdapter(LaneModule):
     """The feature cut into D / E tokens, one self-attention block over them; output projection starts at zero."""
 
     def __init__(self, config: SREConfig, dim: int, generators: Sequence[torch.Generator]) -> None:
@@ -196,7 +193,7 @@ class SREClip(StackedModule):
         self, configs: Sequence[SREConfig], *, seeds: Sequence[int], seen_KC: Tensor, graph: ClassGraph
     ) -> None:
         super().__init__()
-        check_static(configs, SREConfig.LANE_KNOBS)
+        check_static(configs)
         config = configs[0]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         text_features_ND = graph.text_features(config.class_text)
@@ -240,18 +237,23 @@ class SREClip(StackedModule):
             parts.append(self.gcn())
         return normalise(parts[0] + parts[1] if len(parts) == 2 else parts[0])
 
-    def logits(self, image_features_BD: Tensor) -> Tensor:
-        """Logits over all classes (K, B, C) of image features (B, D) or (K, B, D)."""
-        features_KBD = image_features_BD.expand(self.rho.shape[0], -1, -1)
+    def logits(self, images_BD: Tensor) -> Tensor:
+        """Compute logits over all classes (K, B, C) of image features (B, D) or (K, B, D)."""
+        features_KBD = images_BD.expand(self.rho.shape[0], -1, -1)
         return self.logit_scale * self.adapt(features_KBD) @ self.prototypes().mT
 
-    def losses(self, source_KBD: Tensor, source_labels_KB: Tensor, target_KBD: Tensor) -> dict[str, Tensor]:
-        """All losses by name, each (K,): methods section 1. The weighted sum is `total`."""
+    def losses(self, images_KBD: Tensor, labels_KB: Tensor, target_KBD: Tensor | None = None) -> dict[str, Tensor]:
+        """Compute all losses by name, each (K,), of labelled source images and unlabelled target images.
+
+        Raises `ValueError` without target images.
+        """
+        if target_KBD is None:
+            raise ValueError("target_KBD must be given: SRE-CLIP adapts to unlabelled target images, got None")
         # relation logits, cosines / t_rel: the scale is cheaper on prototypes than on images x classes
         prototypes_KCD = self.prototypes()
         sharp_KCD = prototypes_KCD / self.relation_temperature[:, None, None]
         source_KBC, target_KBC, text_KCC = (
-            self.adapt(x) @ sharp_KCD.mT for x in (source_KBD, target_KBD, self.text_features_CD.expand_as(sharp_KCD))
+            self.adapt(x) @ sharp_KCD.mT for x in (images_KBD, target_KBD, self.text_features_CD.expand_as(sharp_KCD))
         )
         scale_K11 = self.logit_scale * self.relation_temperature[:, None, None]  # ... times this are CLIP's logits
         log_target_KBC = F.log_softmax(scale_K11 / self.target_temperature[:, None, None] * target_KBC, dim=-1)
@@ -264,8 +266,8 @@ class SREClip(StackedModule):
         seen_logits = torch.addcmul(self.unseen_bias_KC[:, None], source_KBC, scale_K11)
         classes = torch.arange(text_KCC.shape[1], device=text_KCC.device).expand(text_KCC.shape[:2])
         return {
-            "cls": _cross_entropy(seen_logits, source_labels_KB).mean(1),
-            "srs": _relation_loss(source_KBC, source_labels_KB, *relations).mean(1)
+            "cls": _cross_entropy(seen_logits, labels_KB).mean(1),
+            "srs": _relation_loss(source_KBC, labels_KB, *relations).mean(1)
             + (_relation_loss(target_KBC, pseudo_KB, *relations) * trusted_KB).sum(1)
             / over_workers(trusted_KB.sum(1)).clamp_min(1 / workers()[1]),
             "align": _cross_entropy(scale_K11 * text_KCC, classes).mean(1),
