@@ -46,7 +46,7 @@ def baselines_of(chosen: str, space: Space, is_ablation: bool) -> list[Space]:
     if chosen == "auto":
         chosen = "none" if is_ablation else "all"
     names = {"all": space.baselines, "none": ()}.get(chosen, tuple(filter(None, chosen.split(","))))
-    loaded = [search_spaces.load(name, option="--baselines") for name in names]
+    loaded = [search_spaces.load(name, option="baselines") for name in names]
     for baseline in loaded:
         if isinstance(baseline, Ablation):
             raise UserError(f"--baselines must be methods' spaces, not ablations; got {baseline.name}")
