@@ -23,7 +23,7 @@ from data_prep.benchmarks.transfer import ARROW
 from data_prep.checkpoint import find_checkpoint
 from data_prep.feature_store import load, read_manifest
 from data_prep.ray_session import start_ray
-from data_prep.storage import pull, push
+from data_prep.storage import Storage, pull, push
 from data_prep.templates import find_templates
 from search_spaces import Ablation, Space
 from study.cluster.jobs import Search
@@ -51,7 +51,6 @@ from study.search.halving import rung_epochs
 from study.search.ledger import JOURNAL, Ledger, open_ledger
 from study.search.pack_queue import PackSearcher
 from study.search.records import Configuration
-from study.storage import Storage
 from study.training.loop import train_lanes
 from study.training.methods import method_of, swept_values
 from study.training.pack import Precision

@@ -41,11 +41,10 @@ import torch  # noqa: E402
 import toy  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 from rich.console import Console  # noqa: E402
-from study.storage import Storage  # noqa: E402
 
 import search_spaces  # noqa: E402
 from data_prep.errors import UserError  # noqa: E402
-from data_prep.storage import locate  # noqa: E402
+from data_prep.storage import Storage, locate  # noqa: E402
 from models.stacked import unit_features  # noqa: E402
 from search_spaces import Space  # noqa: E402
 from study.cluster.jobs import Search, SearchOutcome  # noqa: E402
