@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from data_prep.benchmarks.base import DOMAINS, Benchmark
 from data_prep.clip_features import IMAGES_PER_SHARD, Encoded
-from data_prep.wordnet_graph import ClassGraph
+from data_prep.wordnet_graph import WordNetGraph
 
 
 def name_texts(bench: Benchmark) -> pa.Table:
@@ -24,7 +24,7 @@ def name_texts(bench: Benchmark) -> pa.Table:
     return pa.Table.from_pylist(rows)
 
 
-def node_texts(graph: ClassGraph, templates: Sequence[str]) -> pa.Table:
+def node_texts(graph: WordNetGraph, templates: Sequence[str]) -> pa.Table:
     """One row per node x lemma x template: node, lemma, template, text."""
     rows = [
         {"node": n, "lemma": lemma, "template": p, "text": template.format(lemma)}
@@ -82,7 +82,7 @@ def rejected_table(bench: Benchmark, encoded: Encoded) -> pa.Table:
     return table.filter(pc.not_equal(table["reason"], ""))
 
 
-def graph_tables(graph: ClassGraph, classes: int) -> dict[str, pa.Table]:
+def graph_tables(graph: WordNetGraph, classes: int) -> dict[str, pa.Table]:
     """The class nodes come first, in class order."""
     nodes = {
         "node": np.arange(len(graph.wnids)),

@@ -17,7 +17,6 @@ Shapes: I images, T texts, D CLIP dimension, P image patches.
 
 import io
 import json
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ import pyarrow.parquet as pq
 from data_prep.checkpoint import Checkpoint, load_model
 from data_prep.errors import UserError
 from data_prep.parquet import feature_column, matrix, write_table
+from data_prep.ray_session import quiet_loggers
 from data_prep.storage import Storage, reason
 
 IMAGES_PER_SHARD = 256  # 150 MB of float32 pixels at 224 px: about one Ray block
@@ -94,7 +94,7 @@ def encode(
     report("features", len(units) - len(todo), len(units))
     for done, row in enumerate(_run(todo, checkpoint, batch, tokens), start=len(units) - len(todo) + 1):
         if row["fatal"]:
-            raise UserError(row["fatal"])
+            raise UserError(row["fatal"], option="clip")
         _commit(row, shards)
         report("features", done, len(units))
     position = {text: t for t, text in enumerate(unique)}
@@ -118,7 +118,7 @@ def encode(
 
 
 def _plan_batch(images: int, checkpoint: Checkpoint, shards: Storage, finished: set[str]) -> int:
-    """The job's batch: probed once, for what is computed in other batches differs in the last bits."""
+    """The job's batch: probed once, for features computed in other batches differ in the last bits."""
     if PLAN in finished:
         return int(json.loads(shards.read(PLAN) or b"")["batch"])
     batch = IMAGES_PER_SHARD
@@ -135,7 +135,7 @@ def _probe(checkpoint: Checkpoint) -> int:
     @ray.remote
     def probe() -> int:
         encoder = Encode(checkpoint, threads=1)
-        return encoder.probe() if not encoder.fatal else BATCHES[0]  # the job itself says what is wrong
+        return encoder.probe() if not encoder.fatal else BATCHES[0]  # the job itself names the mistake
 
     gpu = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
     return ray.get(probe.options(num_cpus=1, num_gpus=gpu).remote())
@@ -207,7 +207,7 @@ class Encode:
         try:
             self._model = load_model(checkpoint).to(self._device)  # type: ignore[arg-type]
         except UserError as error:  # as data: an exception in here reaches the user as pages of Ray's traceback
-            self.fatal = str(error)
+            self.fatal = error.message
             return
         self._logit_scale = self._model.logit_scale.exp().item()
         large = sum(p.numel() for p in self._model.parameters()) >= LARGE_PARAMETERS
@@ -229,7 +229,7 @@ class Encode:
             try:
                 features, tokens = self.images(inputs)
             except torch.OutOfMemoryError:
-                return row | {"fatal": f"--clip {self._name}: one image at a time is more than the GPU's memory holds"}
+                return row | {"fatal": f"{self._name}: one image at a time is more than the GPU's memory holds"}
             row["features"][good] = features
             if self._with_tokens:
                 row["tokens"] = np.zeros((row["rows"], tokens.shape[1]), np.float16)
@@ -342,14 +342,9 @@ def _run(units: list[dict[str, Any]], checkpoint: Checkpoint, batch: int, tokens
     )
     # Its plan and its own progress bars are noise here: the caller shows progress in shards. (Not the logger
     # "ray.data": Ray configures that one anew for every run.)
-    log = logging.getLogger("ray.data._internal")
-    level = log.level
-    log.setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    try:
+    with quiet_loggers("ray.data._internal"):
         yield from dataset.iter_rows()
-    finally:
-        log.setLevel(level)
 
 
 def _image_units(images: pa.Table) -> Iterator[dict[str, Any]]:

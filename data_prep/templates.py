@@ -27,11 +27,13 @@ def find_templates(choice: str | Sequence[str]) -> tuple[str, ...]:
     if len(own) == 1 and own[0] in sets:
         return sets[own[0]]
     if not own:
-        raise UserError("--templates must hold at least one template; got none")
+        raise UserError("must hold at least one template; got none", option="templates")
     for template in own:
         if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
             near = difflib.get_close_matches(template, sets, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             valid = ", ".join(sets)
-            raise UserError(f"--templates must be one of {valid}, or hold exactly one {{}}; got {template!r}{hint}")
+            raise UserError(
+                f"must be one of {valid}, or hold exactly one {{}}; got {template!r}{hint}", option="templates"
+            )
     return own

@@ -18,7 +18,7 @@ CELLS_PER_SLICE = 1000  # a smaller block costs more as a slice of its own than 
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassGraph:
+class WordNetGraph:
     wnids: tuple[str, ...]
     """(N,) class nodes in class order, then all other nodes sorted; a class outside WordNet has "class:<its name>"."""
     lemmas: tuple[tuple[str, ...], ...]
@@ -81,7 +81,7 @@ def with_auxiliary(hierarchy: nx.DiGraph, classes: Sequence[str], candidates: It
 
 def build_graph(
     net: WordNet, names: Sequence[str], wnids: Sequence[str | None], auxiliary: Iterable[str] = ()
-) -> ClassGraph:
+) -> WordNetGraph:
     """Graph over the classes, their hypernyms and those `auxiliary` wnids that are related to them.
 
     names, wnids: (C,), the wnids unique where not None, and all in `net`.
@@ -96,7 +96,7 @@ def build_graph(
     edges = sorted((index[child], index[parent], relation) for child, parent, relation in graph.edges(data="relation"))
     shallowest = depths(graph, min)
     path_CC, wup_CC = class_similarities(net, graph, class_nodes)
-    return ClassGraph(
+    return WordNetGraph(
         wnids=tuple(nodes),
         lemmas=tuple(net.synsets[node].lemmas if node in net.synsets else (names[i],) for i, node in enumerate(nodes)),
         depth_N=np.array([shallowest[node] for node in nodes], dtype=np.int64),

@@ -56,7 +56,7 @@ def predict(options: PredictOptions) -> Iterator[tuple[Path, list[tuple[str, flo
     from data_prep.storage import locate
     from study.outputs.adapter_files import read_adapter
 
-    adapter = read_adapter(locate(options.adapter, option="--adapter"))
+    adapter = read_adapter(locate(options.adapter, option="adapter"))
     checkpoint = _checkpoint(adapter, options.clip)
     clip = Clip(checkpoint)
     if options.classes:
@@ -98,7 +98,7 @@ class Clip:
     def _encoded(self, unit: dict[str, Any], rows: int) -> dict[str, Any]:
         row = self._encode(self._preprocess({"shard": "", "rows": rows, **unit}))
         if row["fatal"]:
-            raise UserError(row["fatal"])
+            raise UserError(row["fatal"], option="clip")
         return row
 
 

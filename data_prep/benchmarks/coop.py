@@ -78,7 +78,9 @@ def parse_options(name: str, text: str) -> Shots:
         elif key in ("shots", "seed") and value.isdecimal() and int(value) >= (key == "shots"):
             values[key] = int(value)
         else:
-            raise UserError(f"--benchmark {name}: options are shots=<n or all>, seed=<n>, classes=all; got {option!r}")
+            raise UserError(
+                f"{name}: options are shots=<n or all>, seed=<n>, classes=all; got {option!r}", option="benchmark"
+            )
     return Shots(**values, half=half)  # type: ignore[arg-type]
 
 

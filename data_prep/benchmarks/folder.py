@@ -36,7 +36,7 @@ SHOWN = 5
 def read(name: str, root: Path) -> Benchmark:
     """The benchmark "folder:<path>" under `root`. Raises UserError for everything in it that breaks the rules above."""
     if not root.is_dir():
-        raise UserError(f"--benchmark {name}: {root} is no folder")
+        raise UserError(f"{name}: {root} is no folder", option="benchmark")
     root = root.resolve()
     names, wnids, seen = _read_classes(root / CLASSES)
     rows = [
@@ -99,7 +99,7 @@ def _read_domain(root: Path, folder: Path, domain: str, names: list[str]) -> lis
         if _spoken(class_folder.name) not in names:
             raise UserError(f"{class_folder} has no row in {root / CLASSES}: its name must be that of a class")
         label = names.index(_spoken(class_folder.name))
-        # whatever its suffix: what is no image shows when it is opened; as strings: a million Paths take half a minute
+        # whatever its suffix: opening it tells if it is an image; as strings: a million Paths take half a minute
         files = sorted(name for name in os.listdir(class_folder) if not name.startswith("."))
         below = f"{folder.name}/{class_folder.name}"
         keys = [f"{below}/{name}" for name in files]

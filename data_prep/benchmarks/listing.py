@@ -40,7 +40,9 @@ class Listing:
     def expect(self, what: str, found: int, published: int, where: Path) -> None:
         """Raise UserError where `where` holds another number of `what` than was published."""
         if found > published:
-            raise UserError(f"--benchmark {self.name}: {where} has {found:,} {what}; published are {published:,}")
+            raise UserError(
+                f"{self.name}: {where} has {found:,} {what}; published are {published:,}", option="benchmark"
+            )
         if found < published:
             self._gap(
                 f"{found:,} of {published:,} {what}", f"{where} has {found:,} {what}; published are {published:,}"
@@ -81,18 +83,18 @@ class Listing:
         """IMAGE_SCHEMA, in the order added. Raises UserError if a domain has no image at all."""
         for domain in ("source", "target"):
             if not any(row[2] == domain for row in self._rows):
-                raise UserError(f"--benchmark {self.name}: no {domain} image is there")
+                raise UserError(f"{self.name}: no {domain} image is there", option="benchmark")
         columns = [*zip(*self._rows, strict=True), (None,) * len(self._rows)]
         return pa.table([pa.array(c, f.type) for c, f in zip(columns, IMAGE_SCHEMA, strict=True)], schema=IMAGE_SCHEMA)
 
     def _gap(self, short: str, long: str) -> None:
         if not self.allow_partial:
-            raise UserError(f"--benchmark {self.name}: {long} (--allow-partial goes on with what is there)")
+            raise UserError(f"{self.name}: {long} (allow_partial goes on without them)", option="benchmark")
         self._gaps.append(short)
 
 
 class _Present:
-    """Which files are below a folder: each folder is listed once, a million files are not asked for one by one."""
+    """Which files are below a folder: each folder is listed once instead of a million files looked up."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -109,16 +111,16 @@ class _Present:
 
 
 def need_root(name: str, data_root: Path | None) -> Path:
-    """The folder with the data. Raises UserError if it was not given or is none."""
+    """Return the folder with the data. Raises UserError if it was not given or is none."""
     if data_root is None:
-        raise UserError(f"--benchmark {name} needs --data-root, the folder with its images and lists")
+        raise UserError(f"must be the folder with images and lists of {name}, got none", option="data_root")
     if not data_root.expanduser().is_dir():
-        raise UserError(f"--data-root must be a folder; got {data_root}")
+        raise UserError(f"must be a folder; got {data_root}", option="data_root")
     return data_root.expanduser().resolve()
 
 
-def locate(root: Path, what: str, *places: str) -> Path:
-    """The first of `places` below `root` that exists. Raises UserError naming all of them."""
+def find_place(root: Path, what: str, *places: str) -> Path:
+    """Return the first of `places` below `root` that exists. Raises UserError naming all of them."""
     for place in places:
         if (root / place).exists():
             return root / place

@@ -1,4 +1,4 @@
-"""Training on one benchmark and testing on another: `A->B` (`--train-on A --test-on B`).
+"""Training on one benchmark and testing on another: `A->B` .
 
 Source: A's labelled images, of all its classes. Target: B's test images, classified among B's classes. A class of both
 (the same synset or, outside WordNet, the same name) is one class; those of B alone are unseen. Prompts and checkpoint

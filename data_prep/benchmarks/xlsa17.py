@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from data_prep.benchmarks.base import Benchmark
-from data_prep.benchmarks.listing import Listing, locate, need_root, read_json, read_mat
+from data_prep.benchmarks.listing import Listing, find_place, need_root, read_json, read_mat
 from data_prep.benchmarks.wordnet_classes import awa2_classes, ilsvrc_wnids
 from data_prep.errors import UserError
 from data_prep.feature_store import ClassTable
@@ -35,7 +35,7 @@ DEFAULT_CLIP = "openai/clip-vit-base-patch16"
 LOCATIONS = ("trainval_loc", "test_seen_loc", "test_unseen_loc")
 
 
-class Published(NamedTuple):
+class PublishedSet(NamedTuple):
     folder: str
     """Below xlsa17/data."""
     images: tuple[str, ...]
@@ -48,10 +48,10 @@ class Published(NamedTuple):
 
 
 SETS = {
-    "awa2": Published("AWA2", ("Animals_with_Attributes2/JPEGImages",), 40, 10, (23_527, 5_882, 7_913), "single"),
-    "cub": Published("CUB", ("CUB_200_2011/images", "CUB/images"), 150, 50, (7_057, 1_764, 2_967), "single"),
-    "sun": Published("SUN", ("SUN/images",), 645, 72, (10_320, 2_580, 1_440), "single"),
-    "flo": Published("FLO", ("Flowers/jpg", "oxford_flowers/jpg"), 82, 20, (5_631, 1_403, 1_155), "flowers"),
+    "awa2": PublishedSet("AWA2", ("Animals_with_Attributes2/JPEGImages",), 40, 10, (23_527, 5_882, 7_913), "single"),
+    "cub": PublishedSet("CUB", ("CUB_200_2011/images", "CUB/images"), 150, 50, (7_057, 1_764, 2_967), "single"),
+    "sun": PublishedSet("SUN", ("SUN/images",), 645, 72, (10_320, 2_580, 1_440), "single"),
+    "flo": PublishedSet("FLO", ("Flowers/jpg", "oxford_flowers/jpg"), 82, 20, (5_631, 1_403, 1_155), "flowers"),
 }
 
 
@@ -60,8 +60,8 @@ def read(name: str, data_root: Path | None, allow_partial: bool = False) -> Benc
     root = need_root(name, data_root)
     published = SETS[name]
     tables = f"xlsa17/data/{published.folder}"
-    res101, splits = (locate(root, f"{name}'s table", f"{tables}/{file}.mat") for file in ("res101", "att_splits"))
-    folder = locate(root, f"{name}'s image folder", *published.images)
+    res101, splits = (find_place(root, f"{name}'s table", f"{tables}/{file}.mat") for file in ("res101", "att_splits"))
+    folder = find_place(root, f"{name}'s image folder", *published.images)
     content = read_mat(res101, "labels", "image_files")
     labels_I = _integers(content["labels"], res101, "labels") - 1
     paths = [_cut(path, folder.name, res101) for path in _strings(content["image_files"])]
@@ -133,7 +133,7 @@ def _spoken(class_name: str) -> str:
 
 
 def _flower_names(root: Path, name: str) -> list[str]:
-    path = locate(root, f"{name}'s class names", "Flowers/cat_to_name.json", "oxford_flowers/cat_to_name.json")
+    path = find_place(root, f"{name}'s class names", "Flowers/cat_to_name.json", "oxford_flowers/cat_to_name.json")
     names = read_json(path)
     if not isinstance(names, dict) or sorted(names) != sorted(str(c + 1) for c in range(len(names))):
         raise UserError(f'{path} must map "1", "2", ... to names')
@@ -158,5 +158,7 @@ def _unseen(name: str, labels: dict[str, np.ndarray], classes: int, splits: Path
     trained = np.unique(np.concatenate([labels["trainval_loc"], labels["test_seen_loc"]]))
     both = [c for c in trained.tolist() if unseen_C[c]]
     if both:
-        raise UserError(f"--benchmark {name}: {splits} has images of class {both[0] + 1} in seen and unseen parts")
+        raise UserError(
+            f"{name}: {splits} has images of class {both[0] + 1} in seen and unseen parts", option="benchmark"
+        )
     return unseen_C

@@ -18,7 +18,7 @@ def options_of_row(options: Options) -> tuple[Options, dict[str, Any]]:
     assert options.study.rerun is not None  # the caller sees to it
     try:
         folder, _, file = options.study.rerun.rpartition("/")
-        row = json.loads(locate(folder or ".", option="--rerun").read(file) or b"null")
+        row = json.loads(locate(folder or ".", option="rerun").read(file) or b"null")
         of_row = {block: dict(row["options"][block]) for block in ("study", "search", "selection")}
         root, no_ablation = of_row["study"]["data_root"], {"winner": None, "re_search": False}
         study = {

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 import search_spaces
-from data_prep import UserError, prepare
+from data_prep import FeatureOptions, UserError, prepare
 from data_prep.benchmarks import get_benchmark
 from data_prep.benchmarks.transfer import ARROW
 from data_prep.checkpoint import find_checkpoint
@@ -487,16 +487,16 @@ class Study:
                         )
                 bars.update(tasks[stage], completed=done, total=total)
 
-            return prepare(
+            options = FeatureOptions(
                 benchmark=self.benchmark,
                 clip=study.clip,
                 data_root=study.data_root,
                 cache_dir=self.options.output.cache,
                 allow_partial=study.allow_partial,
-                templates=study.templates or None,
+                templates=study.templates,
                 max_rejected=study.max_rejected,
-                progress=progress,
             )
+            return prepare(options, progress)
 
     def _ledger_folder(self, storage: Storage) -> Path:
         """Optuna's journal needs a local file: beside the outputs, or, for a URI, in the cache, and copied there."""
