@@ -1,11 +1,37 @@
-"""PVA, prompt-based variational adapter: divide and conquer in a latent space (ECCV 2024).
+"""PVA, prompt-based variational adapter: divide and conquer in a latent space.
 
 Two variational adapters, one per modality, map CLIP's features of base-class images and of class texts into one latent
 space. An image near a base class there is classified among base classes by the latent classifier, any other among
-novel classes by adapter features with CLIP's own as a residual. Trained: adapters, and prompts if asked for, on base
+novel classes by adapter features with CLIP's own as a residual. Trained: adapters, and prompts if configured, on base
 images alone; novel class names enter at inference. Frozen: CLIP.
 
-Adapters start as an isometry of CLIP's features, the same for both modalities: an untrained latent space *is* CLIP's.
+Source: "Improving Zero-Shot Generalization for CLIP with Variational Adapter", ECCV 2024 (the adapters, the three
+losses L_cls, L_kl and L_align, the separation by a threshold, f_out = f_adapter + lambda f_CLIP). Ours: the start as an
+isometry, the same for both modalities, so that an untrained latent space *is* CLIP's; L_out; the relative score.
+
+Posterior of a feature x (D,) of an image, or of a class text t_c; an encoder per modality:
+
+    h  = gelu(x W + b),  mu = sqrt(L) x B + h W_mu,  log sigma^2 = h W_sigma + b_sigma     B (D, L): isometry at first
+    z  = mu + noise sigma eps,  eps from N(0, I)                 in training; z = mu at inference
+    f_adapter = z R / sqrt(L)                                    R (L, D): the transpose of B at first
+
+Losses on images x of base class y (means over the batch; c runs over the base classes; s is CLIP's logit scale):
+
+    L_cls   = CE(s cos(z_x, z_c), y)
+    L_kl    = min(1, step / kl_warm_up) (mean over x and mean over c of KL(posterior || N(0, I)))
+              per dimension, where a dimension costs at least free_bits
+    L_align = distance of the posteriors of x and t_y: symmetric KL, or squared 2-Wasserstein (gaussian.py)
+    L_out   = CE(s cos(f_adapter(x) + x, f_adapter(t_c) + t_c), y)
+    L       = L_cls + w_kl L_kl + w_align L_align + w_out L_out
+
+Separation score a(x), with the maximum over base classes c:
+
+    cosine    max cos(mu_x, mu_c)
+    kl        max -KL(posterior of x || posterior of t_c)
+    relative  max cos(mu_x, mu_c) - kappa max over novel classes n of cos(x, t_n)
+
+Prediction: if a(x) >= tau, argmax over base classes of cos(mu_x, mu_c); otherwise argmax over novel classes n of
+cos(f_adapter(x) + lambda x, f_adapter(t_n) + lambda t_n). tau and lambda are found exactly (sweeps.py), never trained.
 
 Suffixes: K lanes, B batch, I images, C classes, N base classes of a lane, D CLIP dimension,
 L latent dimension, H hidden width.
@@ -120,7 +146,7 @@ class PVAConfig:
 
 
 class GaussianEncoder(LaneModule):
-    """Features (K, B, D) -> mean and log variance (K, B, L) of the latent posterior.
+    """The latent posterior of features: (K, B, D) -> mean and log variance (K, B, L).
 
     `basis_KDL`: isometry the means start from. The hidden layer's output starts at zero beside it.
     """
@@ -153,7 +179,7 @@ class GaussianEncoder(LaneModule):
 
 @dataclass(frozen=True, kw_only=True)
 class PVAScores:
-    """What prediction and the sweeps need to know of images: everything but tau and lambda."""
+    """Scores of images from which every tau and lambda can be judged."""
 
     separation_KI: Tensor | None
     """Separation score, large for base-like images; None without separation."""
@@ -249,11 +275,11 @@ class PVA(StackedModule):
         return losses
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
-        """The weighted sum (K,): L_cls + sum of w_x L_x."""
+        """Return the weighted sum (K,): L_cls + sum of w_x L_x."""
         return losses["cls"] + sum(getattr(self, f"w_{name}") * losses[name] for name in losses.keys() - {"cls"})
 
     def text_features(self, *, base_only: bool = False) -> Tensor:
-        """CLIP features (K, C, D) of class texts, under the learned prompts or residuals there are.
+        """Return CLIP features (K, C, D) of class texts, with the learned prompts or residuals.
 
         `base_only`: (K, N, D), of each lane's base classes.
         """
@@ -268,7 +294,7 @@ class PVA(StackedModule):
 
     @torch.no_grad()
     def scores(self, images_ID: Tensor) -> PVAScores:
-        """What the sweeps and `logits` need of images (I, D); latents are posterior means."""
+        """Compute the scores of images (I, D) for the sweeps and `logits`; latents are posterior means."""
         images_KID = images_ID.expand(len(self.base_KC), -1, -1)
         image_mean, image_log_var = self.image_encoder(images_KID)
         text_mean, text_log_var = self.text_encoder(self.text_features())
@@ -322,7 +348,10 @@ class PVA(StackedModule):
         return best
 
     def curves(self, images_ID: Tensor, labels_I: Tensor) -> list[Curve]:
-        """Each lane's seen-unseen curve over every tau, at its lambda. Raises `ValueError` without separation."""
+        """Compute each lane's seen-unseen curve over every tau, at its lambda.
+
+        Raises `ValueError` without separation.
+        """
         scores = self.scores(images_ID)
         if scores.separation_KI is None:
             raise ValueError("tau needs separation: a model with separation=False has no seen-unseen curve, got False")
@@ -347,9 +376,9 @@ class PVA(StackedModule):
         return scores.separation_KI, scores.latent_KIC.argmax(-1), novel_KB
 
     def unseen_by_lambda(self, images_BD: Tensor, lambdas: Sequence[float] = LAMBDAS) -> Tensor | None:
-        """Best novel class of every image at each residual strength (K, G, B); None without residual or separation.
+        """Return the best novel class at each residual strength (K, G, B); None without residual or separation.
 
-        With the score and base class of `divide`, which do not depend on lambda, it says H at every tau and lambda.
+        With the score and base class of `divide`, which do not depend on lambda, H follows at every tau and lambda.
         """
         if not (self.config.residual and self.config.separation):
             return None
@@ -369,13 +398,13 @@ class PVA(StackedModule):
             raise ValueError("tau must be chosen before images can be separated: run PVA.sweep or set it, got None")
         base_like_KB1 = (scores.separation_KI >= self.tau[:, None])[:, :, None]
         own_KBC = torch.where(self.base_KC[:, None], scores.latent_KIC, cosine_KBC)
-        # far below, but finite and in order: entropies stay numbers, and the others can be classified among, too
+        # far below, but finite and in order: entropies stay numbers, and images can be classified among these alone
         return self.logit_scale * (own_KBC - FAR * (base_like_KB1 != self.base_KC[:, None]))
 
     def _sample(
         self, mean: Tensor, log_var: Tensor, classes_KN: Tensor | None = None, *, shared: bool = False
     ) -> Tensor:
-        """z = mu + sigma eps, each lane's eps from its own stream; of `classes_KN`, as if all had been drawn.
+        """Draw z = mu + noise sigma eps, each lane's eps from its own stream; of `classes_KN`, as if all were drawn.
 
         `shared`: rows are this worker's share of a batch, and so is their noise of the batch's.
         """
@@ -388,11 +417,11 @@ class PVA(StackedModule):
         return mean + self.noise[:, None, None] * (log_var / 2).exp() * eps
 
     def _decode(self, latent: Tensor, decoder_KLD: Tensor) -> Tensor:
-        """f_adapter (K, B, D) of latents (K, B, L): at first of about unit length, like the CLIP feature it joins."""
+        """Return f_adapter (K, B, D) of latents (K, B, L): of about unit length at first, as CLIP's."""
         return latent @ decoder_KLD / math.sqrt(latent.shape[-1])
 
     def _out_logits(self, images_KBD: Tensor, image_KBL: Tensor, text_KNL: Tensor) -> Tensor:
-        """Logits (K, B, N) of the novel branch at lambda 1 (0 without residual)."""
+        """Compute logits (K, B, N) of the novel branch at lambda 1 (0 without residual)."""
         image_KBD = self._decode(image_KBL, self.image_decoder_KLD)
         text_KND = self._decode(text_KNL, self.text_decoder_KLD)
         if self.config.residual:
@@ -401,12 +430,12 @@ class PVA(StackedModule):
 
 
 def _rows(x_KCD: Tensor, rows_KN: Tensor) -> Tensor:
-    """Each lane's own rows (K, N, D)."""
+    """Return each lane's own rows (K, N, D)."""
     return x_KCD.gather(1, rows_KN[:, :, None].expand(-1, -1, x_KCD.shape[2]))
 
 
 def _isometry(generators: Sequence[torch.Generator], dim: int, latent: int) -> Tensor:
-    """Random matrices (K, D, L) with orthonormal rows or columns."""
+    """Draw random matrices (K, D, L) with orthonormal rows or columns."""
     noise = lane_normal(generators, max(dim, latent), min(dim, latent), std=1.0)
     basis = torch.linalg.qr(noise).Q
     return basis if dim >= latent else basis.mT

@@ -1,8 +1,39 @@
-"""SRE-CLIP Adapter: semantic-relation enhanced CLIP for domain-adaptive zero-shot learning (arXiv 2510.21808).
+"""SRE-CLIP Adapter: semantic-relation enhanced CLIP for domain-adaptive zero-shot learning.
 
 Labelled source images of seen classes and unlabelled target images of all classes adapt a frozen CLIP: an attention
 adapter on the image feature, and class prototypes from a graph network over WordNet with a linear residual path.
 Frozen: CLIP itself (its features come in). Trained: everything here. An untrained module *is* zero-shot CLIP.
+
+Source: Yu et al., 2025, arXiv 2510.21808 (graph prototypes, residual projection, L_srs, L_align). Ours: the start at
+CLIP, and the three losses on unlabelled target images. All features are L2-normalised; s is CLIP's logit scale.
+
+Prototypes P (C, D), from node texts T (N, D) and class texts t (C, D):
+
+    H_0 = T,  H_l = act(A H_(l-1) W_l)               A: normalised adjacency with self loops, see graph_conv.py
+    P   = normalise(H_last[classes] + r t W_r)       at the start W_r = I and the last W_l = 0, so P = t
+
+Image features f(x) (D,), from a feature x of CLIP:
+
+    f(x)   = normalise(x + rho Attn(x))              at the start Attn = 0, so f(x) = x
+    memory:  Attn(x) = [softmax(q_h K_h^T / sqrt(A / H)) V_h] over heads h, times W_o;  q = x W_q, learned K, V (M, A)
+    tokens:  x cut into D / E tokens, plus positions; one self-attention among them, times W_o
+
+Losses, on source images x with label y and target images u ("mean" is over the batch):
+
+    L_cls   = mean of CE(s f(x) P^T, y) over seen classes: over all of them it would push unseen prototypes away
+    q_c     = softmax(P_c P^T / t_rel)               soft labels (C,), without gradient
+    L_srs   = mean over x of KL(q_y || softmax(f(x) P^T / t_rel))
+            + mean over trusted u of KL(q_c || softmax(f(u) P^T / t_rel)), c the best class of p(u); trusted are
+              those u whose p(u) of c reaches the threshold
+    L_align = mean over all classes c of CE(s f(t_c) P^T, c): texts pass the image adapter, unseen ones too
+    p(u)    = softmax(s f(u) P^T / t_target)
+    L_ent   = mean of the entropy of p(u)
+    L_div   = log C - entropy of the mean of p(u)
+    L_bal   = KL of two-valued distributions, prior against predicted unseen mass m of the mean of p(u):
+              pi log(pi / m) + (1 - pi) log((1 - pi) / (1 - m)),  pi = min(unseen_prior C_unseen / C, 0.99)
+    L       = L_cls + w_srs L_srs + w_align L_align + w_ent L_ent + w_div L_div + w_bal L_bal
+
+Prediction: argmax over all C classes of s f(x) P^T.
 
 Suffixes: K lanes, B batch, C classes, D CLIP dimension, N graph nodes, M memory slots, A attention width, H heads,
 T tokens, E token width.
@@ -100,7 +131,7 @@ class SREConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassGraph:
-    """Text features of classes and of the WordNet nodes above them."""
+    """Text features of classes and of the WordNet nodes above them, and the edges between these."""
 
     name_features_CD: Tensor
     """Text feature of each class name (template ensemble), L2-normalised."""
@@ -114,7 +145,7 @@ class ClassGraph:
     """CLIP's exp(logit scale)."""
 
     def text_features(self, class_text: str) -> Tensor:
-        """Node features T (N, D), the class rows set as `class_text` says."""
+        """Return node features T (N, D), whose class rows are the texts that `class_text` names."""
         names, lemmas = self.name_features_CD, self.node_features_ND[self.class_node_C]
         rows = {"name": names, "lemmas": lemmas, "both": F.normalize(names + lemmas, dim=-1)}[class_text]
         return self.node_features_ND.index_copy(0, self.class_node_C, rows)
@@ -133,7 +164,7 @@ class MemoryAdapter(LaneModule):
         self.out_KAD = nn.Parameter(torch.zeros(len(generators), width, dim))
 
     def forward(self, x_KBD: Tensor, rho_K11: Tensor) -> Tensor:
-        """x + rho Attn(x)."""
+        """Return x + rho Attn(x), not normalised."""
 
         def split(t: Tensor) -> Tensor:  # (K, *, A) -> (K, H, *, A/H)
             return t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -161,7 +192,7 @@ class TokensAdapter(LaneModule):
         self.out_KEE = nn.Parameter(torch.zeros(len(generators), width, width))
 
     def forward(self, x_KBD: Tensor, rho_K11: Tensor) -> Tensor:
-        """x + rho Attn(x)."""
+        """Return x + rho Attn(x), not normalised."""
         k, b, _ = x_KBD.shape
         tokens = x_KBD.unflatten(-1, (-1, self.token_dim)) + self.position_KTE[:, None]
         qkv = tokens.flatten(1, 2) @ self.qkv_KEF  # (K, B*T, 3E)
@@ -223,13 +254,13 @@ class SREClip(StackedModule):
         self.residual_KDD = nn.Parameter(torch.eye(dim).repeat(len(configs), 1, 1)) if config.residual else None
 
     def adapt(self, features_KBD: Tensor) -> Tensor:
-        """Adapted features f(x) (K, B, D), L2-normalised; image and text features alike."""
+        """Return adapted features f(x) (K, B, D), L2-normalised, of image or text features."""
         if self.adapter is None:
             return features_KBD
         return normalise(self.adapter(features_KBD, self.rho[:, None, None]))
 
     def prototypes(self) -> Tensor:
-        """Class prototypes P (K, C, D), L2-normalised."""
+        """Compute class prototypes P (K, C, D), L2-normalised."""
         parts = []
         if self.residual_KDD is not None:
             parts.append(self.residual_scale[:, None, None] * (self.text_features_CD @ self.residual_KDD))
@@ -277,18 +308,18 @@ class SREClip(StackedModule):
         }
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
-        """The weighted sum (K,): L_cls + sum of w_x L_x."""
+        """Return the weighted sum (K,): L_cls + sum of w_x L_x."""
         weighted = [getattr(self, f"w_{name}") * losses[name] for name in ("srs", "align", "ent", "div", "bal")]
         return losses["cls"] + torch.stack(weighted).sum(0)
 
     def _relations(self, prototypes_KCD: Tensor, sharp_KCD: Tensor) -> tuple[Tensor, Tensor]:
-        """Soft labels q_c = softmax(P_c P^T / t_rel) (K, C, C) and sum q_c log q_c (K, C)."""
+        """Return soft labels q_c = softmax(P_c P^T / t_rel) (K, C, C) and sum q_c log q_c (K, C)."""
         log_q_KCC = F.log_softmax(prototypes_KCD @ sharp_KCD.mT, dim=-1)
         q_KCC = log_q_KCC.exp()
         return q_KCC, (q_KCC * log_q_KCC).sum(-1)
 
     def _balance(self, mean_KC: Tensor) -> Tensor:
-        """KL between the prior and the predicted unseen mass on the target, (K,); 0 when nothing is unseen."""
+        """Return L_bal (K,); 0 when nothing is unseen."""
         unseen_KC = (~self.seen_KC).float()
         prior = (self.unseen_prior * unseen_KC.mean(1)).clamp(max=0.99)
         mass = (mean_KC * unseen_KC).sum(1)
@@ -301,7 +332,7 @@ class SREClip(StackedModule):
 
 
 def _relation_loss(logits_KBC: Tensor, labels_KB: Tensor, q_KCC: Tensor, q_log_q_KC: Tensor) -> Tensor:
-    """KL(q_y || softmax(logits)) of every image, (K, B)."""
+    """Compute KL(q_y || softmax(logits)) of every image, (K, B)."""
     # rows of a flat table: several times faster than a gather over (K, B, C)
     lanes, classes, _ = q_KCC.shape
     row_KB = labels_KB + classes * torch.arange(lanes, device=labels_KB.device)[:, None]
@@ -310,5 +341,5 @@ def _relation_loss(logits_KBC: Tensor, labels_KB: Tensor, q_KCC: Tensor, q_log_q
 
 
 def _cross_entropy(logits_KBC: Tensor, labels_KB: Tensor) -> Tensor:
-    """Cross-entropy of every row (K, B)."""
+    """Compute the cross-entropy of every row, (K, B)."""
     return F.cross_entropy(logits_KBC.flatten(0, 1), labels_KB.flatten(), reduction="none").view(labels_KB.shape)
