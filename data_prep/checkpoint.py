@@ -19,6 +19,8 @@ CONTENT_PATTERNS = ("*.json", "*.txt", "*.safetensors", "*.bin")
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
+    """A CLIP model on disk, not loaded."""
+
     name: str
     """Hub id, or the last two parts of the folder's path."""
     folder: Path
@@ -66,7 +68,7 @@ def find_checkpoint(clip: str | Path) -> Checkpoint:
 
 
 def load_model(checkpoint: Checkpoint) -> "CLIPModel":
-    """The model in float32, in eval mode.
+    """Load the model in float32, in eval mode.
 
     Raises UserError if weights are missing: transformers would fill a missing tower or projection with noise.
     """

@@ -65,7 +65,7 @@ class Encoded:
     """First row and file of each shard of images: `image_table` reads it."""
 
     def image_table(self, shard: str, columns: Sequence[str]) -> pa.Table:
-        """Columns feature, float16 [D], and if asked for tokens, float16 [P * D]; zeros for unreadable images."""
+        """Read columns feature, float16 [D], and tokens, float16 [P * D]; zeros for unreadable images."""
         with self.shards.open(shard) as file:
             return pq.read_table(file, columns=list(columns)).replace_schema_metadata(None)
 
@@ -79,7 +79,7 @@ def encode(
     tokens: bool = False,
     progress: Progress | None = None,
 ) -> Encoded:
-    """Features of every row of `images` (columns key, path and data, one of the last two null) and of every text.
+    """Encode every row of `images` (columns key, path and data, one of the last two null) and every text.
 
     shards: folder of finished shards, which are not computed again; it must belong to these inputs alone. tokens:
     keep the features of image patches, too. Ray must be initialised. Raises UserError if the checkpoint fails.
@@ -118,7 +118,7 @@ def encode(
 
 
 def _plan_batch(images: int, checkpoint: Checkpoint, shards: Storage, finished: set[str]) -> int:
-    """The job's batch: probed once, for features computed in other batches differ in the last bits."""
+    """Return the job's batch: probed once, for features computed in other batches differ in the last bits."""
     if PLAN in finished:
         return int(json.loads(shards.read(PLAN) or b"")["batch"])
     batch = IMAGES_PER_SHARD
@@ -129,7 +129,7 @@ def _plan_batch(images: int, checkpoint: Checkpoint, shards: Storage, finished: 
 
 
 def _probe(checkpoint: Checkpoint) -> int:
-    """`Encode.probe` where the job will run: on one CPU thread or a GPU."""
+    """Run `Encode.probe` where the job will run: on one CPU thread or a GPU."""
     import ray
 
     @ray.remote
@@ -237,7 +237,7 @@ class Encode:
         return row
 
     def texts(self, ids: np.ndarray) -> np.ndarray:
-        """float16 (T, D) of token ids (T, length)."""
+        """Encode token ids (T, length): float16 (T, D)."""
         import torch
 
         with torch.inference_mode(), self._autocast():
@@ -245,7 +245,7 @@ class Encode:
         return _normalised(output.pooler_output)
 
     def images(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """float16 (I, D) and, with tokens, (I, P * D) of float32 pixels (I, 3, size, size).
+        """Encode float32 pixels (I, 3, size, size): float16 (I, D) and, with tokens, (I, P * D).
 
         A batch that does not fit the GPU's memory is halved, and stays so for all that come after.
         """
@@ -279,7 +279,7 @@ class Encode:
             return features, _normalised(self._model.visual_projection(patches_BPH)).reshape(len(batch), -1)
 
     def probe(self) -> int:
-        """The batch size that encodes most images per second here; one that does not fit the memory ends the search."""
+        """Return the batch size that encodes most images per second; one that is too large ends the search."""
         import torch
 
         size = self._model.config.vision_config.image_size
@@ -311,7 +311,7 @@ def _normalised(features: Any) -> np.ndarray:
 
 
 def _fast_precision(device: str) -> Any:
-    """The type in which matrix products are fastest here, not merely possible."""
+    """Return the type in which matrix products are fastest here, not merely possible."""
     import torch
 
     if device == "cuda":
@@ -320,7 +320,7 @@ def _fast_precision(device: str) -> Any:
 
 
 def _run(units: list[dict[str, Any]], checkpoint: Checkpoint, batch: int, tokens: bool) -> Iterator[dict[str, Any]]:
-    """Rows with shard, features, tokens, reasons, fatal, logit_scale, precision, in any order."""
+    """Yield rows with shard, features, tokens, reasons, fatal, logit_scale, precision, in any order."""
     if not units:
         return
     import ray.data
@@ -365,7 +365,7 @@ def _unit(kind: str, start: int, rows: int) -> dict[str, Any]:
 
 
 def _decode(path: str | None, data: bytes | None) -> Any:
-    """The image in RGB, or the reason why there is none."""
+    """Return the image in RGB, or the reason why there is none."""
     from PIL import Image, UnidentifiedImageError
 
     try:

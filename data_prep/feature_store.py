@@ -131,7 +131,7 @@ class FeatureSet:
 
 
 def fingerprint(inputs: dict[str, Any]) -> str:
-    """Hex SHA-256 of `inputs` as canonical JSON."""
+    """Return the hex SHA-256 of `inputs` as canonical JSON."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -178,7 +178,7 @@ def read_manifest(cache: str | Path) -> dict[str, Any]:
 
 
 def _open(folder: Storage, manifest: dict[str, Any], name: str) -> pa.NativeFile:
-    """One file of the cache, after checking that it is, byte for byte, the one its manifest was written for."""
+    """Open a file of the cache, after checking that it is, byte for byte, the one its manifest was written for."""
     path = join(folder.shown, name)
     try:
         file = folder.open(name)
@@ -251,7 +251,7 @@ def mapped(cache: str | Path, name: str, scratch: str | Path | None = None) -> n
 
 
 def _write_array(file: pq.ParquetFile, path: Path) -> None:
-    """The last column of a Parquet file, a list of fixed size, as an .npy file."""
+    """Write the last column of a Parquet file, a list of fixed size, as an .npy file."""
     column = file.schema_arrow.names[-1]
     shape = (file.metadata.num_rows, file.schema_arrow.field(column).type.list_size)
     part = path.with_suffix(f".{os.getpid()}.tmp")
@@ -312,7 +312,7 @@ def load(cache: str | Path) -> FeatureSet:
 
 
 def load_target_labels(cache: str | Path) -> Tensor:
-    """int64 (I_target,) class ids in the order of `FeatureSet.target`: for the final evaluation (and oracles) only."""
+    """Read class ids, int64 (I_target,), in the order of `FeatureSet.target`: for the final test and oracles only."""
     return torch.tensor(read_cache_table(cache, "target_labels")["label"].to_numpy())
 
 

@@ -33,6 +33,7 @@ class Storage:
 
     @property
     def is_local(self) -> bool:
+        """Whether it lies in the file system of this machine."""
         return isinstance(self.filesystem, LocalFileSystem)
 
     def __truediv__(self, name: str) -> "Storage":
@@ -121,7 +122,7 @@ def join(where: str, name: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """An error as one line; Arrow's go on about details of the C library."""
+    """Return an error as one line; Arrow's go on about details of the C library."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).split(". Detail:")[0].splitlines() or [type(error).__name__])[0]

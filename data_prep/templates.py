@@ -13,12 +13,12 @@ TEMPLATES = Path(__file__).parent / "assets" / "templates.json"
 
 @cache
 def template_sets() -> dict[str, tuple[str, ...]]:
-    """Name -> templates with one {} each. The first of a set is its single template."""
+    """Return templates with one {} each, by the name of their set. The first of a set is its single template."""
     return {name: tuple(entry["templates"]) for name, entry in json.loads(TEMPLATES.read_text()).items()}
 
 
 def find_templates(choice: str | Sequence[str]) -> tuple[str, ...]:
-    """The set of that name (alone), or the user's own templates: one string with a {}, or several.
+    """Return the set of that name (alone), or the user's own templates: one string with a {}, or several.
 
     Raises UserError for an unknown name (with the nearest valid one) and for a template without exactly one {}.
     """

@@ -71,7 +71,7 @@ def build(out: Path, dictionary: Path | None = None) -> int:
 
 @contextmanager
 def _scratch_on_nltk_path() -> Iterator[Path]:
-    """A temporary folder that NLTK may read: it opens no file outside its data path."""
+    """Hold a temporary folder that NLTK may read: it opens no file outside its data path."""
     import nltk
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -88,7 +88,7 @@ def _open_reader(dictionary: Path | None, scratch: Path) -> Any:
 
     class Reader(WordNetCorpusReader):
         def map_wn(self, version: str = "wordnet") -> None:
-            """No mapping to other languages' WordNets: it needs an index.sense file, and nothing here uses it."""
+            """Map nothing to other languages' WordNets: that needs an index.sense file, and nothing here uses it."""
 
     if dictionary is None:
         try:

@@ -65,7 +65,7 @@ def _transfer(source: str, target: str, data_root: Path | None, allow_partial: b
 
 
 def _check_names(bench: Benchmark) -> None:
-    """Classes are graph nodes by their wnids, and outside WordNet by their names: so these must differ."""
+    """Raise UserError if two classes would be one graph node: by wnid or, outside WordNet, by name."""
     nodes = Counter(zip(bench.classes.wnids, bench.classes.names, strict=True))
     wnids = Counter(wnid for wnid in bench.classes.wnids if wnid)
     twice = [name for (wnid, name), count in nodes.items() if count > 1 or (wnid and wnids[wnid] > 1)]

@@ -55,5 +55,5 @@ class Benchmark:
     """What of the published benchmark is missing, in words (`allow_partial`); "" if it is complete."""
 
     def domain(self, domain: str) -> pa.Table:
-        """The images of one of DOMAINS, in order."""
+        """Return the images of one of DOMAINS, in order."""
         return self.images.filter(pc.equal(self.images["domain"], domain))

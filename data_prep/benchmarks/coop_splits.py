@@ -9,7 +9,9 @@ from data_prep.benchmarks.wordnet_classes import ilsvrc_wnids
 from data_prep.errors import UserError
 
 
-class PublishedSet(NamedTuple):
+class CoopSet(NamedTuple):
+    """A data set as CoOp publishes it."""
+
     folder: str
     """Folder below the root of all data sets."""
     images: str
@@ -24,17 +26,17 @@ class PublishedSet(NamedTuple):
 
 
 SETS = {
-    "imagenet": PublishedSet("imagenet", "images", "", 1000, 1_281_167, 0, 50_000),
-    "caltech101": PublishedSet("caltech-101", "101_ObjectCategories", "Caltech101", 100, 4_128, 1_649, 2_465),
-    "oxford_pets": PublishedSet("oxford_pets", "images", "OxfordPets", 37, 2_944, 736, 3_669, "pets"),
-    "stanford_cars": PublishedSet("stanford_cars", "", "StanfordCars", 196, 6_509, 1_635, 8_041),
-    "flowers102": PublishedSet("oxford_flowers", "jpg", "OxfordFlowers", 102, 4_093, 1_633, 2_463, "flowers"),
-    "food101": PublishedSet("food-101", "images", "Food101", 101, 50_500, 20_200, 30_300, "food"),
-    "fgvc_aircraft": PublishedSet("fgvc_aircraft", "images", "", 100, 3_334, 3_333, 3_333, "aircraft"),
-    "sun397": PublishedSet("sun397", "SUN397", "SUN397", 397, 15_880, 3_970, 19_850),
-    "dtd": PublishedSet("dtd", "images", "DescribableTextures", 47, 2_820, 1_128, 1_692, "texture"),
-    "eurosat": PublishedSet("eurosat", "2750", "EuroSAT", 10, 13_500, 5_400, 8_100, "satellite"),
-    "ucf101": PublishedSet("ucf101", "UCF-101-midframes", "UCF101", 101, 7_639, 1_898, 3_783, "action"),
+    "imagenet": CoopSet("imagenet", "images", "", 1000, 1_281_167, 0, 50_000),
+    "caltech101": CoopSet("caltech-101", "101_ObjectCategories", "Caltech101", 100, 4_128, 1_649, 2_465),
+    "oxford_pets": CoopSet("oxford_pets", "images", "OxfordPets", 37, 2_944, 736, 3_669, "pets"),
+    "stanford_cars": CoopSet("stanford_cars", "", "StanfordCars", 196, 6_509, 1_635, 8_041),
+    "flowers102": CoopSet("oxford_flowers", "jpg", "OxfordFlowers", 102, 4_093, 1_633, 2_463, "flowers"),
+    "food101": CoopSet("food-101", "images", "Food101", 101, 50_500, 20_200, 30_300, "food"),
+    "fgvc_aircraft": CoopSet("fgvc_aircraft", "images", "", 100, 3_334, 3_333, 3_333, "aircraft"),
+    "sun397": CoopSet("sun397", "SUN397", "SUN397", 397, 15_880, 3_970, 19_850),
+    "dtd": CoopSet("dtd", "images", "DescribableTextures", 47, 2_820, 1_128, 1_692, "texture"),
+    "eurosat": CoopSet("eurosat", "2750", "EuroSAT", 10, 13_500, 5_400, 8_100, "satellite"),
+    "ucf101": CoopSet("ucf101", "UCF-101-midframes", "UCF101", 101, 7_639, 1_898, 3_783, "action"),
 }
 VARIANTS = {
     "imagenetv2": ("imagenetv2/imagenetv2-matched-frequency-format-val", 10_000),
@@ -47,6 +49,8 @@ PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
+    """Classes and images of a data set, as its lists on disk name them."""
+
     names: tuple[str, ...]
     """(C,) class names, spaces for underscores."""
     wnids: tuple[str | None, ...]
@@ -70,12 +74,12 @@ class Split:
             listing.expect(f"{part} images", len(getattr(self, part)), self.published[part], self.listed_in)
 
     def followed_by(self, other: "Split") -> "Split":
-        """This split with the classes of `other` appended to its own."""
+        """Append the classes of `other` to those of this split."""
         return replace(self, names=self.names + other.names, wnids=self.wnids + other.wnids)
 
 
 def read_split(name: str, key: str, root: Path, allow_partial: bool) -> Split:
-    """The lists of SETS[key]. Raises UserError for missing files, wrong formats, and another number of classes."""
+    """Read the lists of SETS[key]. Raises UserError for missing or malformed files, and another number of classes."""
     published = SETS[key]
     home = find_place(root, f"{key}'s folder", published.folder)
     folder = find_place(home, f"{key}'s image folder", published.images)
@@ -111,7 +115,7 @@ def read_split(name: str, key: str, root: Path, allow_partial: bool) -> Split:
 
 
 def read_variant(key: str, imagenet: Split, root: Path) -> Split | None:
-    """Test images of ImageNet-V2, -Sketch, -A or -R with ImageNet's labels; None if `key` is none of these."""
+    """Read test images of ImageNet-V2, -Sketch, -A or -R with ImageNet's labels; None if `key` is none of these."""
     if key not in VARIANTS:
         return None
     place, count = VARIANTS[key]
@@ -130,7 +134,7 @@ def read_variant(key: str, imagenet: Split, root: Path) -> Split | None:
 
 
 def _read_class_names(path: Path) -> tuple[list[str], tuple[str, ...]]:
-    """Names in the order of the sorted wnids: that is the label order, whatever the order of the file."""
+    """Read names in the order of the sorted wnids: that is the label order, whatever the order of the file."""
     name_of = dict(line.split(" ", 1) for line in read_lines(path) if " " in line)
     missing = [wnid for wnid in ilsvrc_wnids() if wnid not in name_of]
     if missing:
@@ -151,7 +155,7 @@ def _read_variants(path: Path, names: list[str]) -> Images:
 
 
 def _read_split_file(path: Path) -> tuple[list[str], dict[str, Images]]:
-    """Class names by label and images of a split_zhou_*.json."""
+    """Read class names by label and images of a split_zhou_*.json."""
     content = read_json(path)
     missing = [part for part in PARTS if not isinstance(content, dict) or not isinstance(content.get(part), list)]
     if missing:

@@ -34,7 +34,7 @@ SHOWN = 5
 
 
 def read(name: str, root: Path) -> Benchmark:
-    """The benchmark "folder:<path>" under `root`. Raises UserError for everything in it that breaks the rules above."""
+    """Read the benchmark "folder:<path>" under `root`. Raises UserError for whatever breaks the rules above."""
     if not root.is_dir():
         raise UserError(f"{name}: {root} is no folder", option="benchmark")
     root = root.resolve()
@@ -113,7 +113,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _splits(keys: list[str]) -> np.ndarray:
-    """int8 (I,): index into SPLITS of every image of one class."""
+    """Return the index into SPLITS of every image of one class, int8 (I,)."""
     held_out = max(round(HELD_OUT * len(keys)), 1) if len(keys) >= 3 else 0
     order = sorted(range(len(keys)), key=lambda i: hashlib.sha256(keys[i].encode()).digest())
     split_I = np.zeros(len(keys), dtype=np.int8)
@@ -123,7 +123,7 @@ def _splits(keys: list[str]) -> np.ndarray:
 
 
 def _check_coverage(root: Path, names: list[str], seen: list[bool], rows: list[tuple]) -> None:
-    """Seen classes are learned from source images, unseen ones are scored on target images."""
+    """Raise UserError where a seen class has no source image or an unseen one no target image."""
     present = {(label, domain) for _, label, domain, *_ in rows}
     for is_seen, domain, kind in ((True, "source", "seen"), (False, "target", "unseen")):
         bare = [n for c, n in enumerate(names) if seen[c] == is_seen and (c, domain) not in present]

@@ -35,7 +35,7 @@ DEFAULT_CLIP = "openai/clip-vit-base-patch32"
 
 
 def read(name: str, data_root: Path | None, allow_partial: bool = False) -> Benchmark:
-    """The benchmark. Raises UserError for whatever is missing or contradicts the published lists."""
+    """Read the benchmark. Raises UserError for whatever is missing or contradicts the published lists."""
     root = need_root(name, data_root)
     classes = awa2_classes()
     listing = Listing(name, len(classes), allow_partial=allow_partial)

@@ -80,7 +80,7 @@ class Listing:
             )
 
     def table(self) -> pa.Table:
-        """IMAGE_SCHEMA, in the order added. Raises UserError if a domain has no image at all."""
+        """Return IMAGE_SCHEMA, in the order added. Raises UserError if a domain has no image at all."""
         for domain in ("source", "target"):
             if not any(row[2] == domain for row in self._rows):
                 raise UserError(f"{self.name}: no {domain} image is there", option="benchmark")
@@ -128,7 +128,7 @@ def find_place(root: Path, what: str, *places: str) -> Path:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines without trailing white space, empty ones included so that indices are line numbers less one."""
+    """Read lines without trailing white space, empty ones included so that indices are line numbers less one."""
     try:
         return [line.rstrip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -136,7 +136,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_labelled(path: Path) -> Iterator[tuple[int, str, int]]:
-    """Line number, path and label of every line "path label"."""
+    """Yield line number, path and label of every line "path label"."""
     for number, line in enumerate(read_lines(path), start=1):
         if not line:
             continue
@@ -147,6 +147,7 @@ def read_labelled(path: Path) -> Iterator[tuple[int, str, int]]:
 
 
 def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises UserError if it is none."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -154,7 +155,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_mat(path: Path, *names: str) -> dict[str, np.ndarray]:
-    """Variables of a MATLAB file (versions 4 to 7.2). Raises UserError for others and where one is missing."""
+    """Read variables of a MATLAB file (versions 4 to 7.2). Raises UserError for others and where one is missing."""
     from scipy.io import loadmat
 
     try:
@@ -171,7 +172,7 @@ def read_mat(path: Path, *names: str) -> dict[str, np.ndarray]:
 
 
 def class_folders(folder: Path, names: Iterable[str]) -> list[tuple[str, int]]:
-    """Images of the folders called `names`, whose positions are the labels; sorted, hidden files left out."""
+    """List images of the folders called `names`, whose positions are the labels; sorted, hidden files left out."""
     images = []
     for label, name in enumerate(names):
         if (folder / name).is_dir():

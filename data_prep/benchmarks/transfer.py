@@ -17,7 +17,7 @@ ARROW = "->"
 
 
 def join(source: Benchmark, target: Benchmark) -> Benchmark:
-    """The benchmark that trains on `source` and is scored on the test images of `target`."""
+    """Return the benchmark that trains on `source` and is scored on the test images of `target`."""
     images = {"source": source.domain("source"), "target": target.domain("target")}
     trained = set(images["source"]["label"].to_pylist())  # of other classes there is nothing to learn from
     seen = [class_ for c, class_ in enumerate(_classes(source)) if c in trained]
@@ -44,7 +44,7 @@ def join(source: Benchmark, target: Benchmark) -> Benchmark:
 
 
 def _classes(bench: Benchmark) -> list[tuple[str, tuple[str, str | None]]]:
-    """What identifies each class, its synset or else its name, with both."""
+    """Return each class's synset or else its name as key, with both."""
     pairs = zip(bench.classes.names, bench.classes.wnids, strict=True)
     return [(wnid or name, (name, wnid)) for name, wnid in pairs]
 
