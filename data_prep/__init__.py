@@ -1,6 +1,22 @@
-"""Images, class lists and WordNet -> Parquet features. `prepare` builds a cache, `feature_store.load` reads it."""
+"""Images, class lists and WordNet -> Parquet features. `prepare` builds a cache, `feature_store.load` reads it.
 
-from data_prep.errors import UserError
-from data_prep.prepare import prepare
+Names are loaded when they are asked for: errors and storage need no torch, which takes seconds to import.
+"""
 
-__all__ = ["UserError", "prepare"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from data_prep.cache_build import prepare
+    from data_prep.errors import UserError
+    from data_prep.options import FeatureOptions
+
+__all__ = ["FeatureOptions", "UserError", "prepare"]
+
+_MODULES = {"FeatureOptions": "options", "UserError": "errors", "prepare": "cache_build"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(f"data_prep.{_MODULES[name]}"), name)
+    raise AttributeError(f"module 'data_prep' has no attribute {name!r}")

@@ -8,80 +8,53 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
+from tyro.conf import OmitArgPrefixes
 
-from data_prep import UserError, feature_store
-from data_prep.benchmarks import BENCHMARKS, FOLDER_PREFIX
-from data_prep.prepare import MAX_REJECTED, prepare
-from data_prep.recompute import recompute
-from data_prep.storage import locate
-from data_prep.wordnet import NOUNS, wordnet
+from data_prep.errors import UserError, run_command
+from data_prep.options import FeatureOptions
+
+# everything else is imported by the command that needs it: torch takes seconds, and --help needs none
 
 console = Console()
 
 
-def features(
-    benchmark: str = "icons2emoji",
-    clip: str | None = None,
-    data_root: Path | None = None,
-    cache_dir: str = ".cache",
-    rebuild: bool = False,
-    allow_partial: bool = False,
-    templates: tuple[str, ...] = (),
-    tokens: bool = False,
-    max_rejected: float = MAX_REJECTED,
-) -> None:
+def features(cache: OmitArgPrefixes[FeatureOptions]) -> None:
     """Encode a benchmark's images and texts with CLIP, unless the cache is already there.
 
     Examples:
       python -m data_prep features
       python -m data_prep features --benchmark folder:my_images --clip openai/clip-vit-base-patch32
-
-    Args:
-        benchmark: A name from `python -m data_prep list`, or folder:PATH with PATH/DOMAIN/CLASS/*.jpg and
-            PATH/classes.csv. CoOp's sets take options: dtd:shots=16,seed=2.
-        clip: Checkpoint folder or Hugging Face id; the benchmark's own if left out.
-        data_root: Where the data sets were unpacked, and where a relative folder:PATH starts.
-        cache_dir: Folder or URI (s3://bucket/prefix) where caches are kept, one folder each, named by benchmark and
-            fingerprint.
-        rebuild: Build it even if it is there.
-        allow_partial: Go on with what is there of an incomplete data set. The cache says that it is partial.
-        templates: A template set (single, imagenet7, imagenet80, ...) or prompts with {}; the benchmark's own if left
-            out.
-        tokens: Keep the features of image patches, too: 50 KB an image for a ViT-B/32.
-        max_rejected: Share of images that may be unreadable. They are left out and listed in rejected.parquet.
     """
+    from data_prep.cache_build import prepare
+    from data_prep.feature_store import read_manifest
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("features", total=None)
-        cache = prepare(
-            benchmark=benchmark,
-            clip=clip,
-            data_root=data_root,
-            cache_dir=cache_dir,
-            rebuild=rebuild,
-            allow_partial=allow_partial,
-            templates=templates or None,
-            tokens=tokens,
-            max_rejected=max_rejected,
-            progress=lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total),
-        )
-    facts = feature_store.read_manifest(cache)["inputs"]
+
+        def progress(stage: str, done: int, total: int) -> None:
+            bar.update(task, description=stage, completed=done, total=total)
+
+        folder = prepare(cache, progress)
+    facts = read_manifest(folder)["inputs"]
     rejected = facts.get("rejected", {}).get("count", 0)
-    console.print(f"{cache}: {facts['images']['count'] - rejected} images", highlight=False, soft_wrap=True)
+    console.print(f"{folder}: {facts['images']['count'] - rejected} images", highlight=False, soft_wrap=True)
     if rejected:
         console.print(f"{rejected} images cannot be read: see rejected.parquet there", highlight=False, soft_wrap=True)
 
 
-def build_wordnet(dictionary: Path | None = None, out: Path = NOUNS) -> None:
+def build_wordnet(dictionary: Path | None = None, out: Path | None = None) -> None:
     """Build the table of WordNet 3.0's nouns. It comes with this package: only its maintainers need this.
 
     Args:
         dictionary: Folder with data.noun, index.noun and so on (Debian: apt install wordnet-base, /usr/share/wordnet).
             Left out, NLTK's corpus is read, and downloaded if missing.
-        out: Parquet file to write.
+        out: Parquet file to write; the package's own by default.
     """
+    from data_prep.wordnet import NOUNS
     from data_prep.wordnet_build import build
 
+    out = out or NOUNS
     console.print(f"{build(out, dictionary)} synsets -> {out}", soft_wrap=True)
 
 
@@ -91,6 +64,8 @@ def lookup(names: Annotated[tuple[str, ...], tyro.conf.Positional]) -> None:
     Args:
         names: Class names, such as: mouse "killer whale".
     """
+    from data_prep.wordnet import wordnet
+
     for name in names:
         console.print(f"{name}:", markup=False)
         for synset in wordnet().lookup(name):
@@ -99,13 +74,17 @@ def lookup(names: Annotated[tuple[str, ...], tyro.conf.Positional]) -> None:
 
 
 def list_(cache_dir: str = ".cache") -> None:
-    """List benchmarks and the caches there are.
+    """List benchmarks, and the caches of a folder.
 
     Args:
         cache_dir: Folder or URI where caches are kept.
     """
+    from data_prep import feature_store
+    from data_prep.benchmarks import BENCHMARKS, FOLDER_PREFIX
+    from data_prep.storage import locate
+
     console.print("benchmarks:", *BENCHMARKS, f"{FOLDER_PREFIX}<path>", highlight=False)
-    caches = locate(cache_dir, option="--cache-dir")
+    caches = locate(cache_dir, option="cache_dir")
     for name in caches.names(recursive=True):
         if not name.endswith(f"/{feature_store.MANIFEST}"):
             continue
@@ -134,6 +113,9 @@ def verify(
         clip: Their checkpoint, where it is neither a hub id nor the benchmark's own.
         data_root: Where the data sets were unpacked.
     """
+    from data_prep import feature_store
+    from data_prep.recompute import recompute
+
     for cache in track(caches, description="verify", console=console, transient=True):
         files = feature_store.verify(cache)
         text = f"{cache}: {len(files)} files as written"
@@ -152,13 +134,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-def main() -> None:
-    try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m data_prep", description=__doc__)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+def main() -> int:
+    """Run a command and return its exit code."""
+    return run_command(
+        lambda: tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m data_prep", description=__doc__)
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,11 +11,11 @@ import pyarrow.compute as pc
 
 from data_prep.benchmarks.base import DOMAINS, Benchmark
 from data_prep.clip_features import IMAGES_PER_SHARD, Encoded
-from data_prep.wordnet_graph import ClassGraph
+from data_prep.wordnet_graph import WordNetGraph
 
 
 def name_texts(bench: Benchmark) -> pa.Table:
-    """One row per class x template: class_id, template, text."""
+    """Return one row per class x template: class_id, template, text."""
     rows = [
         {"class_id": c, "template": p, "text": template.format(name)}
         for c, name in enumerate(bench.classes.names)
@@ -24,8 +24,8 @@ def name_texts(bench: Benchmark) -> pa.Table:
     return pa.Table.from_pylist(rows)
 
 
-def node_texts(graph: ClassGraph, templates: Sequence[str]) -> pa.Table:
-    """One row per node x lemma x template: node, lemma, template, text."""
+def node_texts(graph: WordNetGraph, templates: Sequence[str]) -> pa.Table:
+    """Return one row per node x lemma x template: node, lemma, template, text."""
     rows = [
         {"node": n, "lemma": lemma, "template": p, "text": template.format(lemma)}
         for n, lemmas in enumerate(graph.lemmas)
@@ -36,6 +36,7 @@ def node_texts(graph: ClassGraph, templates: Sequence[str]) -> pa.Table:
 
 
 def class_tables(bench: Benchmark) -> dict[str, pa.Table]:
+    """Return one row per class: class_id, name, wnid, unseen and, across data sets, in_target."""
     classes = bench.classes
     columns = {
         "class_id": np.arange(len(classes.names)),
@@ -49,7 +50,7 @@ def class_tables(bench: Benchmark) -> dict[str, pa.Table]:
 
 
 def label_tables(bench: Benchmark, readable_I: np.ndarray) -> dict[str, pa.Table]:
-    """Labels of the readable images, one table per domain, apart from the images."""
+    """Return the labels of the readable images, one table per domain, apart from the images."""
     table = bench.images.filter(pa.array(readable_I))
     return {
         f"{domain}_labels": table.filter(pc.equal(table["domain"], domain)).select(["key", "label"])
@@ -60,7 +61,7 @@ def label_tables(bench: Benchmark, readable_I: np.ndarray) -> dict[str, pa.Table
 def image_rows(
     domain: str, bench: Benchmark, contents: pa.Table, encoded: Encoded, readable_I: np.ndarray, feature: str
 ) -> Iterator[pa.Table]:
-    """The readable images of a domain, a shard at a time: key, split, bytes, sha256, feature; or key, tokens.
+    """Yield the readable images of a domain, a shard at a time: key, split, bytes, sha256, feature; or key, tokens.
 
     contents: columns bytes and sha256, (I,). feature: "feature" or "tokens".
     """
@@ -77,13 +78,13 @@ def image_rows(
 
 
 def rejected_table(bench: Benchmark, encoded: Encoded) -> pa.Table:
-    """Images that cannot be read: key, domain, path (null for images inside the benchmark's own table), reason."""
+    """Return the unreadable images: key, domain, path (null for images inside the benchmark's own table), reason."""
     table = bench.images.select(["key", "domain", "path"]).append_column("reason", pa.array(encoded.reasons))
     return table.filter(pc.not_equal(table["reason"], ""))
 
 
-def graph_tables(graph: ClassGraph, classes: int) -> dict[str, pa.Table]:
-    """The class nodes come first, in class order."""
+def graph_tables(graph: WordNetGraph, classes: int) -> dict[str, pa.Table]:
+    """Return nodes, edges and similarities; class nodes come first, in class order."""
     nodes = {
         "node": np.arange(len(graph.wnids)),
         "wnid": pa.array(graph.wnids, pa.string()),

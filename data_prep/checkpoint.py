@@ -19,6 +19,8 @@ CONTENT_PATTERNS = ("*.json", "*.txt", "*.safetensors", "*.bin")
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
+    """A CLIP model on disk, not loaded."""
+
     name: str
     """Hub id, or the last two parts of the folder's path."""
     folder: Path
@@ -51,13 +53,14 @@ def find_checkpoint(clip: str | Path) -> Checkpoint:
     config = _read_json(folder / "config.json", clip)
     if config.get("model_type") != "clip":
         raise UserError(
-            f"--clip must be a checkpoint with an image and a text tower (model_type 'clip'); "
-            f"{clip} has model_type {config.get('model_type')!r}"
+            f"must be a checkpoint with an image and a text tower (model_type 'clip'); "
+            f"{clip} has model_type {config.get('model_type')!r}",
+            option="clip",
         )
     processors = [folder / name for name in PROCESSOR_FILES if (folder / name).is_file()]
     for kind, names in (("image processor", PROCESSOR_FILES), ("tokenizer", TOKENIZER_FILES)):
         if not any((folder / file).is_file() for file in names):
-            raise UserError(f"--clip must come with its {kind}; {clip} has no {names[0]}")
+            raise UserError(f"must come with its {kind}; {clip} has no {names[0]}", option="clip")
     _check_towers(folder, clip)
     settings = [_read_json(path, clip) for path in processors]
     _check_size(config, settings, clip)
@@ -65,7 +68,7 @@ def find_checkpoint(clip: str | Path) -> Checkpoint:
 
 
 def load_model(checkpoint: Checkpoint) -> "CLIPModel":
-    """The model in float32, in eval mode.
+    """Load the model in float32, in eval mode.
 
     Raises UserError if weights are missing: transformers would fill a missing tower or projection with noise.
     """
@@ -78,15 +81,16 @@ def load_model(checkpoint: Checkpoint) -> "CLIPModel":
     try:
         loaded: Any = CLIPModel.from_pretrained(checkpoint.folder, dtype="float32", output_loading_info=True)
     except Exception as error:  # from_pretrained raises a dozen unrelated types on damaged files
-        raise UserError(f"--clip {checkpoint.name} cannot be loaded: {error}") from error
+        raise UserError(f"{checkpoint.name} cannot be loaded: {error}", option="clip") from error
     finally:
         logging.set_verbosity(verbosity)
     model, info = loaded
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
-            f"--clip must hold an image tower, a text tower and both projections; "
-            f"{checkpoint.name} lacks {len(missing)} weights such as {missing[0]}"
+            f"must hold an image tower, a text tower and both projections; "
+            f"{checkpoint.name} lacks {len(missing)} weights such as {missing[0]}",
+            option="clip",
         )
     return model.eval()
 
@@ -101,8 +105,9 @@ def _check_size(config: dict[str, Any], processors: list[dict[str, Any]], clip: 
         sides = set(size.values()) if isinstance(size, dict) else {size}
         if sides != {expected}:
             raise UserError(
-                f"--clip {clip}: its image processor makes images of {', '.join(map(str, sorted(sides)))} pixels, "
-                f"its model takes {expected}"
+                f"{clip}: its image processor makes images of {', '.join(map(str, sorted(sides)))} pixels, "
+                f"its model takes {expected}",
+                option="clip",
             )
 
 
@@ -117,15 +122,15 @@ def _check_towers(folder: Path, clip: str | Path) -> None:
             with safe_open(path, framework="np") as file:
                 weights.update(file.keys())
         except (SafetensorError, OSError) as error:
-            raise UserError(f"--clip {clip}: {path.name} is damaged: {error}") from error
+            raise UserError(f"{clip}: {path.name} is damaged: {error}", option="clip") from error
     missing = [prefix for prefix in WEIGHTS if not any(name.startswith(prefix) for name in weights)]
     if files and missing:
         raise UserError(
-            "--clip must hold an image tower, a text tower and both projections; "
-            f"{clip} has no {missing[0].rstrip('.')}"
+            f"must hold an image tower, a text tower and both projections; {clip} has no {missing[0].rstrip('.')}",
+            option="clip",
         )
     if not files and not any(folder.glob("pytorch_model*.bin")):
-        raise UserError(f"--clip must hold weights; {clip} has no model.safetensors")
+        raise UserError(f"must hold weights; {clip} has no model.safetensors", option="clip")
 
 
 def _download(repo: str) -> Path:
@@ -139,7 +144,8 @@ def _download(repo: str) -> Path:
     except (OSError, ValueError, HFValidationError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"--clip must be a folder or a Hugging Face id that can be reached; got {repo!r}: {reason}"
+            f"must be a folder or a Hugging Face id that can be reached; got {repo!r}: {reason}",
+            option="clip",
         ) from error
     return folder
 
@@ -148,4 +154,6 @@ def _read_json(path: Path, clip: str | Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"--clip must be a Hugging Face CLIP folder or id; {clip}: {path.name}: {error}") from error
+        raise UserError(
+            f"must be a Hugging Face CLIP folder or id; {clip}: {path.name}: {error}", option="clip"
+        ) from error

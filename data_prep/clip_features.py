@@ -17,7 +17,6 @@ Shapes: I images, T texts, D CLIP dimension, P image patches.
 
 import io
 import json
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ import pyarrow.parquet as pq
 from data_prep.checkpoint import Checkpoint, load_model
 from data_prep.errors import UserError
 from data_prep.parquet import feature_column, matrix, write_table
+from data_prep.ray_session import quiet_loggers
 from data_prep.storage import Storage, reason
 
 IMAGES_PER_SHARD = 256  # 150 MB of float32 pixels at 224 px: about one Ray block
@@ -65,7 +65,7 @@ class Encoded:
     """First row and file of each shard of images: `image_table` reads it."""
 
     def image_table(self, shard: str, columns: Sequence[str]) -> pa.Table:
-        """Columns feature, float16 [D], and if asked for tokens, float16 [P * D]; zeros for unreadable images."""
+        """Read columns feature, float16 [D], and tokens, float16 [P * D]; zeros for unreadable images."""
         with self.shards.open(shard) as file:
             return pq.read_table(file, columns=list(columns)).replace_schema_metadata(None)
 
@@ -79,7 +79,7 @@ def encode(
     tokens: bool = False,
     progress: Progress | None = None,
 ) -> Encoded:
-    """Features of every row of `images` (columns key, path and data, one of the last two null) and of every text.
+    """Encode every row of `images` (columns key, path and data, one of the last two null) and every text.
 
     shards: folder of finished shards, which are not computed again; it must belong to these inputs alone. tokens:
     keep the features of image patches, too. Ray must be initialised. Raises UserError if the checkpoint fails.
@@ -94,7 +94,7 @@ def encode(
     report("features", len(units) - len(todo), len(units))
     for done, row in enumerate(_run(todo, checkpoint, batch, tokens), start=len(units) - len(todo) + 1):
         if row["fatal"]:
-            raise UserError(row["fatal"])
+            raise UserError(row["fatal"], option="clip")
         _commit(row, shards)
         report("features", done, len(units))
     position = {text: t for t, text in enumerate(unique)}
@@ -118,7 +118,7 @@ def encode(
 
 
 def _plan_batch(images: int, checkpoint: Checkpoint, shards: Storage, finished: set[str]) -> int:
-    """The job's batch: probed once, for what is computed in other batches differs in the last bits."""
+    """Return the job's batch: probed once, for features computed in other batches differ in the last bits."""
     if PLAN in finished:
         return int(json.loads(shards.read(PLAN) or b"")["batch"])
     batch = IMAGES_PER_SHARD
@@ -129,13 +129,13 @@ def _plan_batch(images: int, checkpoint: Checkpoint, shards: Storage, finished: 
 
 
 def _probe(checkpoint: Checkpoint) -> int:
-    """`Encode.probe` where the job will run: on one CPU thread or a GPU."""
+    """Run `Encode.probe` where the job will run: on one CPU thread or a GPU."""
     import ray
 
     @ray.remote
     def probe() -> int:
         encoder = Encode(checkpoint, threads=1)
-        return encoder.probe() if not encoder.fatal else BATCHES[0]  # the job itself says what is wrong
+        return encoder.probe() if not encoder.fatal else BATCHES[0]  # the job itself names the mistake
 
     gpu = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
     return ray.get(probe.options(num_cpus=1, num_gpus=gpu).remote())
@@ -207,7 +207,7 @@ class Encode:
         try:
             self._model = load_model(checkpoint).to(self._device)  # type: ignore[arg-type]
         except UserError as error:  # as data: an exception in here reaches the user as pages of Ray's traceback
-            self.fatal = str(error)
+            self.fatal = error.message
             return
         self._logit_scale = self._model.logit_scale.exp().item()
         large = sum(p.numel() for p in self._model.parameters()) >= LARGE_PARAMETERS
@@ -229,7 +229,7 @@ class Encode:
             try:
                 features, tokens = self.images(inputs)
             except torch.OutOfMemoryError:
-                return row | {"fatal": f"--clip {self._name}: one image at a time is more than the GPU's memory holds"}
+                return row | {"fatal": f"{self._name}: one image at a time is more than the GPU's memory holds"}
             row["features"][good] = features
             if self._with_tokens:
                 row["tokens"] = np.zeros((row["rows"], tokens.shape[1]), np.float16)
@@ -237,7 +237,7 @@ class Encode:
         return row
 
     def texts(self, ids: np.ndarray) -> np.ndarray:
-        """float16 (T, D) of token ids (T, length)."""
+        """Encode token ids (T, length): float16 (T, D)."""
         import torch
 
         with torch.inference_mode(), self._autocast():
@@ -245,7 +245,7 @@ class Encode:
         return _normalised(output.pooler_output)
 
     def images(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """float16 (I, D) and, with tokens, (I, P * D) of float32 pixels (I, 3, size, size).
+        """Encode float32 pixels (I, 3, size, size): float16 (I, D) and, with tokens, (I, P * D).
 
         A batch that does not fit the GPU's memory is halved, and stays so for all that come after.
         """
@@ -279,7 +279,7 @@ class Encode:
             return features, _normalised(self._model.visual_projection(patches_BPH)).reshape(len(batch), -1)
 
     def probe(self) -> int:
-        """The batch size that encodes most images per second here; one that does not fit the memory ends the search."""
+        """Return the batch size that encodes most images per second; one that is too large ends the search."""
         import torch
 
         size = self._model.config.vision_config.image_size
@@ -311,7 +311,7 @@ def _normalised(features: Any) -> np.ndarray:
 
 
 def _fast_precision(device: str) -> Any:
-    """The type in which matrix products are fastest here, not merely possible."""
+    """Return the type in which matrix products are fastest here, not merely possible."""
     import torch
 
     if device == "cuda":
@@ -320,7 +320,7 @@ def _fast_precision(device: str) -> Any:
 
 
 def _run(units: list[dict[str, Any]], checkpoint: Checkpoint, batch: int, tokens: bool) -> Iterator[dict[str, Any]]:
-    """Rows with shard, features, tokens, reasons, fatal, logit_scale, precision, in any order."""
+    """Yield rows with shard, features, tokens, reasons, fatal, logit_scale, precision, in any order."""
     if not units:
         return
     import ray.data
@@ -342,14 +342,9 @@ def _run(units: list[dict[str, Any]], checkpoint: Checkpoint, batch: int, tokens
     )
     # Its plan and its own progress bars are noise here: the caller shows progress in shards. (Not the logger
     # "ray.data": Ray configures that one anew for every run.)
-    log = logging.getLogger("ray.data._internal")
-    level = log.level
-    log.setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    try:
+    with quiet_loggers("ray.data._internal"):
         yield from dataset.iter_rows()
-    finally:
-        log.setLevel(level)
 
 
 def _image_units(images: pa.Table) -> Iterator[dict[str, Any]]:
@@ -370,7 +365,7 @@ def _unit(kind: str, start: int, rows: int) -> dict[str, Any]:
 
 
 def _decode(path: str | None, data: bytes | None) -> Any:
-    """The image in RGB, or the reason why there is none."""
+    """Return the image in RGB, or the reason why there is none."""
     from PIL import Image, UnidentifiedImageError
 
     try:

@@ -13,7 +13,7 @@ A cache is one folder, local or behind a URI; its manifest is written last, and 
     node_texts.parquet    node, lemma, template, text, feature
     edges.parquet         child, parent, relation
     similarity.parquet    path, wup: one row of the (C, C) tables per class
-    source_tokens.parquet key, tokens: features of the image's patches, if asked for; the same for target_tokens.parquet
+    source_tokens.parquet key, tokens: features of image patches (option tokens), and target_tokens.parquet
     rejected.parquet      key, domain, path, reason of images that cannot be read, if there are any
 
 Target labels are a file of their own, which `load` does not open: nothing that trains or selects can see them.
@@ -50,6 +50,8 @@ MAPPED_BYTES = 2**29
 
 @dataclass(frozen=True, kw_only=True)
 class ClassTable:
+    """The classes of a benchmark, in the order of their ids."""
+
     names: tuple[str, ...]
     """(C,) class names as people say them."""
     wnids: tuple[str | None, ...]
@@ -89,7 +91,7 @@ class Graph:
     path_similarity_CC: Tensor
     """float32 (C, C), 1 on the diagonal, 0 between unconnected classes."""
     wup_similarity_CC: Tensor
-    """float32 (C, C), Wu-Palmer, likewise."""
+    """float32 (C, C), Wu-Palmer, 1 on the diagonal, 0 between unconnected classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,7 @@ class FeatureSet:
     """Everything a study needs of one benchmark and one checkpoint, but for the target labels."""
 
     benchmark: str
-    """Name as given on the command line."""
+    """Name as `FeatureOptions` takes it."""
     clip: str
     """Checkpoint: hub id, or the name of its folder."""
     fingerprint: str
@@ -123,13 +125,13 @@ class FeatureSet:
     halves: bool = False
     """Whether a test image is classified among the seen or the unseen classes, whichever its own is of."""
     partial: str = ""
-    """What of the published benchmark is missing (--allow-partial); "" if it is complete."""
+    """What of the published benchmark is missing (`allow_partial`); "" if it is complete."""
     rejected: int = 0
     """Images left out because they cannot be read."""
 
 
 def fingerprint(inputs: dict[str, Any]) -> str:
-    """Hex SHA-256 of `inputs` as canonical JSON."""
+    """Return the hex SHA-256 of `inputs` as canonical JSON."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -145,11 +147,11 @@ def write_manifest(folder: Storage, inputs: dict[str, Any], extra: dict[str, Any
 
 
 def _folder(cache: str | Path) -> Storage:
-    return locate(cache, option="a feature cache")
+    return locate(cache, option="")
 
 
 def read_manifest(cache: str | Path) -> dict[str, Any]:
-    """The manifest of a complete cache.
+    """Read the manifest of a complete cache.
 
     Raises UserError if there is none, it is unreadable, of another schema, or its fingerprint is not that of its
     inputs.
@@ -176,7 +178,7 @@ def read_manifest(cache: str | Path) -> dict[str, Any]:
 
 
 def _open(folder: Storage, manifest: dict[str, Any], name: str) -> pa.NativeFile:
-    """One file of the cache, after checking that it is, byte for byte, the one its manifest was written for."""
+    """Open a file of the cache, after checking that it is, byte for byte, the one its manifest was written for."""
     path = join(folder.shown, name)
     try:
         file = folder.open(name)
@@ -213,13 +215,13 @@ def verify(cache: str | Path) -> dict[str, str]:
     return dict(manifest["files"])
 
 
-def read_table(cache: str | Path, name: str) -> pa.Table:
-    """One table of a cache, such as "names". Raises UserError as `load` does."""
+def read_cache_table(cache: str | Path, name: str) -> pa.Table:
+    """Read one table of a cache, such as "names". Raises UserError as `load` does."""
     return _read(_folder(cache), read_manifest(cache), f"{name}.parquet")
 
 
 def mapped(cache: str | Path, name: str, scratch: str | Path | None = None) -> np.ndarray:
-    """Features of a domain, float16 (I, D), or of its patches ("source_tokens"), float16 (I, P, D): a read-only map.
+    """Map features of a domain, float16 (I, D), or of its patches ("source_tokens"), float16 (I, P, D), read-only.
 
     The Parquet file becomes an array file on this node once, a row group at a time; every process maps that same file,
     so that the node's memory holds the features once, however many read them. Unlike those of `load` they are as
@@ -229,7 +231,7 @@ def mapped(cache: str | Path, name: str, scratch: str | Path | None = None) -> n
     """
     manifest, folder = read_manifest(cache), _folder(cache)
     if f"{name}.parquet" not in manifest["files"]:
-        raise UserError(f"{folder.shown} has no {name}; --tokens makes those of patches")
+        raise UserError(f"{folder.shown} has no {name}: it was built without tokens")
     home = Path(
         scratch or os.environ.get("ZEROSWEEP_SCRATCH") or Path(tempfile.gettempdir()) / f"zerosweep-{os.getuid()}"
     )
@@ -249,7 +251,7 @@ def mapped(cache: str | Path, name: str, scratch: str | Path | None = None) -> n
 
 
 def _write_array(file: pq.ParquetFile, path: Path) -> None:
-    """The last column of a Parquet file, a list of fixed size, as an .npy file."""
+    """Write the last column of a Parquet file, a list of fixed size, as an .npy file."""
     column = file.schema_arrow.names[-1]
     shape = (file.metadata.num_rows, file.schema_arrow.field(column).type.list_size)
     part = path.with_suffix(f".{os.getpid()}.tmp")
@@ -310,8 +312,8 @@ def load(cache: str | Path) -> FeatureSet:
 
 
 def load_target_labels(cache: str | Path) -> Tensor:
-    """int64 (I_target,) class ids in the order of `FeatureSet.target`: for the final evaluation (and oracles) only."""
-    return torch.tensor(read_table(cache, "target_labels")["label"].to_numpy())
+    """Read class ids, int64 (I_target,), in the order of `FeatureSet.target`: for the final test and oracles only."""
+    return torch.tensor(read_cache_table(cache, "target_labels")["label"].to_numpy())
 
 
 def _tensor(values: np.ndarray) -> Tensor:

@@ -29,7 +29,7 @@ SAVE_MEMO_EVERY_S = 60
 def image_contents(
     images: pa.Table, caches: Storage | None = None, memo: str = "", progress: Progress | None = None
 ) -> pa.Table:
-    """Columns bytes and sha256 of every image, 0 and "" for those that cannot be read.
+    """Return columns bytes and sha256 of every image, 0 and "" for those that cannot be read.
 
     memo: a file of `caches` that remembers the hashes of files by path, size and time of change; it is written now
     and then, so that a million files need not be hashed again.

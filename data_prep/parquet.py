@@ -51,18 +51,18 @@ def write_stream(parts: Iterable[pa.Table], file: Any, *, metadata: dict[str, st
 
 
 def feature_column(features_ID: np.ndarray) -> pa.FixedSizeListArray:
-    """(I, D) floats as a FixedSizeList<float16>[D] column of I rows."""
+    """Turn floats (I, D) into a FixedSizeList<float16>[D] column of I rows."""
     values = pa.array(np.ascontiguousarray(features_ID, dtype=np.float16).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(values, features_ID.shape[1])
 
 
 def matrix(column: pa.ChunkedArray) -> np.ndarray:
-    """(I, D) array of a FixedSizeList column, in the column's own float type."""
+    """Return the array (I, D) of a FixedSizeList column, in the column's own float type."""
     width = column.type.list_size
     return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
 
 
 def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's content."""
+    """Return the hex SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

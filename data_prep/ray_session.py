@@ -1,4 +1,4 @@
-"""Start Ray, or use the one that runs."""
+"""Start Ray, or use the one that runs, and keep its loggers quiet."""
 
 import logging
 import os
@@ -11,8 +11,8 @@ from data_prep.storage import reason
 
 
 @contextmanager
-def _ray() -> Iterator[None]:
-    """An initialised Ray: the caller's, or one of our own for the time of the build."""
+def ray_session() -> Iterator[None]:
+    """Hold an initialised Ray: the caller's, or one of our own until the context ends. Raises UserError."""
     import ray
 
     if ray.is_initialized():
@@ -27,11 +27,27 @@ def _ray() -> Iterator[None]:
 
 
 def start_ray(address: str) -> None:
-    """Connect to a cluster or, "local", start one. Raises UserError where that fails: Ray tells it in a traceback."""
+    """Connect to a cluster or, with "local", start one. Raises UserError where that fails."""
     import ray
 
     own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except Exception as error:  # ConnectionError, RuntimeError and plain Exception, by what went wrong
-        raise UserError(f"Ray did not start (--address or RAY_ADDRESS, here {address}): {reason(error)}") from error
+        raise UserError(
+            f"or RAY_ADDRESS must name a Ray that starts, got {address}: {reason(error)}", option="address"
+        ) from error
+
+
+@contextmanager
+def quiet_loggers(*names: str, level: int = logging.ERROR) -> Iterator[None]:
+    """Let the loggers of these names pass messages of `level` and above only, until the context ends."""
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, old in zip(loggers, before, strict=True):
+            logger.setLevel(old)

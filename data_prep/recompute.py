@@ -12,16 +12,16 @@ from data_prep.benchmarks.base import DOMAINS
 from data_prep.checkpoint import find_checkpoint
 from data_prep.clip_features import Encode, Preprocess
 from data_prep.errors import UserError
-from data_prep.feature_store import read_manifest, read_table
+from data_prep.feature_store import read_cache_table, read_manifest
 from data_prep.parquet import matrix
 
 LOWEST_COSINE = 0.999  # of one content in another batch, precision or processor
 
 
 def recompute(cache: str | Path, *, clip: str | None = None, data_root: Path | None = None, samples: int = 32) -> float:
-    """Lowest cosine between stored and recomputed features of `samples` texts and as many images of each domain.
+    """Return the lowest cosine of stored and recomputed features of `samples` texts and as many images of each domain.
 
-    clip: the cache's checkpoint, where it is neither a hub id nor the benchmark's own. data_root: as it was given when
+    clip: the cache's checkpoint, where it is neither a hub id nor the benchmark's own. data_root: the one under which
     the cache was built.
     Raises UserError if the checkpoint is another one, an image cannot be read, or a feature differs.
     """
@@ -31,14 +31,16 @@ def recompute(cache: str | Path, *, clip: str | None = None, data_root: Path | N
     checkpoint = find_checkpoint(clip or own)
     if checkpoint.identity != manifest["inputs"]["checkpoint"]:
         raise UserError(
-            f"--clip must be the checkpoint of {cache}, {manifest['clip']}; {checkpoint.name} is another one"
+            f"must be the checkpoint of {cache}, {manifest['clip']}; {checkpoint.name} is another one", option="clip"
         )
     preprocess, encode = Preprocess(checkpoint), Encode(checkpoint, threads=1)
 
     def check(stored: pa.Table, named: str, unit: dict[str, Any]) -> float:
         row = encode(preprocess({"shard": "", "rows": len(stored), "texts": None, "path": None, "data": None} | unit))
-        if row["fatal"] or any(row["reasons"]):
-            raise UserError(row["fatal"] or f"{cache}: an image cannot be read: {next(filter(None, row['reasons']))}")
+        if row["fatal"]:
+            raise UserError(row["fatal"], option="clip")
+        if any(row["reasons"]):
+            raise UserError(f"{cache}: an image cannot be read: {next(filter(None, row['reasons']))}")
         old, new = matrix(stored["feature"]).astype(np.float32), row["features"].astype(np.float32)
         cosine = (old * new).sum(1)
         if cosine.min() < LOWEST_COSINE:
@@ -52,10 +54,10 @@ def recompute(cache: str | Path, *, clip: str | None = None, data_root: Path | N
         rows = np.random.default_rng(0).permutation(len(table))[:samples]
         return table.take(np.sort(rows))
 
-    texts = sample(read_table(cache, "names"))
+    texts = sample(read_cache_table(cache, "names"))
     lowest = [check(texts, "text", {"kind": "text", "texts": texts["text"].to_pylist()})]
     for domain in DOMAINS:
-        stored = sample(read_table(cache, domain))
+        stored = sample(read_cache_table(cache, domain))
         images = bench.images.take(pc.index_in(stored["key"], bench.images["key"]))
         unit = {"kind": "image", "path": images["path"].to_pylist(), "data": images["data"].to_pylist()}
         lowest.append(check(stored, "key", unit))

@@ -29,10 +29,11 @@ class Storage:
     shown: str
     """How to name it to the user, and how `locate` finds it again."""
     option: str
-    """What the user gave it as, for errors."""
+    """Python name of the option it was given as, for errors; empty if it was none."""
 
     @property
     def is_local(self) -> bool:
+        """Whether it lies in the file system of this machine."""
         return isinstance(self.filesystem, LocalFileSystem)
 
     def __truediv__(self, name: str) -> "Storage":
@@ -40,7 +41,7 @@ class Storage:
 
     @contextmanager
     def writer(self, name: str) -> Iterator[Any]:
-        """A stream whose file readers see whole, once the context ends, or not at all. Raises `UserError`."""
+        """Open a stream whose file readers see whole, once the context ends, or not at all. Raises `UserError`."""
         path = f"{self.root}/{name}"
         try:
             self.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
@@ -58,7 +59,7 @@ class Storage:
             finally:
                 part.unlink(missing_ok=True)
         except (OSError, ArrowException) as error:
-            raise UserError(f"{self.option} must be writable: {join(self.shown, name)}: {reason(error)}") from error
+            raise self._not_writable(name, error) from error
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file so that readers see either the old one or the whole new one. Raises `UserError`."""
@@ -66,11 +67,11 @@ class Storage:
             stream.write(content)
 
     def open(self, name: str) -> NativeFile:
-        """A file for reading at any place. Raises FileNotFoundError."""
+        """Open a file for reading at any place. Raises FileNotFoundError."""
         return self.filesystem.open_input_file(f"{self.root}/{name}")
 
     def read(self, name: str) -> bytes | None:
-        """A file's content, None if there is none."""
+        """Return a file's content, None if there is none."""
         path = f"{self.root}/{name}"
         if self.filesystem.get_file_info(path).type == FileType.NotFound:
             return None
@@ -78,7 +79,7 @@ class Storage:
             return stream.read()
 
     def names(self, *, recursive: bool = False) -> list[str]:
-        """Its files, sorted, by their paths below it; none if it does not exist."""
+        """Return the paths of its files below it, sorted; none if it does not exist."""
         found = self.filesystem.get_file_info(FileSelector(self.root, recursive=recursive, allow_not_found=True))
         return sorted(f.path.removeprefix(f"{self.root}/") for f in found if f.type == FileType.File)
 
@@ -89,29 +90,39 @@ class Storage:
             if self.filesystem.get_file_info(path).type != FileType.NotFound:
                 self.filesystem.delete_dir(path)
         except (OSError, ArrowException) as error:
-            raise UserError(f"{self.option} must be writable: {join(self.shown, folder)}: {reason(error)}") from error
+            raise self._not_writable(folder, error) from error
+
+    def _not_writable(self, name: str, error: Exception) -> UserError:
+        return _wrong(self.option, f"must be writable: {join(self.shown, name)}: {reason(error)}")
 
 
-def locate(where: str | Path, *, option: str = "--storage") -> Storage:
-    """A folder or URI, whether or not it is there. Raises `UserError` for a URI that pyarrow does not know."""
+def locate(where: str | Path, *, option: str = "storage") -> Storage:
+    """Return a folder or URI, whether or not it exists. Raises `UserError` for a URI that pyarrow does not know.
+
+    `option`: Python name of the option that `where` comes from; empty if it is none.
+    """
     shown = str(where) if "://" in str(where) else str(Path(where).expanduser().resolve())
     try:
         filesystem, root = FileSystem.from_uri(shown) if "://" in shown else (LocalFileSystem(), shown)
     except (ValueError, OSError, ArrowException) as error:
-        raise UserError(
-            f"{option} must be a folder or a URI such as s3://bucket/folder, got {str(where)!r}: {reason(error)}"
-        ) from error
+        rule = f"must be a folder or a URI such as s3://bucket/folder, got {str(where)!r}: {reason(error)}"
+        raise _wrong(option, rule) from error
     return Storage(filesystem=filesystem, root=root.rstrip("/"), shown=shown, option=option)
 
 
+def _wrong(option: str, rule: str) -> UserError:
+    """Return the error about a folder that breaks a rule."""
+    return UserError(rule, option=option) if option else UserError(f"the folder {rule}")
+
+
 def join(where: str, name: str) -> str:
-    """A file or folder below a path or URI; a URI keeps its query."""
+    """Return a file or folder below a path or URI; a URI keeps its query."""
     base, mark, query = where.partition("?") if "://" in where else (where, "", "")
     return f"{base.rstrip('/')}/{name}{mark}{query}"
 
 
 def reason(error: BaseException) -> str:
-    """An error as one line; Arrow's go on about details of the C library."""
+    """Return an error as one line; Arrow's go on about details of the C library."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).split(". Detail:")[0].splitlines() or [type(error).__name__])[0]

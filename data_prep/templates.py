@@ -13,12 +13,12 @@ TEMPLATES = Path(__file__).parent / "assets" / "templates.json"
 
 @cache
 def template_sets() -> dict[str, tuple[str, ...]]:
-    """Name -> templates with one {} each. The first of a set is its single template."""
+    """Return templates with one {} each, by the name of their set. The first of a set is its single template."""
     return {name: tuple(entry["templates"]) for name, entry in json.loads(TEMPLATES.read_text()).items()}
 
 
 def find_templates(choice: str | Sequence[str]) -> tuple[str, ...]:
-    """The set of that name (alone), or the user's own templates: one string with a {}, or several.
+    """Return the set of that name (alone), or the user's own templates: one string with a {}, or several.
 
     Raises UserError for an unknown name (with the nearest valid one) and for a template without exactly one {}.
     """
@@ -27,11 +27,13 @@ def find_templates(choice: str | Sequence[str]) -> tuple[str, ...]:
     if len(own) == 1 and own[0] in sets:
         return sets[own[0]]
     if not own:
-        raise UserError("--templates must hold at least one template; got none")
+        raise UserError("must hold at least one template; got none", option="templates")
     for template in own:
         if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
             near = difflib.get_close_matches(template, sets, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             valid = ", ".join(sets)
-            raise UserError(f"--templates must be one of {valid}, or hold exactly one {{}}; got {template!r}{hint}")
+            raise UserError(
+                f"must be one of {valid}, or hold exactly one {{}}; got {template!r}{hint}", option="templates"
+            )
     return own

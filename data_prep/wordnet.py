@@ -17,6 +17,8 @@ SHOWN_CANDIDATES = 8
 
 
 class Synset(NamedTuple):  # 82,115 of them: a frozen dataclass takes a second longer
+    """A noun sense of WordNet."""
+
     wnid: str
     """"n" and the 8-digit offset in WordNet 3.0."""
     name: str
@@ -56,7 +58,7 @@ class WordNet:
         self._wnids_of = {lemma: tuple(wnid for _, wnid in sorted(senses)) for lemma, senses in senses_of.items()}
 
     def lookup(self, name: str) -> tuple[Synset, ...]:
-        """Noun synsets `name` may mean, commonest sense first; () if there is none.
+        """Return the noun synsets that `name` may mean, commonest sense first; () if there is none.
 
         `_`, `+` and `-` may stand for spaces; a plural finds its singular. The singular comes from WordNet's morphy,
         done here with NLTK's detachment rules and WordNet's exception list out of the Parquet file, because NLTK's own
@@ -75,7 +77,7 @@ class WordNet:
 
 @cache
 def wordnet() -> WordNet:
-    """The embedded WordNet, loaded once per process."""
+    """Return the embedded WordNet, loaded once per process."""
     collects = gc.isenabled()
     gc.disable()  # it would look for garbage among the new objects again and again: two thirds of the time
     try:
@@ -86,7 +88,7 @@ def wordnet() -> WordNet:
 
 
 def resolve_wnids(names: Sequence[str], wnids: Sequence[str], *, where: str) -> tuple[str | None, ...]:
-    """The wnid of every class: the one given, else the only noun synset of that name, or None where "-" is given.
+    """Return the wnid of every class: the given one, else the only noun synset of that name, or None for a given "-".
 
     names, wnids: (C,), an empty wnid means "look it up". where: the file and column an override goes to.
     Raises UserError on unknown or duplicate wnids, and one that lists, for every ambiguous or missing name, the

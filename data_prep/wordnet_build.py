@@ -63,7 +63,7 @@ def build(out: Path, dictionary: Path | None = None) -> int:
         rules = reader.MORPHOLOGICAL_SUBSTITUTIONS["n"]
     rows.sort(key=lambda row: row["wnid"])
     metadata = {"wordnet": "3.0", "noun_rules": json.dumps(rules), "noun_exceptions": json.dumps(exceptions)}
-    folder = locate(out.parent, option="--out")
+    folder = locate(out.parent, option="out")
     with folder.writer(out.name) as stream:
         write_table(pa.Table.from_pylist(rows, SCHEMA), stream, metadata=metadata, compression_level=19)
     return len(rows)
@@ -71,7 +71,7 @@ def build(out: Path, dictionary: Path | None = None) -> int:
 
 @contextmanager
 def _scratch_on_nltk_path() -> Iterator[Path]:
-    """A temporary folder that NLTK may read: it opens no file outside its data path."""
+    """Hold a temporary folder that NLTK may read: it opens no file outside its data path."""
     import nltk
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -88,7 +88,7 @@ def _open_reader(dictionary: Path | None, scratch: Path) -> Any:
 
     class Reader(WordNetCorpusReader):
         def map_wn(self, version: str = "wordnet") -> None:
-            """No mapping to other languages' WordNets: it needs an index.sense file, and nothing here uses it."""
+            """Map nothing to other languages' WordNets: that needs an index.sense file, and nothing here uses it."""
 
     if dictionary is None:
         try:
@@ -96,13 +96,15 @@ def _open_reader(dictionary: Path | None, scratch: Path) -> Any:
         except LookupError:
             if not nltk.download("wordnet", download_dir=str(scratch), quiet=True):
                 raise UserError(
-                    "WordNet cannot be downloaded; pass --dictionary with a folder that holds data.noun"
+                    "must be a folder that holds data.noun: WordNet cannot be downloaded", option="dictionary"
                 ) from None
             root = nltk.data.find("corpora/wordnet.zip/wordnet/")
         return Reader(root, None)
     for name in DICTIONARY_FILES:
         if not (dictionary / name).is_file():
-            raise UserError(f"--dictionary must hold WordNet 3.0's dictionary files; {dictionary} has no {name}")
+            raise UserError(
+                f"must hold WordNet 3.0's dictionary files; {dictionary} has no {name}", option="dictionary"
+            )
         shutil.copy(dictionary / name, scratch)  # a copy, for NLTK follows no link out of its data path
     lines = [f"{i:02d}\t{name}\t{LEXNAME_POS[name.split('.')[0]]}\n" for i, name in enumerate(LEXNAMES)]
     (scratch / "lexnames").write_text("".join(lines))

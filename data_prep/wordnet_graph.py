@@ -18,7 +18,9 @@ CELLS_PER_SLICE = 1000  # a smaller block costs more as a slice of its own than 
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassGraph:
+class WordNetGraph:
+    """Classes and their hypernyms as nodes and edges."""
+
     wnids: tuple[str, ...]
     """(N,) class nodes in class order, then all other nodes sorted; a class outside WordNet has "class:<its name>"."""
     lemmas: tuple[tuple[str, ...], ...]
@@ -36,7 +38,7 @@ class ClassGraph:
 
 
 def hypernym_graph(net: WordNet, wnids: Iterable[str] | None = None) -> nx.DiGraph:
-    """The hierarchy above `wnids`, or all of it: 82,115 nodes, 84,427 edges child -> parent with `relation`."""
+    """Build the hierarchy above `wnids`, or all of it: 82,115 nodes, 84,427 edges child -> parent with `relation`."""
     graph = nx.DiGraph()
     todo = list(net.synsets if wnids is None else wnids)
     seen: set[str] = set()
@@ -54,7 +56,7 @@ def hypernym_graph(net: WordNet, wnids: Iterable[str] | None = None) -> nx.DiGra
 
 
 def hypernym_closure(hierarchy: nx.DiGraph, wnids: Iterable[str]) -> set[str]:
-    """`wnids` and everything above them."""
+    """Return `wnids` and everything above them."""
     closure = set(wnids)
     for wnid in tuple(closure):
         closure |= nx.descendants(hierarchy, wnid)
@@ -62,7 +64,7 @@ def hypernym_closure(hierarchy: nx.DiGraph, wnids: Iterable[str]) -> set[str]:
 
 
 def with_auxiliary(hierarchy: nx.DiGraph, classes: Sequence[str], candidates: Iterable[str]) -> set[str]:
-    """Closure of the classes, widened by related synsets: the rule behind the I2AwA graph of UODTN.
+    """Return the closure of the classes, widened by related synsets: the rule behind the I2AwA graph of UODTN.
 
     A candidate joins if a parent or grandparent of it is a proper ancestor of the classes, that is in their closure but
     no class itself; then the whole is closed again. (50 I2AwA classes: 106 nodes, 230 with ILSVRC's synsets, 255
@@ -81,8 +83,8 @@ def with_auxiliary(hierarchy: nx.DiGraph, classes: Sequence[str], candidates: It
 
 def build_graph(
     net: WordNet, names: Sequence[str], wnids: Sequence[str | None], auxiliary: Iterable[str] = ()
-) -> ClassGraph:
-    """Graph over the classes, their hypernyms and those `auxiliary` wnids that are related to them.
+) -> WordNetGraph:
+    """Build the graph over the classes, their hypernyms and those `auxiliary` wnids that are related to them.
 
     names, wnids: (C,), the wnids unique where not None, and all in `net`.
     """
@@ -96,7 +98,7 @@ def build_graph(
     edges = sorted((index[child], index[parent], relation) for child, parent, relation in graph.edges(data="relation"))
     shallowest = depths(graph, min)
     path_CC, wup_CC = class_similarities(net, graph, class_nodes)
-    return ClassGraph(
+    return WordNetGraph(
         wnids=tuple(nodes),
         lemmas=tuple(net.synsets[node].lemmas if node in net.synsets else (names[i],) for i, node in enumerate(nodes)),
         depth_N=np.array([shallowest[node] for node in nodes], dtype=np.int64),
@@ -108,7 +110,7 @@ def build_graph(
 
 
 def depths(graph: nx.DiGraph, choose: Callable[..., int]) -> dict[str, int]:
-    """Edges from every node of a closed graph up to a root, by the shortest way (choose=min) or the longest (max)."""
+    """Count edges from every node of a closed graph to a root, the shortest way (choose=min) or the longest (max)."""
     found: dict[str, int] = {}
     for node in reversed(list(nx.topological_sort(graph))):  # parents first
         found[node] = choose((found[parent] + 1 for parent in graph.successors(node)), default=0)
@@ -116,7 +118,7 @@ def depths(graph: nx.DiGraph, choose: Callable[..., int]) -> dict[str, int]:
 
 
 def class_similarities(net: WordNet, graph: nx.DiGraph, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Path and Wu-Palmer similarity, float32 (C, C) each, with NLTK's definitions; 0 between unconnected classes.
+    """Compute path and Wu-Palmer similarity, float32 (C, C) each, as NLTK defines them; 0 between unconnected classes.
 
     Path: 1 / (1 + d) with d the fewest edges between two synsets by way of a common hypernym.
     Wu-Palmer: 2 h / (d1 + d2 + 2 h), d1 and d2 the edges to the lowest common hypernym (the one with the largest
@@ -160,7 +162,7 @@ def class_similarities(net: WordNet, graph: nx.DiGraph, classes: Sequence[str]) 
 
 
 def _blocks(places: list[int]) -> Iterator[tuple[Any, slice, slice]]:
-    """All pairs of increasing integers as blocks of a matrix: their index, and the positions of rows and columns.
+    """Yield all pairs of increasing integers as blocks of a matrix: their index, and the positions of rows and columns.
 
     Runs of neighbours make slices; where they are short, the pairs are one block by index arrays.
     """

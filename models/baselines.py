@@ -4,6 +4,18 @@ Zero-shot CLIP, and the field's simple adapters as stacked lanes: CLIP-Adapter, 
 fine-tuned), CoOp (learned prompts only), a linear probe, and calibrated stacking. Each learns from base-class images
 alone and classifies among all classes; untrained, each *is* zero-shot CLIP (Tip-Adapter: at alpha 0).
 
+With an image feature x (D,), class texts T (C, D), both L2-normalised, and s, CLIP's logit scale, the logits (C,) are:
+
+    zero-shot CLIP       s x T^T                                                           Radford et al., 2021
+    CLIP-Adapter         s normalise((1 - ratio) x + ratio relu(x W_1) W_2) T^T            Gao et al., 2021
+    Tip-Adapter          s x T^T + alpha sum_n exp(-beta (1 - x k_n)) onehot(y_n)          Zhang et al., 2022
+    CoOp                 s x T(v)^T, v the learned context: see prompts.py                 Zhou et al., 2022
+    linear probe         s x (T + delta)^T
+    calibrated stacking  s x T^T - constant on base classes                                Chao et al., 2016
+
+k_n, y_n: cached image features and their labels; Tip-Adapter-F trains the k_n. Trained baselines minimise the
+cross-entropy over base classes. alpha, beta and the constant are found exactly (sweeps.py), never trained.
+
 Suffixes: K lanes, B batch, I images, N cached images, C classes, P prompt templates, D CLIP dimension, H hidden width.
 """
 
@@ -17,7 +29,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.prompts import BaseClasses, ClassTexts, PromptLearner, base_cross_entropy
-from models.stacked import StackedModule, check_static, in_chunks, lane_field, lane_normal, normalise, unit
+from models.stacked import (
+    StackedModule,
+    check_fields,
+    check_static,
+    in_chunks,
+    lane_field,
+    lane_normal,
+    normalise,
+    unit_features,
+)
 from models.sweeps import lanes_and_images, lead_of_seen, seen_unseen_curve, tip_adapter_grid
 
 ALPHAS = tuple(0.1 * i for i in range(201))
@@ -27,7 +48,7 @@ BETAS = tuple(0.5 * 1.25**i for i in range(20))
 
 
 def zero_shot_prototypes(name_features_CPD: Tensor, lemma_features_CD: Tensor) -> dict[str, Tensor]:
-    """Zero-shot CLIP's class prototypes (C, D), L2-normalised, by the text they come from (Radford et al., 2021).
+    """Return zero-shot CLIP's class prototypes (C, D), L2-normalised, by the text they come from.
 
     `name_features_CPD`: each class name in each template, the single template first. `lemma_features_CD`: each class
     synset's WordNet lemmas, averaged over lemmas and templates.
@@ -40,7 +61,7 @@ def zero_shot_prototypes(name_features_CPD: Tensor, lemma_features_CD: Tensor) -
 
 
 def nearest_prototype(image_features_ID: Tensor, prototypes_CD: Tensor, among_C: Tensor | None = None) -> Tensor:
-    """Class (I,) whose prototype has the largest cosine with each image feature, of those in the mask `among_C`."""
+    """Return the class (I,) of the prototype nearest to each image feature, of those in the mask `among_C`."""
 
     def nearest(images_BD: Tensor) -> tuple[Tensor]:
         cosine_BC = images_BD @ prototypes_CD.T
@@ -54,7 +75,7 @@ def nearest_prototype(image_features_ID: Tensor, prototypes_CD: Tensor, among_C:
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineConfig:
-    """What every trained baseline has."""
+    """The fields of every baseline."""
 
     LANE_KNOBS: ClassVar[frozenset[str]] = frozenset({"lr", "weight_decay"})
 
@@ -66,11 +87,12 @@ class BaselineConfig:
     """Decoupled weight decay."""
 
     def __post_init__(self) -> None:
-        for name, value in ((f.name, getattr(self, f.name)) for f in fields(self)):
-            if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be finite and not negative, got {value}")
-            if isinstance(value, int) and value < 1:  # numbers of things; no baseline has a switch
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        check_fields(
+            self,
+            at_least_one=[name for name, v in values.items() if isinstance(v, int)],  # no baseline has a switch
+            not_negative=[name for name, v in values.items() if isinstance(v, float)],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,9 +166,11 @@ class Baseline(StackedModule):
     base_KC: Tensor
     text_features_CD: Tensor
 
-    def __init__(self, configs: Sequence[Any], *, seeds: Sequence[int], base_KC: Tensor, texts: ClassTexts) -> None:
+    def __init__(
+        self, configs: Sequence[BaselineConfig], *, seeds: Sequence[int], base_KC: Tensor, texts: ClassTexts
+    ) -> None:
         super().__init__()
-        check_static(configs, configs[0].LANE_KNOBS)
+        check_static(configs)
         self.config = configs[0]
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]  # only read while weights are drawn
         self.logit_scale = texts.logit_scale
@@ -155,16 +179,12 @@ class Baseline(StackedModule):
         for name in configs[0].LANE_KNOBS - {"lr", "weight_decay"}:
             self.register_lane(name, lane_field(configs, name))
 
-    def logits(self, images_BD: Tensor) -> Tensor:
-        """Logits over all classes (K, B, C) of image features (B, D) or (K, B, D)."""
-        raise NotImplementedError
-
-    def losses(self, images_KBD: Tensor, labels_KB: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy (K,) over base classes; labels are class ids."""
+    def losses(self, images_KBD: Tensor, labels_KB: Tensor, target_KBD: Tensor | None = None) -> dict[str, Tensor]:
+        """Compute the cross-entropy (K,) over base classes; labels are class ids, targets do not enter."""
         return {"cls": base_cross_entropy(self.logits(images_KBD), labels_KB, self.base_KC)}
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
-        """The loss to minimise (K,)."""
+        """Return the loss to minimise (K,)."""
         return losses["cls"]
 
     def _lanes(self, images: Tensor) -> Tensor:
@@ -172,7 +192,7 @@ class Baseline(StackedModule):
 
 
 class CLIPAdapter(Baseline):
-    """logits = s normalise((1 - ratio) x + ratio MLP(x)) T; the MLP's output starts at zero."""
+    """logits = s normalise((1 - ratio) x + ratio relu(x W_1) W_2) T^T; W_2 starts at zero."""
 
     ratio: Tensor
 
@@ -189,7 +209,7 @@ class CLIPAdapter(Baseline):
 
 
 class TipAdapter(Baseline):
-    """logits = s x T + alpha exp(-beta (1 - x keys)) values, the cache being labelled base images.
+    """logits = s x T^T + alpha exp(-beta (1 - x keys^T)) values, the cache being labelled base images.
 
     `cache_features_ID`, `cache_labels_I`: images to draw from; `cache_KI`: bool, those each lane may use. Every lane
     draws up to `shots` of each of its base classes.
@@ -220,7 +240,7 @@ class TipAdapter(Baseline):
         index_KN = torch.stack([F.pad(d, (0, size - len(d))) for d in drawn])
         self.register_lane("cached_KN", torch.stack([torch.arange(size) < len(d) for d in drawn]))
         self.register_lane("cache_labels_KN", cache_labels_I[index_KN])
-        keys_KND = unit(cache_features_ID[index_KN])
+        keys_KND = unit_features(cache_features_ID[index_KN])
         if configs[0].variant == "F":
             self.keys_KND = nn.Parameter(keys_KND)
         else:
@@ -244,13 +264,13 @@ class TipAdapter(Baseline):
         alphas: Sequence[float] = ALPHAS,
         betas: Sequence[float] = BETAS,
     ) -> list[float]:
-        """Best H of each lane (or of `lanes`) over the grid on labelled images; later predictions use its point.
+        """Set alpha and beta of each lane (or of `lanes`) to the grid's best on labelled images; return the best H.
 
         `allowed_KI`: bool, the images each lane may choose by.
         """
         best = []
         for k, chosen in lanes_and_images(len(self.base_KC), allowed_KI, lanes):
-            cached_N, x_ID = self.cached_KN[k], unit(images_ID[chosen])
+            cached_N, x_ID = self.cached_KN[k], unit_features(images_ID[chosen])
             grid_BA = tip_adapter_grid(
                 clip_logits_IC=self.logit_scale * x_ID @ self.text_features_CD.T,
                 affinity_IN=x_ID @ self.keys_KND[k, cached_N].T,
@@ -267,7 +287,7 @@ class TipAdapter(Baseline):
 
 
 class CoOp(Baseline):
-    """logits = s x T(context), the context learned through the frozen text encoder."""
+    """logits = s x T(context)^T, the context learned through the frozen text encoder."""
 
     def __init__(self, configs: Sequence[CoOpConfig], *, base_KC: Tensor, texts: ClassTexts, **data: Any) -> None:
         super().__init__(configs, base_KC=base_KC, texts=texts, **data)
@@ -284,14 +304,14 @@ class CoOp(Baseline):
     def logits(self, images_BD: Tensor) -> Tensor:
         return self.logit_scale * self._lanes(images_BD) @ self.prompts().mT
 
-    def losses(self, images_KBD: Tensor, labels_KB: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy (K,) over base classes; only they are encoded."""
+    def losses(self, images_KBD: Tensor, labels_KB: Tensor, target_KBD: Tensor | None = None) -> dict[str, Tensor]:
+        """Compute the cross-entropy (K,) over base classes; only their texts are encoded."""
         logits_KBN = self.logit_scale * images_KBD @ self.prompts(self.base.classes_KN).mT
         return {"cls": base_cross_entropy(logits_KBN, self.base.places(labels_KB), self.base.mask_KN)}
 
 
 class LinearProbe(Baseline):
-    """logits = s x (T + delta), delta learned from zero: weight decay pulls back to CLIP."""
+    """logits = s x (T + delta)^T, delta learned from zero: weight decay pulls back to CLIP."""
 
     def __init__(self, configs: Sequence[LinearProbeConfig], **data: Any) -> None:
         super().__init__(configs, **data)
@@ -302,7 +322,7 @@ class LinearProbe(Baseline):
 
 
 class CalibratedStacking(Baseline):
-    """logits = s x T - constant on base classes; nothing is trained."""
+    """logits = s x T^T - constant on base classes; nothing is trained."""
 
     constant: Tensor
 
@@ -318,7 +338,7 @@ class CalibratedStacking(Baseline):
         allowed_KI: Tensor | None = None,
         lanes: Sequence[int] | None = None,
     ) -> list[float]:
-        """Best H of each lane (or of `lanes`) over every constant on labelled images; later predictions use it.
+        """Set each lane's constant (or those of `lanes`) to the best of all on labelled images; return the best H.
 
         `allowed_KI`: bool, the images each lane may choose by.
         """
@@ -339,7 +359,7 @@ class CalibratedStacking(Baseline):
 
 
 def _draw_shots(labels_I: Tensor, allowed_I: Tensor, shots: int, generator: torch.Generator) -> Tensor:
-    """Indices of up to `shots` random allowed images of every class, in order."""
+    """Draw up to `shots` allowed images of every class; return their indices, in order."""
     order = torch.randperm(len(labels_I), generator=generator)
     order = order[allowed_I[order]]
     order = order[labels_I[order].argsort(stable=True)]

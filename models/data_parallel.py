@@ -14,12 +14,12 @@ from torch import Tensor
 
 
 def workers() -> tuple[int, int]:
-    """This worker's rank, and how many there are."""
+    """Return this worker's rank, and the number of workers."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
 def share(batch_KB: Tensor) -> Tensor:
-    """This worker's part of a batch (second axis). Raises `ValueError` if the batch cannot be dealt out evenly."""
+    """Return this worker's part of a batch (second axis). Raises `ValueError` if a batch has no equal parts."""
     rank, count = workers()
     if batch_KB.shape[1] % count:
         raise ValueError(f"the batch size must be a multiple of {count} workers, got {batch_KB.shape[1]}")
@@ -27,7 +27,7 @@ def share(batch_KB: Tensor) -> Tensor:
 
 
 def over_workers(statistic: Tensor) -> Tensor:
-    """Mean over workers; the gradient goes to this worker's part."""
+    """Return the mean over workers; the gradient goes to this worker's part."""
     _, count = workers()
     if count == 1:
         return statistic
@@ -37,7 +37,7 @@ def over_workers(statistic: Tensor) -> Tensor:
 
 
 def average(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Gradients averaged over workers, in one message."""
+    """Average gradients over workers, in one message."""
     _, count = workers()
     if count == 1:
         return gradients

@@ -1,4 +1,9 @@
-"""Graph convolution of class prototypes over WordNet (SRE-CLIP's prototype branch; Kipf & Welling's propagation rule).
+"""Graph convolution of class prototypes over WordNet: the propagation rule of Kipf & Welling (2017).
+
+    H_0 = T,  H_l = leaky_relu(A_hat H_(l-1) W_l)      (N, D or H); no activation after the last layer
+    A_hat = D^-1 (A + I)  or  D^-1/2 (A + I) D^-1/2    A: undirected hypernym edges, D: degrees with the self loop
+
+SRE-CLIP takes the class rows of the last layer as its graph branch.
 
 Suffixes: K lanes, N graph nodes, C classes, D CLIP dimension, H hidden width.
 """
@@ -10,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.stacked import StackedModule, lane_normal
+from models.stacked import LaneModule, lane_normal
 
 Normalisation = Literal["row", "symmetric"]
 
 
 def normalised_adjacency(edges_E2: Tensor, num_nodes: int, normalisation: Normalisation) -> Tensor:
-    """Normalised adjacency with self loops of the undirected graph, sparse COO (N, N), float32.
+    """Build the normalised adjacency with self loops of the undirected graph, sparse COO (N, N), float32.
 
     `edges_E2`: int64 (E, 2) child-parent pairs. `row`: D^-1 (A + I); `symmetric`: D^-1/2 (A + I) D^-1/2.
     """
@@ -35,17 +40,17 @@ def normalised_adjacency(edges_E2: Tensor, num_nodes: int, normalisation: Normal
 
 
 def propagate(adjacency_MN: Tensor, hidden_KNH: Tensor) -> Tensor:
-    """`adjacency @ hidden` of every lane (K, M, H): the lanes are folded into the columns of one product."""
+    """Compute `adjacency @ hidden` of every lane (K, M, H): the lanes are folded into the columns of one product."""
     k, n, h = hidden_KNH.shape
     columns = hidden_KNH.transpose(0, 1).reshape(n, k * h)
     return torch.sparse.mm(adjacency_MN, columns).view(-1, k, h).transpose(0, 1)
 
 
-class GraphConv(StackedModule):
-    """1-3 layers `H <- act(A_hat H W)`; only class rows come out.
+class GraphConv(LaneModule):
+    """One to three layers; only class rows come out.
 
-    Two products never depend on the weights or the rows asked for: `A_hat T` is computed once here, and the last
-    layer multiplies with the class rows of A_hat alone.
+    `A_hat T` does not depend on the weights and is computed once here; the last layer multiplies with the class rows
+    of A_hat alone.
     The last layer starts at zero (`zero_init`), so that beside a residual path an untrained network is silent. Without
     that path one layer starts as the identity, texts smoothed over the graph; deeper networks start at random.
     """
@@ -84,7 +89,7 @@ class GraphConv(StackedModule):
             self.weights_KIO.append(nn.Parameter(weight))
 
     def forward(self) -> Tensor:
-        """Class rows of the last layer (K, C, D)."""
+        """Compute the class rows of the last layer (K, C, D)."""
         hidden = self.propagated_ND @ self.weights_KIO[0]
         for i, weight in enumerate(list(self.weights_KIO)[1:], start=1):
             hidden = F.leaky_relu(hidden, 0.2)

@@ -1,9 +1,13 @@
-"""Learnable prompts: context vectors in front of a class name, through CLIP's frozen text encoder (CoOp, Zhou et al.).
+"""Learnable prompts: context vectors in front of a class name, through CLIP's frozen text encoder.
+
+    t_c = normalise(encoder([start, v_1, ..., v_X, name of c, suffix, EOS]))     (D,)
+
+with X learned vectors v (X, W) for all classes, or X for each class. Source: CoOp (Zhou et al., 2022).
 
 CLIP's text transformer is causal and reads its feature off the end-of-text token (EOS). So nothing behind an EOS
-matters, and what stands before the names, start token and shared context, is the same whatever the name: a lane's
-classes are written one after another into a few long rows, each row with one start and context that all its names see
-while they do not see each other. Of a 77-token prompt only the name, its suffix and the EOS are left to compute.
+matters, and the tokens before the names, start token and shared context, are equal for all names: a lane's classes are
+written one after another into a few long rows, each row with one start and context that all its names see while they
+do not see each other. Of a 77-token prompt only the name, its suffix and the EOS are left to compute.
 
 Memory: the backward pass keeps 14 T W floats per layer for a row of T tokens (counted; width W). 1,000 classes of 4
 tokens and ViT-B/32's text tower (W = 512, 12 layers) keep 1.4 GB a lane, 26.5 GB if every prompt were 77 tokens. Beyond
@@ -24,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.stacked import StackedModule, lane_normal
+from models.stacked import LaneModule, lane_normal
 
 if TYPE_CHECKING:
     from transformers import CLIPModel
@@ -33,7 +37,7 @@ CLASSES_PER_ROW = 64
 """Classes that share a row: attention costs T^2 of a row, its one context is spared in all but the first."""
 
 ACTIVATION_BYTES = 2**30
-"""What the backward pass may keep before it recomputes instead."""
+"""Bytes of activations that the backward pass may keep before it recomputes instead."""
 
 
 class FrozenTextEncoder:
@@ -63,15 +67,15 @@ class FrozenTextEncoder:
         return cls(clip, AutoTokenizer.from_pretrained(checkpoint_path))
 
     def token_ids(self, text: str) -> list[int]:
-        """Ids of a text without start and end tokens."""
+        """Return the ids of a text without start and end tokens."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token embeddings (..., W)."""
+        """Return token embeddings (..., W)."""
         return self.tower.embeddings.token_embedding(ids.to(self.tower.device))
 
     def encode(self, tokens_KTW: Tensor, position_T: Tensor, mask_TT: Tensor, eos_M: Tensor) -> Tensor:
-        """L2-normalised text features (K, M, D) read off the tokens `eos_M` of rows of embeddings; differentiable.
+        """Compute L2-normalised text features (K, M, D) at the tokens `eos_M` of rows of embeddings; differentiable.
 
         `position_T`: place of each token in its own prompt. `mask_TT`: bool, whether a token (row) sees another.
         """
@@ -85,11 +89,11 @@ class FrozenTextEncoder:
 
     @property
     def bytes_per_token(self) -> int:
-        """What the backward pass keeps of a token."""
+        """Bytes that the backward pass keeps of a token."""
         return 14 * 4 * self.width * self.tower.config.num_hidden_layers
 
     def to(self, device: torch.device) -> None:
-        """Move the weights, once."""
+        """Move the weights, unless they are there."""
         if self.tower.device != device:
             self.tower.to(device)
             self.projection.to(device)
@@ -110,7 +114,7 @@ class FrozenTextEncoder:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassTexts:
-    """The text side of a benchmark, as methods that train on base images take it."""
+    """The texts of a benchmark, for methods that train on base images."""
 
     features_CD: Tensor
     """CLIP's text feature of each class (base and novel), L2-normalised."""
@@ -135,7 +139,7 @@ class _Row:
     mask_TT: Tensor
     """Bool: a token sees its own prompt up to itself, and of others only the shared start."""
     context_T: Tensor
-    """Index into the row's learned vectors put in front of the token embeddings: which of both a token is."""
+    """Index of each token into the row's learned vectors followed by its token embeddings."""
     eos_M: Tensor
     """Where each class's feature is read."""
 
@@ -143,7 +147,7 @@ class _Row:
         return _Row(**{name: v.to(device) for name, v in vars(self).items()})
 
 
-class PromptLearner(StackedModule):
+class PromptLearner(LaneModule):
     """Text features of classes under each lane's learned context.
 
     `template`: where "{}" stands for the name; what follows it stays as it is. What precedes it initialises the
@@ -188,14 +192,14 @@ class PromptLearner(StackedModule):
             start = lane_normal(generators, *sets, self.n_ctx, self.encoder.width, std=0.02)
         self.context = nn.Parameter(start)  # (K, X, W) or (K, C, X, W)
         self._rows: dict[tuple[int, ...], list[_Row]] = {}
-        self._kept: tuple[Tensor, int, Tensor] | None = None
+        self._cached: tuple[Tensor, int, Tensor] | None = None
         self._grouped: tuple[Tensor, list[tuple[tuple[int, ...], Tensor]]] | None = None
 
     def forward(self, classes_KM: Tensor | None = None) -> Tensor:
-        """Text features (K, M, D), L2-normalised, of each lane's `classes_KM` or of all classes.
+        """Compute text features (K, M, D), L2-normalised, of each lane's `classes_KM` or of all classes.
 
         Lanes with the same classes, in the same order, are encoded together. Outside training the features of all
-        classes are kept until the context changes.
+        classes are cached until the context changes.
         """
         if classes_KM is not None:
             groups = self._groups(classes_KM)
@@ -204,12 +208,12 @@ class PromptLearner(StackedModule):
         every = tuple(range(len(self.name_ids)))
         if torch.is_grad_enabled():
             return self._features(every, self.context)
-        if self._kept is None or self._kept[0] is not self.context or self._kept[1] != self.context._version:
-            self._kept = (self.context, self.context._version, self._features(every, self.context))
-        return self._kept[2]
+        if self._cached is None or self._cached[0] is not self.context or self._cached[1] != self.context._version:
+            self._cached = (self.context, self.context._version, self._features(every, self.context))
+        return self._cached[2]
 
     def _groups(self, classes_KM: Tensor) -> list[tuple[tuple[int, ...], Tensor]]:
-        """Lists of classes, each with its lanes; found once for a tensor of classes, which comes back every step."""
+        """Return lists of classes, each with its lanes; found once for a tensor that comes back every step."""
         if self._grouped is None or self._grouped[0] is not classes_KM:
             lanes_of: dict[tuple[int, ...], list[int]] = {}
             for k, classes in enumerate(classes_KM.tolist()):
@@ -219,7 +223,7 @@ class PromptLearner(StackedModule):
         return self._grouped[1]
 
     def _features(self, classes: tuple[int, ...], context: Tensor) -> Tensor:
-        """Text features (K, M, D) of the same classes for every lane of `context`."""
+        """Compute text features (K, M, D) of the same classes for every lane of `context`."""
         if classes not in self._rows:  # laid out once: no index leaves the device afterwards
             chunks = [classes[i : i + self.classes_per_row] for i in range(0, len(classes), self.classes_per_row)]
             self._rows[classes] = [self._lay_out(chunk).to(self.context.device) for chunk in chunks]
@@ -234,14 +238,14 @@ class PromptLearner(StackedModule):
         return torch.cat([self._encode(context, row) for row in rows], dim=1)
 
     def _encode(self, context: Tensor, row: _Row) -> Tensor:
-        """Text features (K, M, D) of a row's classes."""
+        """Compute text features (K, M, D) of a row's classes."""
         learned = context[:, row.classes_M].flatten(1, 2) if self.per_class else context
         embedded_TW = self.encoder.embed(row.ids_T).to(context.device)
         both = torch.cat([learned, embedded_TW.expand(len(context), -1, -1)], dim=1)
         return self.encoder.encode(both[:, row.context_T], row.position_T, row.mask_TT, row.eos_M)
 
     def _lay_out(self, classes: tuple[int, ...]) -> _Row:
-        """[start, context, name 1, EOS, name 2, EOS, ...]; contexts of their own stand before their names."""
+        """Write [start, context, name 1, EOS, name 2, EOS, ...]; a class's own context stands before its name."""
         bos, x = self.encoder.tokenizer.bos_token_id, self.n_ctx
         # (token id, index of a learned vector or -1, place in its prompt, class or -1 where all see it)
         tokens = [(bos, -1, 0, -1)]
@@ -266,7 +270,7 @@ class PromptLearner(StackedModule):
         )
 
     def _tokenise(self, names: Sequence[str], after: str) -> list[list[int]]:
-        """Ids of every class's name, suffix and EOS."""
+        """Return the ids of every class's name, suffix and EOS."""
         rows = []
         for name in names:
             if not name.strip() or not self.encoder.token_ids(name):
@@ -279,8 +283,8 @@ class PromptLearner(StackedModule):
         return rows
 
 
-class BaseClasses(StackedModule):
-    """Which classes each lane has images of, as lists: texts of all others enter no loss, and training leaves them out.
+class BaseClasses(LaneModule):
+    """The classes each lane has images of, as lists: texts of all others enter no loss, and training leaves them out.
 
     `base_KC`: bool. Lists are as long as the longest, N; shorter ones repeat their first class, outside the mask.
     """
@@ -288,9 +292,9 @@ class BaseClasses(StackedModule):
     classes_KN: Tensor
     """Class ids."""
     mask_KN: Tensor
-    """Bool: not a repetition."""
+    """Bool: no repetition."""
     place_KC: Tensor
-    """Where in its lane's list a class stands."""
+    """Place of each class in its lane's list."""
 
     def __init__(self, base_KC: Tensor) -> None:
         super().__init__()
@@ -302,12 +306,15 @@ class BaseClasses(StackedModule):
         self.register_lane("place_KC", order_KC.argsort(dim=1))
 
     def places(self, labels_KB: Tensor) -> Tensor:
-        """Where base classes stand, (K, B)."""
+        """Return where labels of base classes stand in their lane's list, (K, B)."""
         return self.place_KC.gather(1, labels_KB)
 
 
 def base_cross_entropy(logits_KBC: Tensor, labels_KB: Tensor, base_KC: Tensor) -> Tensor:
-    """Cross-entropy over each lane's base columns, mean over the batch (K,); over all it pushes novel texts away."""
+    """Compute the cross-entropy over each lane's base columns, mean over the batch (K,).
+
+    Over all columns it would push novel texts away from the images.
+    """
     # adding -inf is several times faster than filling with it
     novel_bias_KC = torch.zeros(base_KC.shape, device=base_KC.device).masked_fill(~base_KC, -math.inf)
     logits_KBC = logits_KBC + novel_bias_KC[:, None]

@@ -1,11 +1,37 @@
-"""PVA, prompt-based variational adapter: divide and conquer in a latent space (ECCV 2024).
+"""PVA, prompt-based variational adapter: divide and conquer in a latent space.
 
 Two variational adapters, one per modality, map CLIP's features of base-class images and of class texts into one latent
 space. An image near a base class there is classified among base classes by the latent classifier, any other among
-novel classes by adapter features with CLIP's own as a residual. Trained: adapters, and prompts if asked for, on base
+novel classes by adapter features with CLIP's own as a residual. Trained: adapters, and prompts if configured, on base
 images alone; novel class names enter at inference. Frozen: CLIP.
 
-Adapters start as an isometry of CLIP's features, the same for both modalities: an untrained latent space *is* CLIP's.
+Source: "Improving Zero-Shot Generalization for CLIP with Variational Adapter", ECCV 2024 (the adapters, the three
+losses L_cls, L_kl and L_align, the separation by a threshold, f_out = f_adapter + lambda f_CLIP). Ours: the start as an
+isometry, the same for both modalities, so that an untrained latent space *is* CLIP's; L_out; the relative score.
+
+Posterior of a feature x (D,) of an image, or of a class text t_c; an encoder per modality:
+
+    h  = gelu(x W + b),  mu = sqrt(L) x B + h W_mu,  log sigma^2 = h W_sigma + b_sigma     B (D, L): isometry at first
+    z  = mu + noise sigma eps,  eps from N(0, I)                 in training; z = mu at inference
+    f_adapter = z R / sqrt(L)                                    R (L, D): the transpose of B at first
+
+Losses on images x of base class y (means over the batch; c runs over the base classes; s is CLIP's logit scale):
+
+    L_cls   = CE(s cos(z_x, z_c), y)
+    L_kl    = min(1, step / kl_warm_up) (mean over x and mean over c of KL(posterior || N(0, I)))
+              per dimension, where a dimension costs at least free_bits
+    L_align = distance of the posteriors of x and t_y: symmetric KL, or squared 2-Wasserstein (gaussian.py)
+    L_out   = CE(s cos(f_adapter(x) + x, f_adapter(t_c) + t_c), y)
+    L       = L_cls + w_kl L_kl + w_align L_align + w_out L_out
+
+Separation score a(x), with the maximum over base classes c:
+
+    cosine    max cos(mu_x, mu_c)
+    kl        max -KL(posterior of x || posterior of t_c)
+    relative  max cos(mu_x, mu_c) - kappa max over novel classes n of cos(x, t_n)
+
+Prediction: if a(x) >= tau, argmax over base classes of cos(mu_x, mu_c); otherwise argmax over novel classes n of
+cos(f_adapter(x) + lambda x, f_adapter(t_n) + lambda t_n). tau and lambda are found exactly (sweeps.py), never trained.
 
 Suffixes: K lanes, B batch, I images, C classes, N base classes of a lane, D CLIP dimension,
 L latent dimension, H hidden width.
@@ -14,7 +40,7 @@ L latent dimension, H hidden width.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +49,25 @@ from torch import Tensor, nn
 from models.data_parallel import workers
 from models.gaussian import kl_to_prior, pairwise_kl, symmetric_kl, wasserstein
 from models.prompts import BaseClasses, ClassTexts, PromptLearner, base_cross_entropy
-from models.stacked import StackedModule, check_static, lane_field, lane_normal, normalise, unit
-from models.sweeps import LAMBDAS, Choice, Curve, ResidualCosine, lanes_and_images, seen_unseen_curve, sweep_residual
+from models.stacked import (
+    LaneModule,
+    StackedModule,
+    check_fields,
+    check_static,
+    lane_field,
+    lane_normal,
+    normalise,
+    unit_features,
+)
+from models.sweeps import (
+    LAMBDAS,
+    Curve,
+    ResidualCosine,
+    lanes_and_images,
+    lead_of_seen,
+    seen_unseen_curve,
+    sweep_residual,
+)
 
 FAR = 100.0
 """Cosine distance at which a class is out of question."""
@@ -88,15 +131,12 @@ class PVAConfig:
     """Score from which an image is base-like; found by `PVA.sweep`, never sampled."""
 
     def __post_init__(self) -> None:
-        for name in ("latent_dim", "hidden", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("lr", "sigma_init"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"{name} must be finite and positive, got {getattr(self, name)}")
-        for name in ("weight_decay", "noise", "w_kl", "kl_warm_up", "free_bits", "w_align", "w_out", "kappa"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
+        check_fields(
+            self,
+            at_least_one=("latent_dim", "hidden", "batch_size"),
+            positive=("lr", "sigma_init"),
+            not_negative=("weight_decay", "noise", "w_kl", "kl_warm_up", "free_bits", "w_align", "w_out", "kappa"),
+        )
         if not self.residual_lambda >= 0:
             raise ValueError(f"residual_lambda must not be negative, got {self.residual_lambda}")
         if self.tau is not None and not self.separation:
@@ -105,8 +145,8 @@ class PVAConfig:
             raise ValueError("score must be cosine or relative when variational is False, got kl")
 
 
-class GaussianEncoder(StackedModule):
-    """Features (K, B, D) -> mean and log variance (K, B, L) of the latent posterior.
+class GaussianEncoder(LaneModule):
+    """The latent posterior of features: (K, B, D) -> mean and log variance (K, B, L).
 
     `basis_KDL`: isometry the means start from. The hidden layer's output starts at zero beside it.
     """
@@ -139,7 +179,7 @@ class GaussianEncoder(StackedModule):
 
 @dataclass(frozen=True, kw_only=True)
 class PVAScores:
-    """What prediction and the sweeps need to know of images: everything but tau and lambda."""
+    """Scores of images from which every tau and lambda can be judged."""
 
     separation_KI: Tensor | None
     """Separation score, large for base-like images; None without separation."""
@@ -171,7 +211,7 @@ class PVA(StackedModule):
         self, configs: Sequence[PVAConfig], *, seeds: Sequence[int], base_KC: Tensor, texts: ClassTexts
     ) -> None:
         super().__init__()
-        check_static(configs, PVAConfig.LANE_KNOBS)
+        check_static(configs)
         self.config = config = configs[0]
         if int(base_KC.sum(1).min()) < 2:
             raise ValueError(
@@ -206,8 +246,11 @@ class PVA(StackedModule):
         self.image_decoder_KLD = nn.Parameter(basis_KDL.mT.clone())
         self.text_decoder_KLD = nn.Parameter(basis_KDL.mT.clone())
 
-    def losses(self, images_KBD: Tensor, labels_KB: Tensor) -> dict[str, Tensor]:
-        """All losses by name, each (K,), of base-class images (labels are class ids); one call is one training step."""
+    def losses(self, images_KBD: Tensor, labels_KB: Tensor, target_KBD: Tensor | None = None) -> dict[str, Tensor]:
+        """Compute all losses by name, each (K,), of base-class images (labels are class ids); targets do not enter.
+
+        Each call counts as a training step: the KL warms up over them.
+        """
         place_KB, mask_KN = self.base.places(labels_KB), self.base.mask_KN
         text_mean, text_log_var = self.text_encoder(self.text_features(base_only=True))
         image_mean, image_log_var = self.image_encoder(images_KBD)
@@ -232,11 +275,11 @@ class PVA(StackedModule):
         return losses
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
-        """The weighted sum (K,): L_cls + sum of w_x L_x."""
+        """Return the weighted sum (K,): L_cls + sum of w_x L_x."""
         return losses["cls"] + sum(getattr(self, f"w_{name}") * losses[name] for name in losses.keys() - {"cls"})
 
     def text_features(self, *, base_only: bool = False) -> Tensor:
-        """CLIP features (K, C, D) of class texts, under the learned prompts or residuals there are.
+        """Return CLIP features (K, C, D) of class texts, with the learned prompts or residuals.
 
         `base_only`: (K, N, D), of each lane's base classes.
         """
@@ -251,7 +294,7 @@ class PVA(StackedModule):
 
     @torch.no_grad()
     def scores(self, images_ID: Tensor) -> PVAScores:
-        """What the sweeps and `logits` need of images (I, D); latents are posterior means."""
+        """Compute the scores of images (I, D) for the sweeps and `logits`; latents are posterior means."""
         images_KID = images_ID.expand(len(self.base_KC), -1, -1)
         image_mean, image_log_var = self.image_encoder(images_KID)
         text_mean, text_log_var = self.text_encoder(self.text_features())
@@ -283,14 +326,14 @@ class PVA(StackedModule):
         allowed_KI: Tensor | None = None,
         lanes: Sequence[int] | None = None,
         lambdas: Sequence[float] = LAMBDAS,
-    ) -> list[Choice]:
-        """Best tau and lambda of each lane (or of `lanes`) on labelled images; later predictions use them.
+    ) -> list[float]:
+        """Set tau and lambda of each lane (or of `lanes`) to the best on labelled images, and return the best H.
 
         Labels are class ids; those of the lane's base classes count for S, the others for U. `allowed_KI`: bool, the
         images each lane may choose by.
         """
-        scores = self.scores(unit(images_ID))
-        choices = []
+        scores = self.scores(unit_features(images_ID))
+        best = []
         for k, chosen in lanes_and_images(len(self.base_KC), allowed_KI, lanes):
             choice = sweep_residual(
                 scores.cosine.lane(k, chosen),
@@ -301,11 +344,14 @@ class PVA(StackedModule):
                 lambdas=lambdas if self.config.residual else (0.0,),
             )
             self.tau[k], self.residual_lambda[k] = choice.tau, choice.residual_lambda
-            choices.append(choice)
-        return choices
+            best.append(choice.h)
+        return best
 
     def curves(self, images_ID: Tensor, labels_I: Tensor) -> list[Curve]:
-        """Each lane's seen-unseen curve over every tau, at its lambda. Raises `ValueError` without separation."""
+        """Compute each lane's seen-unseen curve over every tau, at its lambda.
+
+        Raises `ValueError` without separation.
+        """
         scores = self.scores(images_ID)
         if scores.separation_KI is None:
             raise ValueError("tau needs separation: a model with separation=False has no seen-unseen curve, got False")
@@ -316,23 +362,23 @@ class PVA(StackedModule):
             seen_unseen_curve(s, base == labels_I, novel == labels_I, labels_I, c) for s, base, novel, c in of_lanes
         ]
 
-    def divide(self, images_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Separation score, best base class and best novel class of every image, (K, B) each.
+    def divide(self, images_BD: Tensor, seen_KC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the separation score, best base class and best novel class of every image, (K, B) each.
 
-        Without separation the score is the lead of the best base class over the best novel one.
+        `seen_KC`: bool, the base classes. Without separation the score is the lead of the best base class over the best
+        novel one.
         """
         scores = self.scores(images_BD)
         cosine_KBC = scores.cosine.at(self.residual_lambda if self.config.residual else 0.0)
-        novel, novel_KB = cosine_KBC.masked_fill(self.base_KC[:, None], -math.inf).max(-1)
+        lead_KB, base_KB, novel_KB = lead_of_seen(cosine_KBC, seen_KC)
         if scores.separation_KI is None:
-            base, base_KB = cosine_KBC.masked_fill(~self.base_KC[:, None], -math.inf).max(-1)
-            return base - novel, base_KB, novel_KB
+            return lead_KB, base_KB, novel_KB
         return scores.separation_KI, scores.latent_KIC.argmax(-1), novel_KB
 
     def unseen_by_lambda(self, images_BD: Tensor, lambdas: Sequence[float] = LAMBDAS) -> Tensor | None:
-        """Best novel class of every image at each residual strength (K, G, B); None without residual or separation.
+        """Return the best novel class at each residual strength (K, G, B); None without residual or separation.
 
-        With the score and base class of `divide`, which do not depend on lambda, it says H at every tau and lambda.
+        With the score and base class of `divide`, which do not depend on lambda, H follows at every tau and lambda.
         """
         if not (self.config.residual and self.config.separation):
             return None
@@ -340,7 +386,7 @@ class PVA(StackedModule):
         return torch.stack([cosine.at(x).masked_fill(base_K1C, -math.inf).argmax(-1) for x in lambdas], dim=1)
 
     def logits(self, images_BD: Tensor) -> Tensor:
-        """Logits over all classes (K, B, C) of image features (B, D): divide and conquer.
+        """Compute logits over all classes (K, B, C) of image features (B, D): divide and conquer.
 
         The classes an image is not classified among lie far below. Raises `ValueError` if no tau has been chosen.
         """
@@ -352,23 +398,13 @@ class PVA(StackedModule):
             raise ValueError("tau must be chosen before images can be separated: run PVA.sweep or set it, got None")
         base_like_KB1 = (scores.separation_KI >= self.tau[:, None])[:, :, None]
         own_KBC = torch.where(self.base_KC[:, None], scores.latent_KIC, cosine_KBC)
-        # far below, but finite and in order: entropies stay numbers, and the others can be classified among, too
+        # far below, but finite and in order: entropies stay numbers, and images can be classified among these alone
         return self.logit_scale * (own_KBC - FAR * (base_like_KB1 != self.base_KC[:, None]))
-
-    def keep(self, lanes: Tensor) -> None:
-        """Drop all lanes but `lanes`, and their streams of noise."""
-        super().keep(lanes)
-        self.noise_generators = [self.noise_generators[i] for i in lanes.tolist()]
-
-    def join(self, other: Self) -> None:
-        """Append another module's lanes, with their streams of noise."""
-        super().join(other)
-        self.noise_generators += other.noise_generators
 
     def _sample(
         self, mean: Tensor, log_var: Tensor, classes_KN: Tensor | None = None, *, shared: bool = False
     ) -> Tensor:
-        """z = mu + sigma eps, each lane's eps from its own stream; of `classes_KN`, as if all had been drawn.
+        """Draw z = mu + noise sigma eps, each lane's eps from its own stream; of `classes_KN`, as if all were drawn.
 
         `shared`: rows are this worker's share of a batch, and so is their noise of the batch's.
         """
@@ -381,11 +417,11 @@ class PVA(StackedModule):
         return mean + self.noise[:, None, None] * (log_var / 2).exp() * eps
 
     def _decode(self, latent: Tensor, decoder_KLD: Tensor) -> Tensor:
-        """f_adapter (K, B, D) of latents (K, B, L): at first of about unit length, like the CLIP feature it joins."""
+        """Return f_adapter (K, B, D) of latents (K, B, L): of about unit length at first, as CLIP's."""
         return latent @ decoder_KLD / math.sqrt(latent.shape[-1])
 
     def _out_logits(self, images_KBD: Tensor, image_KBL: Tensor, text_KNL: Tensor) -> Tensor:
-        """Logits (K, B, N) of the novel branch at lambda 1 (0 without residual)."""
+        """Compute logits (K, B, N) of the novel branch at lambda 1 (0 without residual)."""
         image_KBD = self._decode(image_KBL, self.image_decoder_KLD)
         text_KND = self._decode(text_KNL, self.text_decoder_KLD)
         if self.config.residual:
@@ -394,12 +430,12 @@ class PVA(StackedModule):
 
 
 def _rows(x_KCD: Tensor, rows_KN: Tensor) -> Tensor:
-    """Each lane's own rows (K, N, D)."""
+    """Return each lane's own rows (K, N, D)."""
     return x_KCD.gather(1, rows_KN[:, :, None].expand(-1, -1, x_KCD.shape[2]))
 
 
 def _isometry(generators: Sequence[torch.Generator], dim: int, latent: int) -> Tensor:
-    """Random matrices (K, D, L) with orthonormal rows or columns."""
+    """Draw random matrices (K, D, L) with orthonormal rows or columns."""
     noise = lane_normal(generators, max(dim, latent), min(dim, latent), std=1.0)
     basis = torch.linalg.qr(noise).Q
     return basis if dim >= latent else basis.mT

@@ -1,8 +1,39 @@
-"""SRE-CLIP Adapter: semantic-relation enhanced CLIP for domain-adaptive zero-shot learning (arXiv 2510.21808).
+"""SRE-CLIP Adapter: semantic-relation enhanced CLIP for domain-adaptive zero-shot learning.
 
 Labelled source images of seen classes and unlabelled target images of all classes adapt a frozen CLIP: an attention
 adapter on the image feature, and class prototypes from a graph network over WordNet with a linear residual path.
 Frozen: CLIP itself (its features come in). Trained: everything here. An untrained module *is* zero-shot CLIP.
+
+Source: Yu et al., 2025, arXiv 2510.21808 (graph prototypes, residual projection, L_srs, L_align). Ours: the start at
+CLIP, and the three losses on unlabelled target images. All features are L2-normalised; s is CLIP's logit scale.
+
+Prototypes P (C, D), from node texts T (N, D) and class texts t (C, D):
+
+    H_0 = T,  H_l = act(A H_(l-1) W_l)               A: normalised adjacency with self loops, see graph_conv.py
+    P   = normalise(H_last[classes] + r t W_r)       at the start W_r = I and the last W_l = 0, so P = t
+
+Image features f(x) (D,), from a feature x of CLIP:
+
+    f(x)   = normalise(x + rho Attn(x))              at the start Attn = 0, so f(x) = x
+    memory:  Attn(x) = [softmax(q_h K_h^T / sqrt(A / H)) V_h] over heads h, times W_o;  q = x W_q, learned K, V (M, A)
+    tokens:  x cut into D / E tokens, plus positions; one self-attention among them, times W_o
+
+Losses, on source images x with label y and target images u ("mean" is over the batch):
+
+    L_cls   = mean of CE(s f(x) P^T, y) over seen classes: over all of them it would push unseen prototypes away
+    q_c     = softmax(P_c P^T / t_rel)               soft labels (C,), without gradient
+    L_srs   = mean over x of KL(q_y || softmax(f(x) P^T / t_rel))
+            + mean over trusted u of KL(q_c || softmax(f(u) P^T / t_rel)), c the best class of p(u); trusted are
+              those u whose p(u) of c reaches the threshold
+    L_align = mean over all classes c of CE(s f(t_c) P^T, c): texts pass the image adapter, unseen ones too
+    p(u)    = softmax(s f(u) P^T / t_target)
+    L_ent   = mean of the entropy of p(u)
+    L_div   = log C - entropy of the mean of p(u)
+    L_bal   = KL of two-valued distributions, prior against predicted unseen mass m of the mean of p(u):
+              pi log(pi / m) + (1 - pi) log((1 - pi) / (1 - m)),  pi = min(unseen_prior C_unseen / C, 0.99)
+    L       = L_cls + w_srs L_srs + w_align L_align + w_ent L_ent + w_div L_div + w_bal L_bal
+
+Prediction: argmax over all C classes of s f(x) P^T.
 
 Suffixes: K lanes, B batch, C classes, D CLIP dimension, N graph nodes, M memory slots, A attention width, H heads,
 T tokens, E token width.
@@ -19,7 +50,7 @@ from torch import Tensor, nn
 
 from models.data_parallel import over_workers, workers
 from models.graph_conv import GraphConv
-from models.stacked import StackedModule, check_static, lane_field, lane_normal, normalise
+from models.stacked import LaneModule, StackedModule, check_fields, check_static, lane_field, lane_normal, normalise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,28 +113,25 @@ class SREConfig:
     """Expected unseen mass on the target, in units of the unseen share of the classes."""
 
     def __post_init__(self) -> None:
-        for name in ("heads", "slots", "attention_width", "token_dim", "gcn_width", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_fields(
+            self,
+            at_least_one=("heads", "slots", "attention_width", "token_dim", "gcn_width", "batch_size"),
+            positive=("lr", "rho", "residual_scale", "relation_temperature", "target_temperature", "unseen_prior"),
+            not_negative=("weight_decay", "w_srs", "w_align", "w_ent", "w_div", "w_bal"),
+        )
         if not 0 <= self.gcn_layers <= 3:
             raise ValueError(f"gcn_layers must be 0 to 3, got {self.gcn_layers}")
         if not self.residual and self.gcn_layers == 0:
             raise ValueError("residual must be True when gcn_layers is 0: no prototype would be left, got False")
         if self.attention_width % self.heads:
             raise ValueError(f"attention_width must be a multiple of heads={self.heads}, got {self.attention_width}")
-        for name in ("lr", "rho", "residual_scale", "relation_temperature", "target_temperature", "unseen_prior"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"{name} must be finite and positive, got {getattr(self, name)}")
-        for name in ("weight_decay", "w_srs", "w_align", "w_ent", "w_div", "w_bal"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
         if not 0 <= self.pseudo_label_threshold <= 1:
             raise ValueError(f"pseudo_label_threshold must lie in [0, 1], got {self.pseudo_label_threshold}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassGraph:
-    """Text features of classes and of the WordNet nodes above them."""
+    """Text features of classes and of the WordNet nodes above them, and the edges between these."""
 
     name_features_CD: Tensor
     """Text feature of each class name (template ensemble), L2-normalised."""
@@ -117,13 +145,13 @@ class ClassGraph:
     """CLIP's exp(logit scale)."""
 
     def text_features(self, class_text: str) -> Tensor:
-        """Node features T (N, D), the class rows set as `class_text` says."""
+        """Return node features T (N, D), whose class rows are the texts that `class_text` names."""
         names, lemmas = self.name_features_CD, self.node_features_ND[self.class_node_C]
         rows = {"name": names, "lemmas": lemmas, "both": F.normalize(names + lemmas, dim=-1)}[class_text]
         return self.node_features_ND.index_copy(0, self.class_node_C, rows)
 
 
-class MemoryAdapter(StackedModule):
+class MemoryAdapter(LaneModule):
     """Multi-head attention of the feature over M learned key/value slots; output projection starts at zero."""
 
     def __init__(self, config: SREConfig, dim: int, generators: Sequence[torch.Generator]) -> None:
@@ -136,7 +164,7 @@ class MemoryAdapter(StackedModule):
         self.out_KAD = nn.Parameter(torch.zeros(len(generators), width, dim))
 
     def forward(self, x_KBD: Tensor, rho_K11: Tensor) -> Tensor:
-        """x + rho Attn(x)."""
+        """Return x + rho Attn(x), not normalised."""
 
         def split(t: Tensor) -> Tensor:  # (K, *, A) -> (K, H, *, A/H)
             return t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -147,7 +175,7 @@ class MemoryAdapter(StackedModule):
         return torch.baddbmm(x_KBD, attended.transpose(1, 2).flatten(2), rho_K11 * self.out_KAD)
 
 
-class TokensAdapter(StackedModule):
+class TokensAdapter(LaneModule):
     """The feature cut into D / E tokens, one self-attention block over them; output projection starts at zero."""
 
     def __init__(self, config: SREConfig, dim: int, generators: Sequence[torch.Generator]) -> None:
@@ -164,7 +192,7 @@ class TokensAdapter(StackedModule):
         self.out_KEE = nn.Parameter(torch.zeros(len(generators), width, width))
 
     def forward(self, x_KBD: Tensor, rho_K11: Tensor) -> Tensor:
-        """x + rho Attn(x)."""
+        """Return x + rho Attn(x), not normalised."""
         k, b, _ = x_KBD.shape
         tokens = x_KBD.unflatten(-1, (-1, self.token_dim)) + self.position_KTE[:, None]
         qkv = tokens.flatten(1, 2) @ self.qkv_KEF  # (K, B*T, 3E)
@@ -196,7 +224,7 @@ class SREClip(StackedModule):
         self, configs: Sequence[SREConfig], *, seeds: Sequence[int], seen_KC: Tensor, graph: ClassGraph
     ) -> None:
         super().__init__()
-        check_static(configs, SREConfig.LANE_KNOBS)
+        check_static(configs)
         config = configs[0]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         text_features_ND = graph.text_features(config.class_text)
@@ -226,13 +254,13 @@ class SREClip(StackedModule):
         self.residual_KDD = nn.Parameter(torch.eye(dim).repeat(len(configs), 1, 1)) if config.residual else None
 
     def adapt(self, features_KBD: Tensor) -> Tensor:
-        """Adapted features f(x) (K, B, D), L2-normalised; image and text features alike."""
+        """Return adapted features f(x) (K, B, D), L2-normalised, of image or text features."""
         if self.adapter is None:
             return features_KBD
         return normalise(self.adapter(features_KBD, self.rho[:, None, None]))
 
     def prototypes(self) -> Tensor:
-        """Class prototypes P (K, C, D), L2-normalised."""
+        """Compute class prototypes P (K, C, D), L2-normalised."""
         parts = []
         if self.residual_KDD is not None:
             parts.append(self.residual_scale[:, None, None] * (self.text_features_CD @ self.residual_KDD))
@@ -240,18 +268,23 @@ class SREClip(StackedModule):
             parts.append(self.gcn())
         return normalise(parts[0] + parts[1] if len(parts) == 2 else parts[0])
 
-    def logits(self, image_features_BD: Tensor) -> Tensor:
-        """Logits over all classes (K, B, C) of image features (B, D) or (K, B, D)."""
-        features_KBD = image_features_BD.expand(self.rho.shape[0], -1, -1)
+    def logits(self, images_BD: Tensor) -> Tensor:
+        """Compute logits over all classes (K, B, C) of image features (B, D) or (K, B, D)."""
+        features_KBD = images_BD.expand(self.rho.shape[0], -1, -1)
         return self.logit_scale * self.adapt(features_KBD) @ self.prototypes().mT
 
-    def losses(self, source_KBD: Tensor, source_labels_KB: Tensor, target_KBD: Tensor) -> dict[str, Tensor]:
-        """All losses by name, each (K,): methods section 1. The weighted sum is `total`."""
+    def losses(self, images_KBD: Tensor, labels_KB: Tensor, target_KBD: Tensor | None = None) -> dict[str, Tensor]:
+        """Compute all losses by name, each (K,), of labelled source images and unlabelled target images.
+
+        Raises `ValueError` without target images.
+        """
+        if target_KBD is None:
+            raise ValueError("target_KBD must be given: SRE-CLIP adapts to unlabelled target images, got None")
         # relation logits, cosines / t_rel: the scale is cheaper on prototypes than on images x classes
         prototypes_KCD = self.prototypes()
         sharp_KCD = prototypes_KCD / self.relation_temperature[:, None, None]
         source_KBC, target_KBC, text_KCC = (
-            self.adapt(x) @ sharp_KCD.mT for x in (source_KBD, target_KBD, self.text_features_CD.expand_as(sharp_KCD))
+            self.adapt(x) @ sharp_KCD.mT for x in (images_KBD, target_KBD, self.text_features_CD.expand_as(sharp_KCD))
         )
         scale_K11 = self.logit_scale * self.relation_temperature[:, None, None]  # ... times this are CLIP's logits
         log_target_KBC = F.log_softmax(scale_K11 / self.target_temperature[:, None, None] * target_KBC, dim=-1)
@@ -264,8 +297,8 @@ class SREClip(StackedModule):
         seen_logits = torch.addcmul(self.unseen_bias_KC[:, None], source_KBC, scale_K11)
         classes = torch.arange(text_KCC.shape[1], device=text_KCC.device).expand(text_KCC.shape[:2])
         return {
-            "cls": _cross_entropy(seen_logits, source_labels_KB).mean(1),
-            "srs": _relation_loss(source_KBC, source_labels_KB, *relations).mean(1)
+            "cls": _cross_entropy(seen_logits, labels_KB).mean(1),
+            "srs": _relation_loss(source_KBC, labels_KB, *relations).mean(1)
             + (_relation_loss(target_KBC, pseudo_KB, *relations) * trusted_KB).sum(1)
             / over_workers(trusted_KB.sum(1)).clamp_min(1 / workers()[1]),
             "align": _cross_entropy(scale_K11 * text_KCC, classes).mean(1),
@@ -275,18 +308,18 @@ class SREClip(StackedModule):
         }
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
-        """The weighted sum (K,): L_cls + sum of w_x L_x."""
+        """Return the weighted sum (K,): L_cls + sum of w_x L_x."""
         weighted = [getattr(self, f"w_{name}") * losses[name] for name in ("srs", "align", "ent", "div", "bal")]
         return losses["cls"] + torch.stack(weighted).sum(0)
 
     def _relations(self, prototypes_KCD: Tensor, sharp_KCD: Tensor) -> tuple[Tensor, Tensor]:
-        """Soft labels q_c = softmax(P_c P^T / t_rel) (K, C, C) and sum q_c log q_c (K, C)."""
+        """Return soft labels q_c = softmax(P_c P^T / t_rel) (K, C, C) and sum q_c log q_c (K, C)."""
         log_q_KCC = F.log_softmax(prototypes_KCD @ sharp_KCD.mT, dim=-1)
         q_KCC = log_q_KCC.exp()
         return q_KCC, (q_KCC * log_q_KCC).sum(-1)
 
     def _balance(self, mean_KC: Tensor) -> Tensor:
-        """KL between the prior and the predicted unseen mass on the target, (K,); 0 when nothing is unseen."""
+        """Return L_bal (K,); 0 when nothing is unseen."""
         unseen_KC = (~self.seen_KC).float()
         prior = (self.unseen_prior * unseen_KC.mean(1)).clamp(max=0.99)
         mass = (mean_KC * unseen_KC).sum(1)
@@ -299,7 +332,7 @@ class SREClip(StackedModule):
 
 
 def _relation_loss(logits_KBC: Tensor, labels_KB: Tensor, q_KCC: Tensor, q_log_q_KC: Tensor) -> Tensor:
-    """KL(q_y || softmax(logits)) of every image, (K, B)."""
+    """Compute KL(q_y || softmax(logits)) of every image, (K, B)."""
     # rows of a flat table: several times faster than a gather over (K, B, C)
     lanes, classes, _ = q_KCC.shape
     row_KB = labels_KB + classes * torch.arange(lanes, device=labels_KB.device)[:, None]
@@ -308,5 +341,5 @@ def _relation_loss(logits_KBC: Tensor, labels_KB: Tensor, q_KCC: Tensor, q_log_q
 
 
 def _cross_entropy(logits_KBC: Tensor, labels_KB: Tensor) -> Tensor:
-    """Cross-entropy of every row (K, B)."""
+    """Compute the cross-entropy of every row, (K, B)."""
     return F.cross_entropy(logits_KBC.flatten(0, 1), labels_KB.flatten(), reduction="none").view(labels_KB.shape)

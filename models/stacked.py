@@ -4,9 +4,13 @@ Every parameter of a method has a leading lane axis K, and so has every buffer r
 a single adapter is simply a pack of one lane. Nothing is summed across lanes, so the gradient of the summed loss
 is each lane's own gradient, and a lane that diverges cannot touch its neighbours.
 
-Suffixes: K lanes, B batch, C classes, D CLIP dimension.
+`LaneModule` is the base of all parts of a method, `StackedModule` of the method itself.
+
+Suffixes: K lanes, B batch, I images, C classes, D CLIP dimension, G grid of residual strengths.
 """
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, Protocol, Self
@@ -14,78 +18,109 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from models.sweeps import lead_of_seen
+
+# --- configurations -------------------------------------------------------------------------------------------------
+
 
 class MethodConfig(Protocol):
-    """What the configuration of every method has."""
+    """The fields that every method's configuration has: a frozen dataclass with numbers, strings and switches."""
 
     LANE_KNOBS: ClassVar[frozenset[str]]
-    """Fields in which the lanes of a pack may differ; all others are static."""
+    """Fields in which lanes of one pack may differ; all others change tensor shapes or the graph of operations."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def batch_size(self) -> int:
-        """Images per step."""
+        """Images of each domain per step."""
 
     @property
     def lr(self) -> float:
-        """Peak learning rate."""
+        """Peak learning rate of AdamW."""
 
     @property
     def weight_decay(self) -> float:
         """Decoupled weight decay."""
 
 
-def lane_field(configs: Sequence[Any], name: str) -> Tensor:
-    """A numeric field of every lane's configuration, float32 (K,)."""
+def check_fields(
+    config: MethodConfig,
+    *,
+    at_least_one: Sequence[str] = (),
+    positive: Sequence[str] = (),
+    not_negative: Sequence[str] = (),
+) -> None:
+    """Raise `ValueError` with field, rule and value if a named field of a configuration breaks its rule.
+
+    `positive` and `not_negative` fields must be finite, too.
+    """
+    for name in at_least_one:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    for name in positive:
+        if not (math.isfinite(getattr(config, name)) and getattr(config, name) > 0):
+            raise ValueError(f"{name} must be finite and positive, got {getattr(config, name)}")
+    for name in not_negative:
+        if not (math.isfinite(getattr(config, name)) and getattr(config, name) >= 0):
+            raise ValueError(f"{name} must be finite and not negative, got {getattr(config, name)}")
+
+
+def check_static(configs: Sequence[MethodConfig]) -> None:
+    """Raise `ValueError` if configurations of one pack differ in a field that is not a lane knob."""
+    for f in fields(configs[0]):
+        values = {getattr(c, f.name) for c in configs}
+        if f.name not in configs[0].LANE_KNOBS and len(values) > 1:
+            raise ValueError(f"{f.name} is static: all lanes of a pack must share it, got {sorted(map(str, values))}")
+
+
+def lane_field(configs: Sequence[MethodConfig], name: str) -> Tensor:
+    """Return a numeric field of every lane's configuration, float32 (K,)."""
     return torch.tensor([float(getattr(c, name)) for c in configs])
 
 
-def unit(features: Tensor) -> Tensor:
-    """Image features as the modules take them, float32 rows of length one; float16 is how large ones are stored.
+def lane_normal(generators: Sequence[torch.Generator], *shape: int, std: float) -> Tensor:
+    """Draw normal noise (K, *shape), each lane from its own generator: independent of K and of the neighbours."""
+    return torch.stack([torch.randn(*shape, generator=g) * std for g in generators])
+
+
+# --- image features -------------------------------------------------------------------------------------------------
+
+CHUNK = 4096
+"""Images whose logits are computed at once where no gradient is: those of all of a large benchmark would not fit."""
+
+
+def unit_features(features: Tensor) -> Tensor:
+    """Return image features as the modules take them, float32 rows of length one; large ones are stored as float16.
 
     A row's value does not depend on the rows beside it: cast in batches or all at once, features are the same.
     """
     return nn.functional.normalize(features.float(), dim=-1) if features.dtype == torch.float16 else features
 
 
-CHUNK = 4096
-"""Images whose logits are computed at once where no gradient is: those of all of a large benchmark would not fit."""
-
-
 def chunks(features_ID: Tensor, size: int = CHUNK) -> Iterator[Tensor]:
-    """Image features, `size` rows at a time, as the modules take them."""
-    return map(unit, features_ID.split(size))
+    """Yield image features, `size` rows at a time, as the modules take them."""
+    return map(unit_features, features_ID.split(size))
 
 
 def in_chunks(
     work: Callable[[Tensor], tuple[Tensor, ...]], features_ID: Tensor, size: int = CHUNK
 ) -> tuple[Tensor, ...]:
-    """What `work` makes of all image features, `size` rows at a time: tensors whose last axis is the images'.
+    """Return the results of `work` for all image features, computed `size` rows at a time.
 
-    Into memory that is there before: small results kept between large temporaries would tear holes into the heap, in
-    sum as large as the features.
+    The last axis of every tensor that `work` returns is the images' axis. Results are written into memory allocated
+    before: small results kept between large temporaries would tear holes into the heap, in sum as large as the
+    features.
     """
     whole: tuple[Tensor, ...] = ()
     start = 0
     for part in chunks(features_ID, size):
-        made = work(part)
-        whole = whole or tuple(t.new_empty(*t.shape[:-1], len(features_ID)) for t in made)
-        for all_images, some in zip(whole, made, strict=True):
+        results = work(part)
+        whole = whole or tuple(t.new_empty(*t.shape[:-1], len(features_ID)) for t in results)
+        for all_images, some in zip(whole, results, strict=True):
             all_images[..., start : start + len(part)] = some
         start += len(part)
     return whole
-
-
-def check_static(configs: Sequence[Any], lane_knobs: frozenset[str]) -> None:
-    """Raise `ValueError` if configurations of one pack differ in a field that is not a lane knob."""
-    for f in fields(configs[0]):
-        values = {getattr(c, f.name) for c in configs}
-        if f.name not in lane_knobs and len(values) > 1:
-            raise ValueError(f"{f.name} is static: all lanes of a pack must share it, got {sorted(map(str, values))}")
-
-
-def lane_normal(generators: Sequence[torch.Generator], *shape: int, std: float) -> Tensor:
-    """Normal noise (K, *shape), each lane from its own generator: independent of K and of the neighbours."""
-    return torch.stack([torch.randn(*shape, generator=g) * std for g in generators])
 
 
 class _Normalise(torch.autograd.Function):
@@ -100,18 +135,21 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        """A unit vector does not change along itself: that part of the gradient is taken off."""
+        """Take off the part of the gradient along the unit vector, in which the vector cannot change."""
         y, norm = ctx.saved_tensors
         return torch.addcmul(grad, y, (grad * y).sum(-1, keepdim=True), value=-1).div_(norm)
 
 
 def normalise(x: Tensor) -> Tensor:
-    """Rows (..., D) at length 1: what costs most in an adapter beside its products, hence a backward of its own."""
+    """Scale rows (..., D) to length 1: beside its products an adapter's largest cost, hence a backward of its own."""
     return _Normalise.apply(x)
 
 
-class StackedModule(nn.Module):
-    """Base of all methods: a module whose parameters carry the lane axis first."""
+# --- modules --------------------------------------------------------------------------------------------------------
+
+
+class LaneModule(nn.Module):
+    """A module whose parameters and registered buffers have the lane axis first; lanes can be dropped and appended."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,7 +166,7 @@ class StackedModule(nn.Module):
             for name, p in module._parameters.items():
                 if p is not None:
                     module._parameters[name] = nn.Parameter(p.detach()[lanes].clone(), requires_grad=p.requires_grad)
-            if isinstance(module, StackedModule):
+            if isinstance(module, LaneModule):
                 for name in module._lane_buffers:
                     module._buffers[name] = getattr(module, name)[lanes]
 
@@ -138,29 +176,90 @@ class StackedModule(nn.Module):
             for name, p in module._parameters.items():
                 if p is not None:
                     module._parameters[name] = nn.Parameter(append_lanes(p.detach(), getattr(more, name).detach()))
-            if isinstance(module, StackedModule):
+            if isinstance(module, LaneModule):
                 for name in module._lane_buffers:
                     module._buffers[name] = append_lanes(getattr(module, name), getattr(more, name))
 
     def lanes(self) -> dict[str, Tensor]:
-        """All tensors with a lane axis, parameters and lane buffers, by their names."""
+        """Return all tensors with a lane axis, parameters and lane buffers, by their names."""
         buffers = {
             f"{prefix}.{name}".lstrip("."): getattr(module, name)
             for prefix, module in self.named_modules()
-            if isinstance(module, StackedModule)
+            if isinstance(module, LaneModule)
             for name in module._lane_buffers
         }
         return {**dict(self.named_parameters()), **buffers}
 
     @torch.no_grad()
     def set_lanes(self, values: dict[str, Tensor]) -> None:
-        """Take over the tensors of `lanes`; what this module has beyond them (more classes) stays as it is."""
+        """Copy the tensors of another module's `lanes`; rows beyond theirs (more classes) stay unchanged."""
         for name, mine in self.lanes().items():
             mine[tuple(slice(0, size) for size in values[name].shape)] = values[name]
 
 
+class StackedModule(LaneModule, ABC):
+    """K lanes of a method: `losses`, `total` and `logits` are its own, the rest may stay as it is here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noise_generators: list[torch.Generator] = []
+        """One stream per lane where training draws noise, none where it does not."""
+
+    @abstractmethod
+    def losses(self, images_KBD: Tensor, labels_KB: Tensor, target_KBD: Tensor | None = None) -> dict[str, Tensor]:
+        """Compute all losses of one training step by name, each (K,), not weighted.
+
+        `images_KBD`, `labels_KB`: labelled images, and their class ids. `target_KBD`: unlabelled target images, for
+        methods that may look at them.
+        """
+
+    @abstractmethod
+    def total(self, losses: dict[str, Tensor]) -> Tensor:
+        """Return the weighted sum (K,) of `losses`: what each lane minimises."""
+
+    @abstractmethod
+    def logits(self, images_BD: Tensor) -> Tensor:
+        """Compute logits over all classes (K, B, C) of image features (B, D), L2-normalised."""
+
+    def divide(self, images_BD: Tensor, seen_KC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return how much each image looks seen, its best seen class and its best unseen class, (K, B) each.
+
+        At or above any threshold an image is classified among seen classes. `seen_KC`: bool.
+        """
+        return lead_of_seen(self.logits(images_BD), seen_KC)
+
+    def sweep(
+        self,
+        images_ID: Tensor,
+        labels_I: Tensor,
+        *,
+        allowed_KI: Tensor | None = None,
+        lanes: Sequence[int] | None = None,
+    ) -> list[float]:
+        """Set the inference-time knobs of all lanes (or of `lanes`) to the best on labelled images; return the best H.
+
+        `labels_I`: class ids. `allowed_KI`: bool, the images each lane may choose by. Nothing is swept by default.
+        """
+        return []
+
+    def unseen_by_lambda(self, images_BD: Tensor) -> Tensor | None:
+        """Return the best unseen class at each residual strength (K, G, B); None for methods without a residual."""
+        return None
+
+    def keep(self, lanes: Tensor) -> None:
+        """Drop all lanes but `lanes`, and their streams of noise."""
+        super().keep(lanes)
+        if self.noise_generators:
+            self.noise_generators = [self.noise_generators[i] for i in lanes.tolist()]
+
+    def join(self, other: Self) -> None:
+        """Append another module's lanes, with their streams of noise."""
+        super().join(other)
+        self.noise_generators += other.noise_generators
+
+
 def append_lanes(a: Tensor, b: Tensor) -> Tensor:
-    """Lanes of b after those of a; where one has longer rows (a larger cache), the other is padded with zeros."""
+    """Append the lanes of b to those of a; where one has longer rows (a larger cache), zeros fill up the other."""
     shape = [max(sizes) for sizes in zip(a.shape[1:], b.shape[1:], strict=True)]
     joined = a.new_zeros(len(a) + len(b), *shape)
     for tensor, lanes in ((a, slice(len(a))), (b, slice(len(a), None))):

@@ -1,8 +1,20 @@
 """Exact sweeps of inference-time knobs: one trained model, every value of the knob, no retraining and no sampling.
 
-A threshold or a constant subtracted from seen logits only matters through the order of one number per image, so one
-sort and two cumulative sums score every value it can take. A residual strength enters cosines as a quadratic, and
-Tip-Adapter's alpha enters logits linearly; both need their matrix products once.
+Threshold tau, or a constant subtracted from seen logits (Chao et al., 2016): image i is classified among base classes
+if score_i >= tau. With the images sorted by score, S(tau) is a cumulative sum of 1 / (classes x images of the class)
+over images whose best base class is right, and U(tau) such a sum from the other end: one sort scores every tau.
+
+Residual strength lambda, for features f = f_a + lambda f_c of an image and t = t_a + lambda t_c of a class:
+
+    f t   = f_a t_a + lambda (f_a t_c + f_c t_a) + lambda^2 f_c t_c
+    |f|^2 = |f_a|^2 + 2 lambda f_a f_c + lambda^2 |f_c|^2
+
+so the cosines at every lambda come from four matrix products.
+
+Tip-Adapter (Zhang et al., 2022): logits(alpha, beta) = CLIP's + alpha cache(beta) are linear in alpha, so the alphas
+at which an image is classified correctly are one interval: one product per beta and none per alpha.
+
+H = 2 S U / (S + U), with S and U the mean per-class accuracies over base and novel classes.
 
 Suffixes: I images, C classes, D CLIP dimension, M thresholds or cached classes, G grid of residual strengths, A alphas,
 B betas, N cached images, R rivals of the label.
@@ -32,11 +44,11 @@ class Choice:
     seen: float
     """S, mean per-class accuracy over base classes."""
     unseen: float
-    """U, the same over novel classes."""
+    """U, mean per-class accuracy over novel classes."""
     h: float
-    """Their harmonic mean."""
+    """H, the harmonic mean of S and U."""
     residual_lambda: float = math.nan
-    """The residual strength that goes with it, where one was swept."""
+    """The best residual strength, where one was swept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +73,7 @@ class Curve:
         return harmonic_mean(self.seen_M, self.unseen_M)
 
     def best(self) -> Choice:
-        """The threshold with the largest H; of equals that with the largest S + U, then the strictest.
+        """Return the threshold with the largest H; of equals that with the largest S + U, then the strictest.
 
         Any tau between two neighbouring scores does the same to these images, and so may a whole run of them: the
         middle of the run is the choice that other images are least likely to fall on the wrong side of.
@@ -80,7 +92,7 @@ class Curve:
 
 
 def class_mean_weights(labels_I: Tensor, base_C: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights (I,) float64 whose sum over correct images is S, and those whose sum is U.
+    """Return weights (I,) float64 whose sum over correct images is S, and weights whose sum is U.
 
     Classes without an image do not count; a side without any image has accuracy 0.
     """
@@ -95,7 +107,7 @@ def class_mean_weights(labels_I: Tensor, base_C: Tensor) -> tuple[Tensor, Tensor
 def seen_unseen_curve(
     score_I: Tensor, base_correct_I: Tensor, novel_correct_I: Tensor, labels_I: Tensor, base_C: Tensor
 ) -> Curve:
-    """Every threshold on `score_I` at once; images with a score of at least tau are classified among base classes.
+    """Score every threshold on `score_I`; images with a score of at least tau are classified among base classes.
 
     `base_correct_I`, `novel_correct_I`: bool, whether the label is the best of the base or of the novel classes.
     `base_C`: bool. Images with equal scores pass together. Raises `ValueError` on scores that are not finite.
@@ -117,7 +129,7 @@ def seen_unseen_curve(
 
 
 def lead_of_seen(logits_KIC: Tensor, seen_KC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Lead of the best seen class's logit over the best unseen one's, and both classes, (K, I) each."""
+    """Return the lead of the best seen class's logit over the best unseen one's, and both classes, (K, I) each."""
     seen, seen_KI = logits_KIC.masked_fill(~seen_KC[:, None], -math.inf).max(-1)
     unseen, unseen_KI = logits_KIC.masked_fill(seen_KC[:, None], -math.inf).max(-1)
     return seen - unseen, seen_KI, unseen_KI
@@ -127,7 +139,7 @@ def lead_of_seen(logits_KIC: Tensor, seen_KC: Tensor) -> tuple[Tensor, Tensor, T
 
 
 class ResidualCosine:
-    """cos(f_a + lambda f_c, t_a + lambda t_c) for any lambda from four matrix products.
+    """cos(f_a + lambda f_c, t_a + lambda t_c) for any lambda, from four matrix products.
 
     Images (..., I, D) and class texts (..., C, D): `a` from the adapter, `c` from CLIP.
     """
@@ -137,14 +149,14 @@ class ResidualCosine:
         self.image_norms, self.text_norms = _square_norms(f_a, f_c), _square_norms(t_a, t_c)
 
     def lane(self, k: int, images: Tensor | slice = slice(None)) -> "ResidualCosine":
-        """One lane's (I, C) of stacked ones, for all or some of the images."""
+        """Return one lane's cosines (I, C) of stacked ones, for all or some of the images."""
         one = object.__new__(ResidualCosine)
         one.products = _lane(self.products, k, images)
         one.image_norms, one.text_norms = _lane(self.image_norms, k, images), _lane(self.text_norms, k)
         return one
 
     def among(self, classes_M: Tensor) -> "ResidualCosine":
-        """Of one lane, some classes (ids): (I, M)."""
+        """Return one lane's cosines (I, M) with some classes (ids)."""
         some = object.__new__(ResidualCosine)
         aa, ac, cc = (product[:, classes_M] for product in self.products)
         some.products, some.image_norms = (aa, ac, cc), self.image_norms
@@ -153,7 +165,7 @@ class ResidualCosine:
         return some
 
     def at(self, strength: float | Tensor) -> Tensor:
-        """Cosines (..., I, C); `strength` is one lambda or one per lane (K,), 0 to inf."""
+        """Compute cosines (..., I, C); `strength` is one lambda or one per lane (K,), 0 to inf."""
         strength = torch.as_tensor(strength, dtype=torch.float32, device=self.products[0].device)
         # both features scaled by 1 / (1 + lambda): the same cosine, and finite for an infinite lambda
         adapter = (1 / (1 + strength)).reshape(-1, 1, 1) if strength.dim() else 1 / (1 + strength)
@@ -175,7 +187,7 @@ def sweep_residual(
     *,
     lambdas: Sequence[float] = LAMBDAS,
 ) -> Choice:
-    """The best residual strength on a grid, each with its exact best threshold.
+    """Return the best residual strength of a grid, with its exact best threshold.
 
     `cosine`: of one lane, over all classes. `base_best_I`: the best base class by the latent classifier. `score_I`:
     separation scores, or None without separation: then all classes compete in `cosine` and tau is NaN.
@@ -216,12 +228,12 @@ def tip_adapter_grid(
     betas: Sequence[float],
     base_C: Tensor | None = None,
 ) -> Tensor:
-    """Accuracy (B, A) float64 of Tip-Adapter at every beta and alpha; H instead where `base_C` is given.
+    """Compute the accuracy (B, A) float64 of Tip-Adapter at every beta and alpha; H instead where `base_C` is given.
 
     Logits are `clip + alpha sum_n exp(-beta (1 - affinity_n)) [label_n = c]` (Zhang et al., 2022). For one beta they
-    are linear in alpha, so the alphas at which an image is classified correctly are one interval: two bounds per
-    image replace one product per alpha. Where rounding could decide, the logits are formed and compared after all,
-    so each count is that of a loop over the grid. Ties go to the smaller class, as in `argmax`.
+    are linear in alpha: two bounds per image replace one product per alpha. Where rounding could decide, the logits are
+    formed and compared after all, so each count is that of a loop over the grid. Ties go to the smaller class, as in
+    `argmax`.
     """
     alpha_A = torch.tensor(alphas, dtype=clip_logits_IC.dtype, device=clip_logits_IC.device)
     if base_C is None:
@@ -256,7 +268,7 @@ def tip_adapter_grid(
 
 
 def _leads(lead_IR: Tensor, slope_IR: Tensor, falling_IR: Tensor, rising_IR: Tensor, alpha_A: Tensor) -> Tensor:
-    """Bool (I, A): whether `lead + alpha slope > 0` against every rival; the slope's sign is given."""
+    """Return bool (I, A): whether `lead + alpha slope > 0` against every rival; the slope's sign is given."""
     bound_IR = -lead_IR / slope_IR
     low_I = torch.where(rising_IR, bound_IR, -math.inf).amax(1)
     high_I = torch.where(falling_IR, bound_IR, math.inf).amin(1)
@@ -268,12 +280,12 @@ def _leads(lead_IR: Tensor, slope_IR: Tensor, falling_IR: Tensor, rising_IR: Ten
 
 
 def harmonic_mean(a: Tensor, b: Tensor) -> Tensor:
-    """2ab / (a + b), 0 where both are 0."""
+    """Return 2ab / (a + b), 0 where both are 0."""
     return 2 * a * b / (a + b).clamp_min(1e-12)
 
 
 def _between(low: float, high: float) -> float:
-    """A threshold that `high` passes and `low` does not."""
+    """Return a threshold that `high` passes and `low` does not."""
     if math.isinf(low) or math.isinf(high):
         return high if math.isinf(high) else low
     middle = low + (high - low) / 2
@@ -283,7 +295,7 @@ def _between(low: float, high: float) -> float:
 def lanes_and_images(
     count: int, allowed_KI: Tensor | None, lanes: Sequence[int] | None
 ) -> Iterator[tuple[int, Tensor | slice]]:
-    """Each of `count` lanes (or of `lanes`) with the images that a sweep may choose its knobs by."""
+    """Yield each of `count` lanes (or of `lanes`) with the images that a sweep may choose its knobs by."""
     for k in range(count) if lanes is None else lanes:
         yield k, slice(None) if allowed_KI is None else allowed_KI[k]
 
@@ -296,5 +308,5 @@ def _lane(
 
 
 def _square_norms(a: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Coefficients (..., I, 1) of |w_a a + w_c c|^2 in w_a^2, w_a w_c and w_c^2."""
+    """Return the coefficients (..., I, 1) of |w_a a + w_c c|^2 in w_a^2, w_a w_c and w_c^2."""
     return (a * a).sum(-1, keepdim=True), 2 * (a * c).sum(-1, keepdim=True), (c * c).sum(-1, keepdim=True)

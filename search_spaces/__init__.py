@@ -10,7 +10,12 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+from data_prep.errors import UserError
+
+if TYPE_CHECKING:  # names of spaces are needed before torch is
+    from models.stacked import MethodConfig
 
 Value = float | int | str | bool
 
@@ -51,7 +56,20 @@ class Knob:
 
     @property
     def is_int(self) -> bool:
+        """Whether values are whole numbers between `low` and `high`."""
         return isinstance(self.default, int) and self.choices is None
+
+
+def learning_rate(*, low: float, high: float, default: float, why: str) -> Knob:
+    """Return the knob of AdamW's peak learning rate, on a logarithmic scale."""
+    return Knob(name="lr", scope="lane", low=low, high=high, log=True, default=default, why=why)
+
+
+def weight_decay(
+    *, high: float = 1e-1, default: float = 1e-4, why: str = "pulls what is trained back to its start"
+) -> Knob:
+    """Return the knob of AdamW's decoupled weight decay, from 1e-6 on a logarithmic scale."""
+    return Knob(name="weight_decay", scope="lane", low=1e-6, high=high, log=True, default=default, why=why)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,57 +77,57 @@ class Space:
     """A method's searched knobs, in order (a conditional knob comes after the one it depends on)."""
 
     name: str
-    """What `--space` takes."""
+    """Name by which it is loaded."""
     method: str
     """Name shown on the leaderboard."""
-    config: Callable[..., Any]
+    config: "Callable[..., MethodConfig]"
     """The method's configuration class; knobs are its keyword arguments."""
     knobs: tuple[Knob, ...]
     """All searched knobs."""
     benchmark: str
-    """The embedded benchmark of the method's task: `--benchmark` by default."""
+    """The embedded benchmark of the method's task, the default of a study."""
     criterion: Literal["h+mi", "h", "mi"]
-    """`--criterion` by default; those with mi need a method that may look at unlabelled target images."""
+    """The default score of a configuration; mi needs a method that may look at unlabelled target images."""
     baselines: tuple[str, ...] = ()
     """Spaces of the baselines that stand beside the method."""
 
     def active(self, params: Mapping[str, Value]) -> tuple[Knob, ...]:
-        """Knobs whose condition holds under `params` (which must hold the static knobs already chosen)."""
+        """Return the knobs whose condition holds under `params` (which must hold the static knobs already chosen)."""
         return tuple(
             k for k in self.knobs if k.when is None or (k.when[0] in params and params[k.when[0]] in k.when[1])
         )
 
     def defaults(self) -> dict[str, Value]:
-        """The default configuration's active knobs."""
+        """Return the default configuration's active knobs and their values."""
         every = {k.name: k.default for k in self.knobs}
         return {k.name: k.default for k in self.active(every)}
 
     def static(self, params: Mapping[str, Value]) -> dict[str, Value]:
-        """The part of `params` that all lanes of a pack share."""
+        """Return the part of `params` that all lanes of a pack share."""
         return {k.name: params[k.name] for k in self.knobs if k.scope == "static" and k.name in params}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """A method taken apart: the full configuration, and one with each part removed."""
+    """A method taken apart: the full configuration, and variants that each lack a part."""
 
     name: str
-    """What `--space` takes."""
+    """Name by which it is loaded."""
     space: Space
     """The method's space; knobs that a variant does not set keep the winner's or their default values."""
     variants: Mapping[str, Mapping[str, Value]]
     """What each variant changes in the configuration; the first one, the full method, changes nothing."""
     published: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
-    """Accuracy on seen and unseen classes and H, in percent, that were published for variants, on other data."""
+    """S, U and H in percent, as published for variants, on other data."""
     published_in: str = ""
-    """Where, and on which data."""
+    """Article and data behind `published`."""
 
     def method(self, variant: str) -> str:
-        """A variant's name on the leaderboard."""
+        """Return a variant's name on the leaderboard."""
         return f"{self.space.method}: {variant}"
 
     def researched(self, variant: str) -> Space:
-        """A variant as a space of its own: what it changes is fixed, all other knobs are searched again."""
+        """Return a variant as a space of its own: its changes are fixed, all other knobs are searched again."""
         changes, position = self.variants[variant], list(self.variants).index(variant)
         return replace(
             self.space,
@@ -121,13 +139,17 @@ class Ablation:
 
 
 def names() -> list[str]:
-    """All shipped spaces, as `--space` spells them."""
+    """Return the names of all shipped spaces, without loading any."""
     return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__))
 
 
-def load(name: str, *, option: str = "--space") -> Space | Ablation:
-    """The space or ablation called `name`; `ValueError` with `option` and the nearest valid name if there is none."""
+def load(name: str, *, option: str = "space") -> Space | Ablation:
+    """Load the space or ablation called `name`, and with it torch.
+
+    `option`: Python name of the option that `name` comes from. Raises `UserError` with the nearest valid name if there
+    is none.
+    """
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=1, cutoff=0.0)
-        raise ValueError(f"{option} must be one of {', '.join(names())}; got {name!r} (nearest: {near[0]})")
+        raise UserError(f"must be one of {', '.join(names())}; got {name!r} (nearest: {near[0]})", option=option)
     return importlib.import_module(f"search_spaces.{name.replace('-', '_')}").SPACE

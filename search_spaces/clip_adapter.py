@@ -1,7 +1,7 @@
 """CLIP-Adapter: a bottleneck on the image feature."""
 
 from models.baselines import CLIPAdapterConfig
-from search_spaces import Knob, Space
+from search_spaces import Knob, Space, learning_rate, weight_decay
 
 SPACE = Space(
     name="clip-adapter",
@@ -17,24 +17,13 @@ SPACE = Space(
             default=64,
             why="bottleneck; the article takes a quarter of D",
         ),
-        Knob(
-            name="lr",
-            scope="lane",
+        learning_rate(
             low=1e-4,
             high=1e-2,
-            log=True,
             default=1e-3,
             why="the bottleneck starts silent and has few steps",
         ),
-        Knob(
-            name="weight_decay",
-            scope="lane",
-            low=1e-6,
-            high=1e-1,
-            log=True,
-            default=1e-4,
-            why="pulls what is trained back to its start",
-        ),
+        weight_decay(),
         Knob(
             name="ratio",
             scope="lane",

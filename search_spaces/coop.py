@@ -3,7 +3,7 @@
 from functools import partial
 
 from models.baselines import CoOpConfig
-from search_spaces import Knob, Space
+from search_spaces import Space, learning_rate, weight_decay
 
 SPACE = Space(
     name="coop",
@@ -14,23 +14,12 @@ SPACE = Space(
     benchmark="icons2emoji-gzsl",
     criterion="h",
     knobs=(
-        Knob(
-            name="lr",
-            scope="lane",
+        learning_rate(
             low=5e-4,
             high=3e-2,
-            log=True,
             default=5e-3,
             why="four vectors are trained in few steps: rates are larger than an adapter's",
         ),
-        Knob(
-            name="weight_decay",
-            scope="lane",
-            low=1e-6,
-            high=1e-1,
-            log=True,
-            default=1e-4,
-            why="pulls the context towards zero",
-        ),
+        weight_decay(why="pulls the context towards zero"),
     ),
 )

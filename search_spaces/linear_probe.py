@@ -1,7 +1,7 @@
 """Linear probe that starts from CLIP's text features."""
 
 from models.baselines import LinearProbeConfig
-from search_spaces import Knob, Space
+from search_spaces import Space, learning_rate, weight_decay
 
 SPACE = Space(
     name="linear-probe",
@@ -10,23 +10,12 @@ SPACE = Space(
     benchmark="icons2emoji-gzsl",
     criterion="h",
     knobs=(
-        Knob(
-            name="lr",
-            scope="lane",
+        learning_rate(
             low=1e-4,
             high=1e-2,
-            log=True,
             default=3e-3,
             why="how far base classes leave their texts; unseen ones stay",
         ),
-        Knob(
-            name="weight_decay",
-            scope="lane",
-            low=1e-6,
-            high=1e-1,
-            log=True,
-            default=1e-4,
-            why="pulls what is trained back to its start",
-        ),
+        weight_decay(),
     ),
 )

@@ -4,7 +4,7 @@ tau and lambda are not here: for a trained model their exact optimum on the sele
 """
 
 from models.pva import PVAConfig
-from search_spaces import Knob, Space
+from search_spaces import Knob, Space, learning_rate, weight_decay
 
 SPACE = Space(
     name="pva",
@@ -35,24 +35,13 @@ SPACE = Space(
             default="kl",
             why="two distances between Gaussians; they differ in how they weigh variances",
         ),
-        Knob(
-            name="lr",
-            scope="lane",
+        learning_rate(
             low=2e-4,
             high=5e-3,
-            log=True,
             default=1e-3,
             why="below it the latent classifier stays CLIP's, above it novel classes are lost",
         ),
-        Knob(
-            name="weight_decay",
-            scope="lane",
-            low=1e-6,
-            high=1e-1,
-            log=True,
-            default=1e-4,
-            why="pulls the encoders' isometry towards zero",
-        ),
+        weight_decay(why="pulls the encoders' isometry towards zero"),
         Knob(
             name="sigma_init",
             scope="lane",

@@ -5,7 +5,7 @@ Ranges are those in which random configurations of that benchmark neither stood 
 """
 
 from models.sre_clip import SREConfig
-from search_spaces import Knob, Space
+from search_spaces import Knob, Space, learning_rate, weight_decay
 
 SPACE = Space(
     name="sre",
@@ -46,21 +46,14 @@ SPACE = Space(
             when=("gcn_layers", (2,)),
             why="hidden width between two graph layers",
         ),
-        Knob(
-            name="lr",
-            scope="lane",
+        learning_rate(
             low=2e-4,
             high=2e-3,
-            log=True,
             default=5e-4,
             why="below it nothing moves in an adapter's few hundred steps, above it unseen accuracy goes first",
         ),
-        Knob(
-            name="weight_decay",
-            scope="lane",
-            low=1e-6,
+        weight_decay(
             high=1e-2,
-            log=True,
             default=4e-5,
             why="pulls the residual projection away from the identity too, so it is no free lunch",
         ),

@@ -3,7 +3,7 @@
 from functools import partial
 
 from models.baselines import TipAdapterConfig
-from search_spaces import Knob, Space
+from search_spaces import Space, learning_rate, weight_decay
 
 SPACE = Space(
     name="tip-adapter-f",
@@ -12,23 +12,12 @@ SPACE = Space(
     benchmark="icons2emoji-gzsl",
     criterion="h",
     knobs=(
-        Knob(
-            name="lr",
-            scope="lane",
+        learning_rate(
             low=1e-4,
             high=1e-2,
-            log=True,
             default=1e-3,
             why="keys of unit length move by hundredths",
         ),
-        Knob(
-            name="weight_decay",
-            scope="lane",
-            low=1e-6,
-            high=1e-1,
-            log=True,
-            default=1e-4,
-            why="pulls what is trained back to its start",
-        ),
+        weight_decay(),
     ),
 )

@@ -18,7 +18,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from rich.console import Console
 
-from data_prep import prepare
+from data_prep import FeatureOptions, prepare
 from data_prep.feature_store import FeatureSet, load
 from data_prep.storage import locate
 from study.options import Options
@@ -28,7 +28,7 @@ def load_benchmark(
     name: str, *, clip: str | None = None, data_root: Path | None = None, cache: str = ".cache"
 ) -> FeatureSet:
     """A benchmark's features as tensors, computed first if they are not in `cache`. Raises `UserError`."""
-    return load(prepare(benchmark=name, clip=clip, data_root=data_root, cache_dir=cache))
+    return load(prepare(FeatureOptions(benchmark=name, clip=clip, data_root=data_root, cache_dir=cache)))
 
 
 def run_study(console: Console | None = None, **options: Any) -> str:

@@ -22,6 +22,6 @@ def ray_cluster() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def embedded_cache(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded benchmark's features, built by the real Ray Data job: it costs seconds, so all tests share it."""
-    from data_prep import prepare
+    from data_prep import FeatureOptions, prepare
 
-    return prepare(benchmark="icons2emoji", cache_dir=tmp_path_factory.mktemp("embedded"))
+    return prepare(FeatureOptions(benchmark="icons2emoji", cache_dir=tmp_path_factory.mktemp("embedded")))

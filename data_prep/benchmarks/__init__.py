@@ -48,7 +48,7 @@ def get_benchmark(name: str, data_root: Path | None = None, *, allow_partial: bo
     valid = [*BENCHMARKS, f"{FOLDER_PREFIX}<path>"]
     near = difflib.get_close_matches(name, [*BENCHMARKS, FOLDER_PREFIX], n=1, cutoff=0.4)
     hint = f"; did you mean {near[0].replace(FOLDER_PREFIX, valid[-1])!r}?" if near else ""
-    raise UserError(f"--benchmark must be one of {', '.join(valid)}; got {name!r}{hint}")
+    raise UserError(f"must be one of {', '.join(valid)}; got {name!r}{hint}", option="benchmark")
 
 
 def _transfer(source: str, target: str, data_root: Path | None, allow_partial: bool) -> Benchmark:
@@ -65,9 +65,9 @@ def _transfer(source: str, target: str, data_root: Path | None, allow_partial: b
 
 
 def _check_names(bench: Benchmark) -> None:
-    """Classes are graph nodes by their wnids, and outside WordNet by their names: so these must differ."""
+    """Raise UserError if two classes would be one graph node: by wnid or, outside WordNet, by name."""
     nodes = Counter(zip(bench.classes.wnids, bench.classes.names, strict=True))
     wnids = Counter(wnid for wnid in bench.classes.wnids if wnid)
     twice = [name for (wnid, name), count in nodes.items() if count > 1 or (wnid and wnids[wnid] > 1)]
     if twice:
-        raise UserError(f"--benchmark {bench.name}: classes must differ; 2 of them are {twice[0]!r}")
+        raise UserError(f"{bench.name}: classes must differ; 2 of them are {twice[0]!r}", option="benchmark")

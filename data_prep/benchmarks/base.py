@@ -33,7 +33,7 @@ class Benchmark:
     """Class table, image list, prompts. To add one: a file with `read` and a line in BENCHMARKS."""
 
     name: str
-    """As given on the command line."""
+    """Name as `get_benchmark` takes it."""
     slug: str
     """Short name, fit for a folder name."""
     classes: ClassTable
@@ -43,7 +43,7 @@ class Benchmark:
     templates: tuple[str, ...]
     """Prompts with one {} each; the first is the single template."""
     default_clip: Path | str
-    """Checkpoint used when --clip is not given: a folder or a hub id."""
+    """Checkpoint used when no other is given: a folder or a hub id."""
     auxiliary_wnids: tuple[str, ...] = ()
     """Candidates for auxiliary graph nodes (see wordnet_graph.with_auxiliary)."""
     halves: bool = False
@@ -52,8 +52,8 @@ class Benchmark:
     target_classes: tuple[int, ...] = ()
     """Cross-dataset: test images are classified among these, accuracies are over images; () stands for all classes."""
     partial: str = ""
-    """What of the published benchmark is missing, in words (--allow-partial); "" if it is complete."""
+    """What of the published benchmark is missing, in words (`allow_partial`); "" if it is complete."""
 
     def domain(self, domain: str) -> pa.Table:
-        """The images of one of DOMAINS, in order."""
+        """Return the images of one of DOMAINS, in order."""
         return self.images.filter(pc.equal(self.images["domain"], domain))

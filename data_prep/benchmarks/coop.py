@@ -44,6 +44,8 @@ VAL_SHOTS = 4
 
 
 class Shots(NamedTuple):
+    """How training images are drawn."""
+
     shots: int | None = 16
     """Training images per class; None takes all."""
     seed: int = 1
@@ -52,12 +54,13 @@ class Shots(NamedTuple):
 
     @property
     def slug(self) -> str:
+        """Name of the draw, fit for a folder name."""
         drawn = "all-shots" if self.shots is None else f"{self.shots}-shots-seed-{self.seed}"
         return drawn if self.half else f"{drawn}-all-classes"
 
 
 def read(name: str, data_root: Path | None, allow_partial: bool = False) -> Benchmark:
-    """The benchmark `name`, "<set>" or "imagenet-to-<set>" with options. Raises UserError for whatever is wrong."""
+    """Read the benchmark `name`, "<set>" or "imagenet-to-<set>" with options. Raises UserError for any mistake."""
     base, _, text = name.partition(":")
     shots = parse_options(name, text)
     root = need_root(name, data_root)
@@ -66,7 +69,7 @@ def read(name: str, data_root: Path | None, allow_partial: bool = False) -> Benc
 
 
 def parse_options(name: str, text: str) -> Shots:
-    """ "shots=16,seed=2" -> Shots. Raises UserError with the valid options."""
+    """Parse "shots=16,seed=2". Raises UserError with the valid options."""
     values: dict[str, int | None] = {}
     half = True
     for option in filter(None, text.split(",")):
@@ -78,12 +81,14 @@ def parse_options(name: str, text: str) -> Shots:
         elif key in ("shots", "seed") and value.isdecimal() and int(value) >= (key == "shots"):
             values[key] = int(value)
         else:
-            raise UserError(f"--benchmark {name}: options are shots=<n or all>, seed=<n>, classes=all; got {option!r}")
+            raise UserError(
+                f"{name}: options are shots=<n or all>, seed=<n>, classes=all; got {option!r}", option="benchmark"
+            )
     return Shots(**values, half=half)  # type: ignore[arg-type]
 
 
 def draw_shots(images: Images, shots: int, generator: random.Random) -> list[tuple[str, int]]:
-    """`shots` images of every class, classes in order of appearance; all of a class that has fewer."""
+    """Draw `shots` images of every class, classes in order of appearance; all of a class that has fewer."""
     by_label: dict[int, list[tuple[str, int]]] = {}
     for path, label in images:
         by_label.setdefault(label, []).append((path, label))
@@ -93,12 +98,12 @@ def draw_shots(images: Images, shots: int, generator: random.Random) -> list[tup
 
 
 def base_classes(classes: int) -> int:
-    """How many labels, counted from 0, are base; the rest is new."""
+    """Return the number of base labels, counted from 0; all others are new."""
     return math.ceil(classes / 2)
 
 
 def _draw(split: Split, shots: Shots) -> tuple[Images, Images]:
-    """Training and validation images, over all classes."""
+    """Draw training and validation images, over all classes."""
     if shots.shots is None:
         return split.train, split.val
     generator = random.Random(shots.seed)

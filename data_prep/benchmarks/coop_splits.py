@@ -4,14 +4,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from data_prep.benchmarks.listing import Images, Listing, class_folders, locate, read_json, read_lines
+from data_prep.benchmarks.listing import Images, Listing, class_folders, find_place, read_json, read_lines
 from data_prep.benchmarks.wordnet_classes import ilsvrc_wnids
 from data_prep.errors import UserError
 
 
-class Published(NamedTuple):
+class CoopSet(NamedTuple):
+    """A data set as CoOp publishes it."""
+
     folder: str
-    """Below --data-root."""
+    """Folder below the root of all data sets."""
     images: str
     """Image folder below that."""
     json: str
@@ -24,17 +26,17 @@ class Published(NamedTuple):
 
 
 SETS = {
-    "imagenet": Published("imagenet", "images", "", 1000, 1_281_167, 0, 50_000),
-    "caltech101": Published("caltech-101", "101_ObjectCategories", "Caltech101", 100, 4_128, 1_649, 2_465),
-    "oxford_pets": Published("oxford_pets", "images", "OxfordPets", 37, 2_944, 736, 3_669, "pets"),
-    "stanford_cars": Published("stanford_cars", "", "StanfordCars", 196, 6_509, 1_635, 8_041),
-    "flowers102": Published("oxford_flowers", "jpg", "OxfordFlowers", 102, 4_093, 1_633, 2_463, "flowers"),
-    "food101": Published("food-101", "images", "Food101", 101, 50_500, 20_200, 30_300, "food"),
-    "fgvc_aircraft": Published("fgvc_aircraft", "images", "", 100, 3_334, 3_333, 3_333, "aircraft"),
-    "sun397": Published("sun397", "SUN397", "SUN397", 397, 15_880, 3_970, 19_850),
-    "dtd": Published("dtd", "images", "DescribableTextures", 47, 2_820, 1_128, 1_692, "texture"),
-    "eurosat": Published("eurosat", "2750", "EuroSAT", 10, 13_500, 5_400, 8_100, "satellite"),
-    "ucf101": Published("ucf101", "UCF-101-midframes", "UCF101", 101, 7_639, 1_898, 3_783, "action"),
+    "imagenet": CoopSet("imagenet", "images", "", 1000, 1_281_167, 0, 50_000),
+    "caltech101": CoopSet("caltech-101", "101_ObjectCategories", "Caltech101", 100, 4_128, 1_649, 2_465),
+    "oxford_pets": CoopSet("oxford_pets", "images", "OxfordPets", 37, 2_944, 736, 3_669, "pets"),
+    "stanford_cars": CoopSet("stanford_cars", "", "StanfordCars", 196, 6_509, 1_635, 8_041),
+    "flowers102": CoopSet("oxford_flowers", "jpg", "OxfordFlowers", 102, 4_093, 1_633, 2_463, "flowers"),
+    "food101": CoopSet("food-101", "images", "Food101", 101, 50_500, 20_200, 30_300, "food"),
+    "fgvc_aircraft": CoopSet("fgvc_aircraft", "images", "", 100, 3_334, 3_333, 3_333, "aircraft"),
+    "sun397": CoopSet("sun397", "SUN397", "SUN397", 397, 15_880, 3_970, 19_850),
+    "dtd": CoopSet("dtd", "images", "DescribableTextures", 47, 2_820, 1_128, 1_692, "texture"),
+    "eurosat": CoopSet("eurosat", "2750", "EuroSAT", 10, 13_500, 5_400, 8_100, "satellite"),
+    "ucf101": CoopSet("ucf101", "UCF-101-midframes", "UCF101", 101, 7_639, 1_898, 3_783, "action"),
 }
 VARIANTS = {
     "imagenetv2": ("imagenetv2/imagenetv2-matched-frequency-format-val", 10_000),
@@ -47,12 +49,14 @@ PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
+    """Classes and images of a data set, as its lists on disk name them."""
+
     names: tuple[str, ...]
     """(C,) class names, spaces for underscores."""
     wnids: tuple[str | None, ...]
     """(C,)"""
     train: Images
-    """Paths below `folder` and labels; likewise val and test."""
+    """Paths below `folder`, and labels."""
     val: Images
     test: Images
     folder: Path
@@ -70,33 +74,34 @@ class Split:
             listing.expect(f"{part} images", len(getattr(self, part)), self.published[part], self.listed_in)
 
     def followed_by(self, other: "Split") -> "Split":
-        """This split with the classes of `other` appended to its own."""
+        """Append the classes of `other` to those of this split."""
         return replace(self, names=self.names + other.names, wnids=self.wnids + other.wnids)
 
 
 def read_split(name: str, key: str, root: Path, allow_partial: bool) -> Split:
-    """The lists of SETS[key]. Raises UserError for missing files, wrong formats, and another number of classes."""
+    """Read the lists of SETS[key]. Raises UserError for missing or malformed files, and another number of classes."""
     published = SETS[key]
-    home = locate(root, f"{key}'s folder", published.folder)
-    folder = locate(home, f"{key}'s image folder", published.images)
+    home = find_place(root, f"{key}'s folder", published.folder)
+    folder = find_place(home, f"{key}'s image folder", published.images)
     wnids: tuple[str | None, ...] | None = None
     if key == "imagenet":
-        listed_in = locate(home, f"{key}'s class names", "classnames.txt")
+        listed_in = find_place(home, f"{key}'s class names", "classnames.txt")
         names, wnids = _read_class_names(listed_in)
         train, test = ([(f"{d}/{p}", c) for p, c in class_folders(folder / d, wnids)] for d in ("train", "val"))
         # CoOp evaluates on ImageNet's validation images, and has no others to validate on.
         parts: dict[str, Images] = {"train": train, "val": [], "test": test}
     elif key == "fgvc_aircraft":
-        listed_in = locate(home, f"{key}'s class names", "variants.txt")
+        listed_in = find_place(home, f"{key}'s class names", "variants.txt")
         names = [line for line in read_lines(listed_in) if line]
         parts = {part: _read_variants(home / f"images_variant_{part}.txt", names) for part in PARTS}
     else:
-        listed_in = locate(home, f"{key}'s split", f"split_zhou_{published.json}.json")
+        listed_in = find_place(home, f"{key}'s split", f"split_zhou_{published.json}.json")
         names, parts = _read_split_file(listed_in)
     if len(names) != published.classes and not (allow_partial and len(names) < published.classes):
         raise UserError(
-            f"--benchmark {name}: {listed_in} has {len(names)} classes; published are {published.classes}"
-            f"{' (--allow-partial takes fewer)' if len(names) < published.classes else ''}"
+            f"{name}: {listed_in} has {len(names)} classes; published are {published.classes}"
+            f"{' (allow_partial takes fewer)' if len(names) < published.classes else ''}",
+            option="benchmark",
         )
     return Split(
         names=tuple(n.replace("_", " ") for n in names),
@@ -110,11 +115,11 @@ def read_split(name: str, key: str, root: Path, allow_partial: bool) -> Split:
 
 
 def read_variant(key: str, imagenet: Split, root: Path) -> Split | None:
-    """Test images of ImageNet-V2, -Sketch, -A or -R with ImageNet's labels; None if `key` is none of these."""
+    """Read test images of ImageNet-V2, -Sketch, -A or -R with ImageNet's labels; None if `key` is none of these."""
     if key not in VARIANTS:
         return None
     place, count = VARIANTS[key]
-    folder = locate(root, f"{key}'s image folder", place)
+    folder = find_place(root, f"{key}'s image folder", place)
     # V2's folders are named by label, the others by wnid. -A and -R have 200 of the classes.
     names = [str(c) for c in range(len(imagenet.names))] if key == "imagenetv2" else ilsvrc_wnids()
     return replace(
@@ -129,7 +134,7 @@ def read_variant(key: str, imagenet: Split, root: Path) -> Split | None:
 
 
 def _read_class_names(path: Path) -> tuple[list[str], tuple[str, ...]]:
-    """Names in the order of the sorted wnids: that is the label order, whatever the order of the file."""
+    """Read names in the order of the sorted wnids: that is the label order, whatever the order of the file."""
     name_of = dict(line.split(" ", 1) for line in read_lines(path) if " " in line)
     missing = [wnid for wnid in ilsvrc_wnids() if wnid not in name_of]
     if missing:
@@ -150,7 +155,7 @@ def _read_variants(path: Path, names: list[str]) -> Images:
 
 
 def _read_split_file(path: Path) -> tuple[list[str], dict[str, Images]]:
-    """Class names by label and images of a split_zhou_*.json."""
+    """Read class names by label and images of a split_zhou_*.json."""
     content = read_json(path)
     missing = [part for part in PARTS if not isinstance(content, dict) or not isinstance(content.get(part), list)]
     if missing:

@@ -34,9 +34,9 @@ SHOWN = 5
 
 
 def read(name: str, root: Path) -> Benchmark:
-    """The benchmark "folder:<path>" under `root`. Raises UserError for everything in it that breaks the rules above."""
+    """Read the benchmark "folder:<path>" under `root`. Raises UserError for whatever breaks the rules above."""
     if not root.is_dir():
-        raise UserError(f"--benchmark {name}: {root} is no folder")
+        raise UserError(f"{name}: {root} is no folder", option="benchmark")
     root = root.resolve()
     names, wnids, seen = _read_classes(root / CLASSES)
     rows = [
@@ -99,7 +99,7 @@ def _read_domain(root: Path, folder: Path, domain: str, names: list[str]) -> lis
         if _spoken(class_folder.name) not in names:
             raise UserError(f"{class_folder} has no row in {root / CLASSES}: its name must be that of a class")
         label = names.index(_spoken(class_folder.name))
-        # whatever its suffix: what is no image shows when it is opened; as strings: a million Paths take half a minute
+        # whatever its suffix: opening it tells if it is an image; as strings: a million Paths take half a minute
         files = sorted(name for name in os.listdir(class_folder) if not name.startswith("."))
         below = f"{folder.name}/{class_folder.name}"
         keys = [f"{below}/{name}" for name in files]
@@ -113,7 +113,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _splits(keys: list[str]) -> np.ndarray:
-    """int8 (I,): index into SPLITS of every image of one class."""
+    """Return the index into SPLITS of every image of one class, int8 (I,)."""
     held_out = max(round(HELD_OUT * len(keys)), 1) if len(keys) >= 3 else 0
     order = sorted(range(len(keys)), key=lambda i: hashlib.sha256(keys[i].encode()).digest())
     split_I = np.zeros(len(keys), dtype=np.int8)
@@ -123,7 +123,7 @@ def _splits(keys: list[str]) -> np.ndarray:
 
 
 def _check_coverage(root: Path, names: list[str], seen: list[bool], rows: list[tuple]) -> None:
-    """Seen classes are learned from source images, unseen ones are scored on target images."""
+    """Raise UserError where a seen class has no source image or an unseen one no target image."""
     present = {(label, domain) for _, label, domain, *_ in rows}
     for is_seen, domain, kind in ((True, "source", "seen"), (False, "target", "unseen")):
         bare = [n for c, n in enumerate(names) if seen[c] == is_seen and (c, domain) not in present]

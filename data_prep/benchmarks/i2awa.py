@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from data_prep.benchmarks.base import Benchmark
-from data_prep.benchmarks.listing import Listing, locate, need_root, read_labelled
+from data_prep.benchmarks.listing import Listing, find_place, need_root, read_labelled
 from data_prep.benchmarks.wordnet_classes import awa2_classes, ilsvrc_wnids
 from data_prep.errors import UserError
 from data_prep.feature_store import ClassTable
@@ -35,13 +35,13 @@ DEFAULT_CLIP = "openai/clip-vit-base-patch32"
 
 
 def read(name: str, data_root: Path | None, allow_partial: bool = False) -> Benchmark:
-    """The benchmark. Raises UserError for whatever is missing or contradicts the published lists."""
+    """Read the benchmark. Raises UserError for whatever is missing or contradicts the published lists."""
     root = need_root(name, data_root)
     classes = awa2_classes()
     listing = Listing(name, len(classes), allow_partial=allow_partial)
     for domain, split in (("source", "train"), ("target", "test")):
-        listed_in = locate(root, f"{name}'s {domain} list", *(f"{place}{LISTS[domain]}" for place in LIST_FOLDERS))
-        folder = locate(root, f"{name}'s {domain} image folder", *FOLDERS[domain])
+        listed_in = find_place(root, f"{name}'s {domain} list", *(f"{place}{LISTS[domain]}" for place in LIST_FOLDERS))
+        folder = find_place(root, f"{name}'s {domain} image folder", *FOLDERS[domain])
         images = list(_read_list(listed_in))
         listing.expect(f"{domain} images", len(images), PUBLISHED[domain], listed_in)
         listing.add(domain, split, images, folder=folder, listed_in=listed_in, prefix=f"{domain}/")

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from data_prep.benchmarks.base import Benchmark
-from data_prep.benchmarks.listing import Listing, class_folders, locate, need_root, read_labelled, read_lines
+from data_prep.benchmarks.listing import Listing, class_folders, find_place, need_root, read_labelled, read_lines
 from data_prep.benchmarks.wordnet_classes import ILSVRC_CLASSES, ilsvrc_wnids, webvision_classes
 from data_prep.errors import UserError
 from data_prep.feature_store import ClassTable
@@ -28,20 +28,20 @@ DEFAULT_CLIP = "openai/clip-vit-base-patch32"
 
 
 def read(name: str, data_root: Path | None, allow_partial: bool = False) -> Benchmark:
-    """The benchmark. Raises UserError for whatever is missing or contradicts the published lists."""
+    """Read the benchmark. Raises UserError for whatever is missing or contradicts the published lists."""
     root = need_root(name, data_root)
     classes = webvision_classes()
     listing = Listing(name, len(classes), allow_partial=allow_partial)
-    folder = locate(root, f"{name}'s source image folder", *SOURCE_FOLDERS)
+    folder = find_place(root, f"{name}'s source image folder", *SOURCE_FOLDERS)
     images = class_folders(folder, ilsvrc_wnids())
     listing.expect("source images", len(images), PUBLISHED_SOURCE, folder)
     listing.add("source", "train", images, folder=folder, listed_in=folder, prefix="source/")
 
-    listed_in = locate(root, f"{name}'s target list", "webvision/info/val_filelist.txt")
-    synsets = locate(root, f"{name}'s class list", "webvision/info/synsets.txt")
+    listed_in = find_place(root, f"{name}'s target list", "webvision/info/val_filelist.txt")
+    synsets = find_place(root, f"{name}'s class list", "webvision/info/synsets.txt")
     target = _read_list(listed_in, _wnids(synsets), synsets)
     listing.expect("target classes", len({label for _, label in target}), len(classes), listed_in)
-    folder = locate(root, f"{name}'s target image folder", *TARGET_FOLDERS)
+    folder = find_place(root, f"{name}'s target image folder", *TARGET_FOLDERS)
     listing.add("target", "test", target, folder=folder, listed_in=listed_in, prefix="target/")
     return Benchmark(
         name=name,

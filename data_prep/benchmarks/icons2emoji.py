@@ -26,7 +26,7 @@ TEMPLATES = ("a {} icon", "an icon of a {}", "a picture of a {}", "a drawing of 
 
 
 def read(name: str, data_root: Path | None, allow_partial: bool = False) -> Benchmark:
-    """The benchmark; neither `data_root` nor `allow_partial` is needed."""
+    """Read the benchmark; neither `data_root` nor `allow_partial` is needed."""
     classes = pq.read_table(ASSETS / "classes.parquet").sort_by("class_id")
     images = pq.read_table(ASSETS / "images.parquet")
     if name == GZSL:

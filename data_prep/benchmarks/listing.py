@@ -40,7 +40,9 @@ class Listing:
     def expect(self, what: str, found: int, published: int, where: Path) -> None:
         """Raise UserError where `where` holds another number of `what` than was published."""
         if found > published:
-            raise UserError(f"--benchmark {self.name}: {where} has {found:,} {what}; published are {published:,}")
+            raise UserError(
+                f"{self.name}: {where} has {found:,} {what}; published are {published:,}", option="benchmark"
+            )
         if found < published:
             self._gap(
                 f"{found:,} of {published:,} {what}", f"{where} has {found:,} {what}; published are {published:,}"
@@ -78,21 +80,21 @@ class Listing:
             )
 
     def table(self) -> pa.Table:
-        """IMAGE_SCHEMA, in the order added. Raises UserError if a domain has no image at all."""
+        """Return IMAGE_SCHEMA, in the order added. Raises UserError if a domain has no image at all."""
         for domain in ("source", "target"):
             if not any(row[2] == domain for row in self._rows):
-                raise UserError(f"--benchmark {self.name}: no {domain} image is there")
+                raise UserError(f"{self.name}: no {domain} image is there", option="benchmark")
         columns = [*zip(*self._rows, strict=True), (None,) * len(self._rows)]
         return pa.table([pa.array(c, f.type) for c, f in zip(columns, IMAGE_SCHEMA, strict=True)], schema=IMAGE_SCHEMA)
 
     def _gap(self, short: str, long: str) -> None:
         if not self.allow_partial:
-            raise UserError(f"--benchmark {self.name}: {long} (--allow-partial goes on with what is there)")
+            raise UserError(f"{self.name}: {long} (allow_partial goes on without them)", option="benchmark")
         self._gaps.append(short)
 
 
 class _Present:
-    """Which files are below a folder: each folder is listed once, a million files are not asked for one by one."""
+    """Which files are below a folder: each folder is listed once instead of a million files looked up."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -109,16 +111,16 @@ class _Present:
 
 
 def need_root(name: str, data_root: Path | None) -> Path:
-    """The folder with the data. Raises UserError if it was not given or is none."""
+    """Return the folder with the data. Raises UserError if it was not given or is none."""
     if data_root is None:
-        raise UserError(f"--benchmark {name} needs --data-root, the folder with its images and lists")
+        raise UserError(f"must be the folder with images and lists of {name}, got none", option="data_root")
     if not data_root.expanduser().is_dir():
-        raise UserError(f"--data-root must be a folder; got {data_root}")
+        raise UserError(f"must be a folder; got {data_root}", option="data_root")
     return data_root.expanduser().resolve()
 
 
-def locate(root: Path, what: str, *places: str) -> Path:
-    """The first of `places` below `root` that exists. Raises UserError naming all of them."""
+def find_place(root: Path, what: str, *places: str) -> Path:
+    """Return the first of `places` below `root` that exists. Raises UserError naming all of them."""
     for place in places:
         if (root / place).exists():
             return root / place
@@ -126,7 +128,7 @@ def locate(root: Path, what: str, *places: str) -> Path:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines without trailing white space, empty ones included so that indices are line numbers less one."""
+    """Read lines without trailing white space, empty ones included so that indices are line numbers less one."""
     try:
         return [line.rstrip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -134,7 +136,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_labelled(path: Path) -> Iterator[tuple[int, str, int]]:
-    """Line number, path and label of every line "path label"."""
+    """Yield line number, path and label of every line "path label"."""
     for number, line in enumerate(read_lines(path), start=1):
         if not line:
             continue
@@ -145,6 +147,7 @@ def read_labelled(path: Path) -> Iterator[tuple[int, str, int]]:
 
 
 def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises UserError if it is none."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -152,7 +155,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_mat(path: Path, *names: str) -> dict[str, np.ndarray]:
-    """Variables of a MATLAB file (versions 4 to 7.2). Raises UserError for others and where one is missing."""
+    """Read variables of a MATLAB file (versions 4 to 7.2). Raises UserError for others and where one is missing."""
     from scipy.io import loadmat
 
     try:
@@ -169,7 +172,7 @@ def read_mat(path: Path, *names: str) -> dict[str, np.ndarray]:
 
 
 def class_folders(folder: Path, names: Iterable[str]) -> list[tuple[str, int]]:
-    """Images of the folders called `names`, whose positions are the labels; sorted, hidden files left out."""
+    """List images of the folders called `names`, whose positions are the labels; sorted, hidden files left out."""
     images = []
     for label, name in enumerate(names):
         if (folder / name).is_dir():

@@ -1,4 +1,4 @@
-"""Training on one benchmark and testing on another: `A->B` (`--train-on A --test-on B`).
+"""Training on one benchmark and testing on another: `A->B` .
 
 Source: A's labelled images, of all its classes. Target: B's test images, classified among B's classes. A class of both
 (the same synset or, outside WordNet, the same name) is one class; those of B alone are unseen. Prompts and checkpoint
@@ -17,7 +17,7 @@ ARROW = "->"
 
 
 def join(source: Benchmark, target: Benchmark) -> Benchmark:
-    """The benchmark that trains on `source` and is scored on the test images of `target`."""
+    """Return the benchmark that trains on `source` and is scored on the test images of `target`."""
     images = {"source": source.domain("source"), "target": target.domain("target")}
     trained = set(images["source"]["label"].to_pylist())  # of other classes there is nothing to learn from
     seen = [class_ for c, class_ in enumerate(_classes(source)) if c in trained]
@@ -44,7 +44,7 @@ def join(source: Benchmark, target: Benchmark) -> Benchmark:
 
 
 def _classes(bench: Benchmark) -> list[tuple[str, tuple[str, str | None]]]:
-    """What identifies each class, its synset or else its name, with both."""
+    """Return each class's synset or else its name as key, with both."""
     pairs = zip(bench.classes.names, bench.classes.wnids, strict=True)
     return [(wnid or name, (name, wnid)) for name, wnid in pairs]
 

@@ -10,25 +10,27 @@ ILSVRC_CLASSES = 1000
 
 
 class WordNetClass(NamedTuple):
+    """A class name and its synset."""
+
     name: str
     wnid: str
 
 
 @cache
 def awa2_classes() -> tuple[WordNetClass, ...]:
-    """The 50 classes of AwA2 in I2AwA's label order; the first 40 are the known ones of I2AwA."""
+    """Return the 50 classes of AwA2 in I2AwA's label order; the first 40 are the known ones of I2AwA."""
     return _read("awa2_classes.csv")
 
 
 @cache
 def webvision_classes() -> tuple[WordNetClass, ...]:
-    """The 5,000 classes of WebVision 2.0 in label order, ILSVRC's 1,000 first."""
+    """Return the 5,000 classes of WebVision 2.0 in label order, ILSVRC's 1,000 first."""
     return _read("webvision_classes.csv")
 
 
 @cache
 def ilsvrc_wnids() -> tuple[str, ...]:
-    """The 1,000 wnids of ILSVRC-2012, sorted: the label order everyone uses."""
+    """Return the 1,000 wnids of ILSVRC-2012, sorted: the label order everyone uses."""
     return tuple(entry.wnid for entry in webvision_classes()[:ILSVRC_CLASSES])
 
 

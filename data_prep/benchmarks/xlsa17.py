@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from data_prep.benchmarks.base import Benchmark
-from data_prep.benchmarks.listing import Listing, locate, need_root, read_json, read_mat
+from data_prep.benchmarks.listing import Listing, find_place, need_root, read_json, read_mat
 from data_prep.benchmarks.wordnet_classes import awa2_classes, ilsvrc_wnids
 from data_prep.errors import UserError
 from data_prep.feature_store import ClassTable
@@ -35,7 +35,9 @@ DEFAULT_CLIP = "openai/clip-vit-base-patch16"
 LOCATIONS = ("trainval_loc", "test_seen_loc", "test_unseen_loc")
 
 
-class Published(NamedTuple):
+class XlsaSet(NamedTuple):
+    """A data set as xlsa17 publishes it."""
+
     folder: str
     """Below xlsa17/data."""
     images: tuple[str, ...]
@@ -48,20 +50,20 @@ class Published(NamedTuple):
 
 
 SETS = {
-    "awa2": Published("AWA2", ("Animals_with_Attributes2/JPEGImages",), 40, 10, (23_527, 5_882, 7_913), "single"),
-    "cub": Published("CUB", ("CUB_200_2011/images", "CUB/images"), 150, 50, (7_057, 1_764, 2_967), "single"),
-    "sun": Published("SUN", ("SUN/images",), 645, 72, (10_320, 2_580, 1_440), "single"),
-    "flo": Published("FLO", ("Flowers/jpg", "oxford_flowers/jpg"), 82, 20, (5_631, 1_403, 1_155), "flowers"),
+    "awa2": XlsaSet("AWA2", ("Animals_with_Attributes2/JPEGImages",), 40, 10, (23_527, 5_882, 7_913), "single"),
+    "cub": XlsaSet("CUB", ("CUB_200_2011/images", "CUB/images"), 150, 50, (7_057, 1_764, 2_967), "single"),
+    "sun": XlsaSet("SUN", ("SUN/images",), 645, 72, (10_320, 2_580, 1_440), "single"),
+    "flo": XlsaSet("FLO", ("Flowers/jpg", "oxford_flowers/jpg"), 82, 20, (5_631, 1_403, 1_155), "flowers"),
 }
 
 
 def read(name: str, data_root: Path | None, allow_partial: bool = False) -> Benchmark:
-    """The benchmark `name` of SETS. Raises UserError for whatever is missing or not as published."""
+    """Read the benchmark `name` of SETS. Raises UserError for whatever is missing or not as published."""
     root = need_root(name, data_root)
     published = SETS[name]
     tables = f"xlsa17/data/{published.folder}"
-    res101, splits = (locate(root, f"{name}'s table", f"{tables}/{file}.mat") for file in ("res101", "att_splits"))
-    folder = locate(root, f"{name}'s image folder", *published.images)
+    res101, splits = (find_place(root, f"{name}'s table", f"{tables}/{file}.mat") for file in ("res101", "att_splits"))
+    folder = find_place(root, f"{name}'s image folder", *published.images)
     content = read_mat(res101, "labels", "image_files")
     labels_I = _integers(content["labels"], res101, "labels") - 1
     paths = [_cut(path, folder.name, res101) for path in _strings(content["image_files"])]
@@ -93,7 +95,7 @@ def read(name: str, data_root: Path | None, allow_partial: bool = False) -> Benc
 
 
 def _integers(values: np.ndarray, path: Path, name: str) -> np.ndarray:
-    """int64 (I,) of a MATLAB column or row, which often comes as doubles or bytes."""
+    """Return int64 (I,) of a MATLAB column or row, which often comes as doubles or bytes."""
     flat = np.asarray(values).reshape(-1)
     if flat.dtype.kind not in "iuf" or not np.array_equal(flat, np.floor(flat)):
         raise UserError(f"{path}: {name} must hold whole numbers")
@@ -101,7 +103,7 @@ def _integers(values: np.ndarray, path: Path, name: str) -> np.ndarray:
 
 
 def _indices(values: np.ndarray, images: int, path: Path, name: str) -> np.ndarray:
-    """int64: 0-based indices of a MATLAB variable of 1-based ones."""
+    """Return 0-based indices, int64, of a MATLAB variable of 1-based ones."""
     index = _integers(values, path, name)
     if not len(index):
         raise UserError(f"{path}: {name} must hold indices; it is empty")
@@ -111,12 +113,12 @@ def _indices(values: np.ndarray, images: int, path: Path, name: str) -> np.ndarr
 
 
 def _strings(cells: np.ndarray) -> list[str]:
-    """Text of a MATLAB cell array: each cell is an array of one string, or of none."""
+    """Return the texts of a MATLAB cell array: each cell is an array of one string, or of none."""
     return [str(cell.item()) if isinstance(cell, np.ndarray) and cell.size == 1 else "" for cell in cells.reshape(-1)]
 
 
 def _cut(path: str, folder: str, listed_in: Path) -> str:
-    """What follows the image folder in a path of another machine."""
+    """Return the part behind the image folder of a path of another machine."""
     head, mark, tail = path.replace("\\", "/").rpartition(f"/{folder}/")
     if not mark or not tail:
         raise UserError(f"{listed_in}: image_files must lead through a folder {folder}; got {path!r}")
@@ -128,12 +130,12 @@ def _class_names(splits: Path) -> list[str]:
 
 
 def _spoken(class_name: str) -> str:
-    """ "001.Black_footed_Albatross" -> "Black footed Albatross"."""
+    """Turn "001.Black_footed_Albatross" into "Black footed Albatross"."""
     return " ".join(re.sub(r"^\d+\.", "", class_name).replace("_", " ").replace("+", " ").split())
 
 
 def _flower_names(root: Path, name: str) -> list[str]:
-    path = locate(root, f"{name}'s class names", "Flowers/cat_to_name.json", "oxford_flowers/cat_to_name.json")
+    path = find_place(root, f"{name}'s class names", "Flowers/cat_to_name.json", "oxford_flowers/cat_to_name.json")
     names = read_json(path)
     if not isinstance(names, dict) or sorted(names) != sorted(str(c + 1) for c in range(len(names))):
         raise UserError(f'{path} must map "1", "2", ... to names')
@@ -149,7 +151,7 @@ def _wnids(names: list[str], splits: Path) -> tuple[str, ...]:
 
 
 def _unseen(name: str, labels: dict[str, np.ndarray], classes: int, splits: Path) -> torch.Tensor:
-    """bool (C,): classes of test_unseen_loc. Raises UserError if one of them is trained on, or a label has no name."""
+    """Return the classes of test_unseen_loc, bool (C,). Raises UserError if one is trained on or has no name."""
     wrong = [label for values in labels.values() for label in values.tolist() if not 0 <= label < classes]
     if wrong:
         raise UserError(f"{splits.parent}: labels must be 1 to {classes}, the number of classes; got {wrong[0] + 1}")
@@ -158,5 +160,7 @@ def _unseen(name: str, labels: dict[str, np.ndarray], classes: int, splits: Path
     trained = np.unique(np.concatenate([labels["trainval_loc"], labels["test_seen_loc"]]))
     both = [c for c in trained.tolist() if unseen_C[c]]
     if both:
-        raise UserError(f"--benchmark {name}: {splits} has images of class {both[0] + 1} in seen and unseen parts")
+        raise UserError(
+            f"{name}: {splits} has images of class {both[0] + 1} in seen and unseen parts", option="benchmark"
+        )
     return unseen_C

@@ -6,11 +6,11 @@ from typing import Any
 
 import ray
 
+from data_prep.storage import Storage
 from study.cluster.worker_group import agreed
 from study.protocol.trial_data import TrialData
 from study.search.halving import RungBoard
 from study.search.pack_queue import Counts, PackSearcher
-from study.storage import Storage
 from study.training.loop import Judge, Training, train_lanes
 
 

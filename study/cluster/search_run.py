@@ -14,6 +14,7 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tun
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
+from data_prep.storage import Storage
 from study.cluster.checkpoint_store import Keeper
 from study.cluster.coordinator import Board
 from study.cluster.jobs import PackJob, Search, SearchOutcome
@@ -21,7 +22,6 @@ from study.cluster.monitor import watch_searches
 from study.cluster.pack_actor import PackTrainable
 from study.cluster.session import concurrent_packs
 from study.cluster.tune_searcher import SearchersInTurn
-from study.storage import Storage
 
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no csv, json and tensorboard file per pack: the ledger has it all

@@ -77,7 +77,7 @@ class Encoder:
         """Return a row as Ray Data's job makes it of a unit of work."""
         row = self._encode(self._preprocess({"shard": "", "rows": rows, **unit}))
         if row["fatal"]:
-            raise UserError(row["fatal"])
+            raise UserError(row["fatal"], option="clip")
         return row
 
 

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from data_prep.storage import Storage
 from models.sweeps import LAMBDAS, seen_unseen_curve
 from study.evaluation.final_test import BASELINE, Evaluation, Scored
-from study.storage import Storage
 
 CURVE_POINTS = 200
 """Thresholds kept of a curve, which has one per image."""

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.text import Text
 
-from data_prep import prepare
+from data_prep import FeatureOptions, prepare
 from data_prep.feature_store import load
 from study.cluster.session import start_session
 from study.evaluation.final_test import average_rotations
@@ -111,13 +111,13 @@ def prepare_features(spec: StudySpec, console: Console) -> Path | str:
                     console.print(f"preparing {stage}: {total} {'shards' if stage == 'features' else 'images'}")
             bars.update(tasks[stage], completed=done, total=total)
 
-        return prepare(
+        options = FeatureOptions(
             benchmark=spec.benchmark,
             clip=study.clip,
             data_root=study.data_root,
             cache_dir=spec.options.output.cache,
             allow_partial=study.allow_partial,
-            templates=study.templates or None,
+            templates=study.templates,
             max_rejected=study.max_rejected,
-            progress=progress,
         )
+        return prepare(options, progress)

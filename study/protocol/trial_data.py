@@ -39,7 +39,7 @@ class TrialData:
     """Everything that the code which trains and scores trials can see."""
 
     source_features_ID: Tensor
-    """Labelled source images of SEEN classes only, L2-normalised: float32, or float16 as stored (see `unit`)."""
+    """Labelled source images of SEEN classes only, L2-normalised: float32, or float16 as stored (`unit_features`)."""
     source_labels_I: Tensor
     """Their classes, int64."""
     held_out_I: Tensor

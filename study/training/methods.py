@@ -6,7 +6,7 @@ Suffixes: K lanes, I source images, C classes.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any
+from typing import cast
 
 from torch import Tensor
 
@@ -25,11 +25,12 @@ from models.baselines import (
 from models.prompts import ClassTexts, FrozenTextEncoder
 from models.pva import PVA, PVAConfig
 from models.sre_clip import SREClip, SREConfig
-from search_spaces import Space
+from models.stacked import MethodConfig, StackedModule
+from search_spaces import Space, Value
 from study.protocol.trial_data import TrialData
 
-Build = Callable[[Sequence[Any], Sequence[int], Tensor, Tensor, TrialData], Any]
-"""(configurations, seeds, seen_KC, trainable_KI, data on the CPU) -> stacked module."""
+Build = Callable[[Sequence[MethodConfig], Sequence[int], Tensor, Tensor, TrialData], StackedModule]
+"""(configurations, seeds, seen_KC, trainable_KI, data on the CPU) -> module of a lane per configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,24 +47,26 @@ class Method:
     """Inference-time knobs that the module's `sweep` finds exactly on the selection split: never sampled."""
 
 
-def _sre(configs: Sequence[Any], seeds: Sequence[int], seen_KC: Tensor, _: Tensor, data: TrialData) -> SREClip:
-    return SREClip(configs, seeds=seeds, seen_KC=seen_KC, graph=data.graph)
+def _sre(configs: Sequence[MethodConfig], seeds: Sequence[int], seen_KC: Tensor, _: Tensor, data: TrialData) -> SREClip:
+    return SREClip(cast("Sequence[SREConfig]", configs), seeds=seeds, seen_KC=seen_KC, graph=data.graph)
 
 
-def _on_texts(module: Callable[..., Any]) -> Build:
-    """Return a builder for methods that need class texts beside the labelled images."""
+def _on_texts(module: Callable[..., StackedModule]) -> Build:
+    """Return a builder for methods that needs class texts beside the labelled images."""
 
-    def build(configs: Sequence[Any], seeds: Sequence[int], seen_KC: Tensor, _: Tensor, data: TrialData) -> Any:
+    def build(
+        configs: Sequence[MethodConfig], seeds: Sequence[int], seen_KC: Tensor, _: Tensor, data: TrialData
+    ) -> StackedModule:
         return module(configs, seeds=seeds, base_KC=seen_KC, texts=_texts(data, configs[0]))
 
     return build
 
 
 def _tip(
-    configs: Sequence[Any], seeds: Sequence[int], seen_KC: Tensor, trainable_KI: Tensor, data: TrialData
+    configs: Sequence[MethodConfig], seeds: Sequence[int], seen_KC: Tensor, trainable_KI: Tensor, data: TrialData
 ) -> TipAdapter:
     return TipAdapter(
-        configs,
+        cast("Sequence[TipAdapterConfig]", configs),
         seeds=seeds,
         base_KC=seen_KC,
         texts=_texts(data, configs[0]),
@@ -73,9 +76,10 @@ def _tip(
     )
 
 
-def _texts(data: TrialData, config: Any) -> ClassTexts:
+def _texts(data: TrialData, config: MethodConfig) -> ClassTexts:
+    """Return the class texts, with the text encoder if the configuration learns prompts through it."""
     encoder = None
-    if getattr(config, "prompts", "none") in ("shared", "per_class"):
+    if isinstance(config, PVAConfig | CoOpConfig) and config.prompts in ("shared", "per_class"):
         encoder = _text_encoder(data.clip_path)
     return ClassTexts(
         features_CD=data.name_features_CD, logit_scale=data.logit_scale, names=data.class_names, encoder=encoder
@@ -88,7 +92,7 @@ def _text_encoder(clip_path: str) -> FrozenTextEncoder:
     return FrozenTextEncoder.load(clip_path)
 
 
-METHODS: dict[type, Method] = {
+METHODS: dict[type[MethodConfig], Method] = {
     SREConfig: Method(build=_sre, uses_target=True, uses_graph=True),
     PVAConfig: Method(build=_on_texts(PVA), swept=("tau", "residual_lambda")),
     CLIPAdapterConfig: Method(build=_on_texts(CLIPAdapter)),
@@ -99,7 +103,7 @@ METHODS: dict[type, Method] = {
 }
 
 
-def static_fields(config: Any) -> tuple[tuple[str, Any], ...]:
+def static_fields(config: MethodConfig) -> tuple[tuple[str, Value], ...]:
     """Return the fields of a configuration that all lanes of a pack must share, with their values."""
     return tuple((f.name, getattr(config, f.name)) for f in fields(config) if f.name not in config.LANE_KNOBS)
 

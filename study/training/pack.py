@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from models.data_parallel import average, over_workers, share
-from models.stacked import CHUNK, chunks, in_chunks, unit
-from models.sweeps import lead_of_seen
+from models.stacked import CHUNK, MethodConfig, chunks, in_chunks, unit_features
 from study.protocol.trial_data import TrialData, seen_classes, trainable_images
 from study.training.methods import METHODS
 from study.training.optimiser import StackedAdamW
@@ -51,7 +50,7 @@ class Pack:
 
     def __init__(
         self,
-        configs: Sequence[Any],
+        configs: Sequence[MethodConfig],
         *,
         seeds: Sequence[int],
         seen_KC: Tensor,
@@ -95,8 +94,8 @@ class Pack:
         """Return the loss (K,) that each lane minimises on its images."""
         data = self.data
         with torch.autocast(self.seen_KC.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            target = (unit(data.target_features_TD[target_KB]),) if self.method.uses_target else ()
-            source_KBD = unit(data.source_features_ID[source_KB])
+            target = (unit_features(data.target_features_TD[target_KB]),) if self.method.uses_target else ()
+            source_KBD = unit_features(data.source_features_ID[source_KB])
             losses = self.module.losses(source_KBD, data.source_labels_I[source_KB], *target)
             return self.module.total(losses)
 
@@ -143,20 +142,19 @@ class Pack:
     @torch.no_grad()
     def divide(self, features_ID: Tensor) -> Division:
         """Divide images between seen and unseen classes, as the lanes would at any threshold between the two."""
-
-        def by_logits(images_BD: Tensor) -> tuple[Tensor, ...]:
-            return lead_of_seen(self.module.logits(images_BD), self.seen_KC)
-
-        divided = in_chunks(getattr(self.module, "divide", by_logits), features_ID, self._chunk)
+        divided = in_chunks(lambda images_BD: self.module.divide(images_BD, self.seen_KC), features_ID, self._chunk)
         lead, seen, unseen = (t.cpu() for t in divided)
         return Division(lead_KI=lead, seen_KI=seen, unseen_KI=unseen)
 
     def unseen_by_lambda(self, features_ID: Tensor) -> Tensor | None:
         """Return the best unseen class at every residual strength, (K, G, I) int16 on the CPU; None without any."""
-        if not hasattr(self.module, "unseen_by_lambda"):
-            return None
-        parts = [self.module.unseen_by_lambda(chunk) for chunk in chunks(features_ID, self._chunk)]
-        return None if parts[0] is None else torch.cat([p.to(torch.int16).cpu() for p in parts], dim=-1)
+        parts = []
+        for images_BD in chunks(features_ID, self._chunk):
+            unseen_KGB = self.module.unseen_by_lambda(images_BD)
+            if unseen_KGB is None:
+                return None
+            parts.append(unseen_KGB.to(torch.int16).cpu())
+        return torch.cat(parts, dim=-1)
 
     @torch.no_grad()
     def classify(self, features_ID: Tensor, among_KC: Tensor | None = None) -> Tensor:
@@ -206,7 +204,7 @@ class Pack:
     @property
     def _streams(self) -> list[torch.Generator]:
         """Return all random streams that training draws from."""
-        return [*self.generators, *getattr(self.module, "noise_generators", [])]
+        return [*self.generators, *self.module.noise_generators]
 
     def _draw_epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Return image indices (K, B) of every step of an epoch, for source and for target."""
@@ -227,11 +225,11 @@ class Pack:
 
 
 def _shuffled(n: int, count: int, generator: torch.Generator) -> Tensor:
-    """Return `count` indices below n: one permutation after another."""
+    """Return Return `count` indices below n: one permutation after another."""
     return torch.cat([torch.randperm(n, generator=generator) for _ in range(math.ceil(count / n))])[:count]
 
 
-def pack_on_folds(configs: Sequence[Any], *, seeds: Sequence[int], data: TrialData, **options: Any) -> Pack:
+def pack_on_folds(configs: Sequence[MethodConfig], *, seeds: Sequence[int], data: TrialData, **options: Any) -> Pack:
     """Return a pack with a lane per configuration and fold, a configuration's folds side by side."""
     folds = folds_of(data)
     return Pack(

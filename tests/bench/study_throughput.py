@@ -26,7 +26,7 @@ import torch  # noqa: E402
 from plain_sre import train_plain  # noqa: E402
 from ray import tune  # noqa: E402
 
-from data_prep import prepare  # noqa: E402
+from data_prep import FeatureOptions, prepare  # noqa: E402
 from data_prep.feature_store import load  # noqa: E402
 from search_spaces.sre import SPACE  # noqa: E402
 from study.cluster.jobs import Search  # noqa: E402
@@ -103,7 +103,7 @@ def main() -> None:
     args = options.parse_args()
     os.environ.update(TUNE_ENVIRONMENT)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    features = load(prepare(benchmark="icons2emoji", cache_dir=args.cache))
+    features = load(prepare(FeatureOptions(benchmark="icons2emoji", cache_dir=args.cache)))
     arrays = trial_data(features, rotation=0, folds=3, seed=0).to_arrays()
     packs(2, 1, 1, arrays)  # workers, imports and page cache are warm
 

@@ -27,7 +27,7 @@ from ray import tune  # noqa: E402
 from ray.tune.schedulers import ASHAScheduler  # noqa: E402
 from ray.tune.search.optuna import OptunaSearch  # noqa: E402
 
-from data_prep import prepare  # noqa: E402
+from data_prep import FeatureOptions, prepare  # noqa: E402
 from data_prep.feature_store import load  # noqa: E402
 from search_spaces.sre import SPACE  # noqa: E402
 from study.cluster.jobs import Search  # noqa: E402
@@ -90,7 +90,7 @@ def main() -> None:
     os.environ.update(TUNE_ENVIRONMENT)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    features = load(prepare(benchmark="icons2emoji", cache_dir=args.cache))
+    features = load(prepare(FeatureOptions(benchmark="icons2emoji", cache_dir=args.cache)))
     arrays = trial_data(features, rotation=0, folds=3, seed=0).to_arrays()
     rungs = tuple(rung_epochs(args.epochs))
 

@@ -3,26 +3,24 @@
 Also lets the tests of this folder import `miniatures`, whichever way pytest was started.
 """
 
-import importlib
 import json
 import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import clip_features, prepare
+from data_prep import FeatureOptions, cache_build, clip_features, prepare
 from data_prep.benchmarks.icons2emoji import ASSETS
 from data_prep.checkpoint import Checkpoint
-from data_prep.clip_features import Encode, Preprocess
+from data_prep.clip_features import Encode, Preprocess, Progress
 
 sys.path.insert(0, str(Path(__file__).parent))
-
-prepare_module = importlib.import_module("data_prep.prepare")  # the package's attribute of that name is the function
 
 CLIP = str(ASSETS / "clip")
 CLASSES = {"anchor": "n02709367", "banana": "n07753592", "bear": "n02131653", "bed": "n02818832"}
@@ -84,15 +82,16 @@ def module_without_ray() -> Iterator[None]:
 
 def _leave_ray_out(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(clip_features, "_run", run_here)
-    patch.setattr(prepare_module, "_ray", nullcontext)
+    patch.setattr(cache_build, "ray_session", nullcontext)
 
 
 @pytest.fixture(scope="session")
 def prepare_small(small_folder: Path) -> Callable[..., Path]:
-    """`prepare` of the small folder with the embedded checkpoint."""
+    """`prepare` of the small folder with the embedded checkpoint, and other options by name."""
 
-    def call(cache_dir: Path | str, **options: Any) -> Any:
-        return prepare(**{"benchmark": f"folder:{small_folder}", "clip": CLIP, "cache_dir": cache_dir} | options)
+    def call(cache_dir: Path | str, progress: Progress | None = None, **options: Any) -> Any:
+        small = FeatureOptions(benchmark=f"folder:{small_folder}", clip=CLIP, cache_dir=cache_dir)
+        return prepare(replace(small, **options), progress)
 
     return call
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import UserError, prepare
+from data_prep import FeatureOptions, UserError, prepare
 from data_prep.benchmarks import get_benchmark
 from data_prep.benchmarks.folder import _splits
 from data_prep.benchmarks.icons2emoji import ASSETS
+from data_prep.cache_build import inputs_of
 from data_prep.checkpoint import find_checkpoint
 from data_prep.feature_store import fingerprint
 from data_prep.image_hashes import image_contents
-from data_prep.prepare import inputs_of
 
 
 def test_icons2emoji_is_the_published_one() -> None:
@@ -103,16 +103,16 @@ def test_missing_and_empty_images_are_named(folder: Path, without_ray: None, tmp
     (folder / "source" / "bed" / "2.png").unlink()
     (folder / "source" / "bed" / "2.png").symlink_to("nowhere")
     with pytest.raises(UserError, match=r"source/bed/1.png \(empty file\); .*2.png \(No such file or directory\)$"):
-        prepare(benchmark=f"folder:{folder}", clip=str(ASSETS / "clip"), cache_dir=tmp_path / "cache")
+        prepare(FeatureOptions(benchmark=f"folder:{folder}", clip=str(ASSETS / "clip"), cache_dir=tmp_path / "cache"))
 
 
 def test_unreadable_images_are_named(folder: Path, without_ray: None, tmp_path: Path) -> None:
     (folder / "source" / "bed" / "1.png").write_bytes(b"no image")
     content = (folder / "target" / "bear" / "2.png").read_bytes()
     (folder / "target" / "bear" / "2.png").write_bytes(content[: len(content) // 2])
-    allowed = r"2 of 32 images cannot be read \(--max-rejected allows 0.10%\)"
+    allowed = r"2 of 32 images cannot be read \(max_rejected allows 0.10%\)"
     with pytest.raises(UserError, match=rf"{allowed}: source/bed/1.png \(no image.*; target/bear/2.png \("):
-        prepare(benchmark=f"folder:{folder}", clip=str(ASSETS / "clip"), data_root=None, cache_dir=tmp_path / "cache")
+        prepare(FeatureOptions(benchmark=f"folder:{folder}", clip=str(ASSETS / "clip"), cache_dir=tmp_path / "cache"))
 
 
 def test_every_input_changes_the_fingerprint(folder: Path, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_hub_checkpoint_is_identified_by_its_revision(tmp_path: Path, monkeypa
     assert checkpoint.name == "someone/tiny-clip"
     assert checkpoint.folder == repo / "snapshots" / revision
     assert checkpoint.identity["hub"] == "someone/tiny-clip" and checkpoint.identity["revision"] == revision
-    with pytest.raises(UserError, match="--clip must be a folder or a Hugging Face id that can be reached; got 'a/b'"):
+    with pytest.raises(UserError, match="^clip must be a folder or a Hugging Face id that can be reached; got 'a/b'"):
         find_checkpoint("a/b")
 
 
@@ -162,7 +162,7 @@ def test_checkpoints_that_are_no_clip_are_one_clear_error(tmp_path: Path) -> Non
     for prefix in ("text_model", "text_projection"):
         kept = {name: value for name, value in weights.items() if not name.startswith(prefix)}
         save_file(kept, clip / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(UserError, match=f"--clip must hold an image tower, a text tower.*has no {prefix}"):
+        with pytest.raises(UserError, match=f"^clip must hold an image tower, a text tower.*has no {prefix}"):
             find_checkpoint(clip)
     config = json.loads((clip / "config.json").read_text())
     (clip / "config.json").write_text(json.dumps(config | {"model_type": "clip_vision_model"}))
@@ -173,7 +173,7 @@ def test_checkpoints_that_are_no_clip_are_one_clear_error(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="model.safetensors is damaged"):
         find_checkpoint(clip)
     with pytest.raises(
-        UserError, match=r"--clip must be a folder or a Hugging Face id that can be reached; got 'a/b/c'"
+        UserError, match=r"^clip must be a folder or a Hugging Face id that can be reached; got 'a/b/c'"
     ):
         find_checkpoint("a/b/c")
 

@@ -14,7 +14,7 @@ from PIL import Image
 from data_prep import UserError
 from data_prep.benchmarks.icons2emoji import ASSETS
 from data_prep.checkpoint import find_checkpoint
-from data_prep.feature_store import load, mapped, read_table
+from data_prep.feature_store import load, mapped, read_cache_table
 from data_prep.parquet import matrix
 
 KINDS = {
@@ -90,8 +90,8 @@ def test_features_and_patch_tokens_are_the_models_own(
     tokens_IPD = mapped(cache, "source_tokens", tmp_path / "scratch")
     assert tokens_IPD.shape == (16, (facts["image"] // facts["patch"]) ** 2, facts["dim"])
     near(torch.from_numpy(np.array(tokens_IPD[row])).float(), patches_PD)
-    assert read_table(cache, "target_tokens")["key"].to_pylist() == features.target.keys.to_pylist()
-    assert matrix(read_table(cache, "target_tokens")["tokens"]).dtype == np.float16
+    assert read_cache_table(cache, "target_tokens")["key"].to_pylist() == features.target.keys.to_pylist()
+    assert matrix(read_cache_table(cache, "target_tokens")["tokens"]).dtype == np.float16
 
 
 @pytest.mark.parametrize("settings", [{"crop_size": 224}, {"crop_size": {"height": 48, "width": 64}}, {"size": 336}])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep import UserError, prepare
+from data_prep import FeatureOptions, UserError, prepare
 from data_prep.benchmarks import BENCHMARKS, coop, coop_splits, get_benchmark
 from data_prep.benchmarks.icons2emoji import ASSETS
 from data_prep.benchmarks.wordnet_classes import ilsvrc_wnids
@@ -140,11 +140,13 @@ def test_features(
     for path in (tmp_path / "eurosat" / "2750").glob("*/*"):
         write_image(path)
     cache = prepare(
-        benchmark="eurosat:shots=2",
-        clip=str(ASSETS / "clip"),
-        data_root=tmp_path,
-        cache_dir=tmp_path / "cache",
-        allow_partial=True,
+        FeatureOptions(
+            benchmark="eurosat:shots=2",
+            clip=str(ASSETS / "clip"),
+            data_root=tmp_path,
+            cache_dir=tmp_path / "cache",
+            allow_partial=True,
+        )
     )
     features = load(cache)
     assert features.source_labels_I.max() == 4 and len(features.source.keys) == 5 * 3
@@ -250,7 +252,7 @@ def altered(part: str, entry: list[Any], **others: Any) -> Callable[[Split], obj
         (lambda split: split | {"test": split["test"][:1] + split["test"][:29]}, "every image must be listed once"),
         (
             lambda s: {part: [row for row in s[part] if row[1] < 9] for part in s},
-            r"has 9 classes; published are 10 \(--allow-partial takes fewer\)",
+            r"has 9 classes; published are 10 \(allow_partial takes fewer\)",
         ),
     ],
 )

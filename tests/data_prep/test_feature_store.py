@@ -116,7 +116,7 @@ def test_a_cache_is_rebuilt_when_asked_or_when_its_manifest_is_gone(
 
 def test_a_cache_folder_that_cannot_be_made_is_one_clear_error(prepare_small: Prepare, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="the cache folder must be writable"):
+    with pytest.raises(UserError, match="^the cache folder must be writable"):
         prepare_small(tmp_path / "file")
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import UserError, prepare
+from data_prep import FeatureOptions, UserError, prepare
 from data_prep.benchmarks import get_benchmark, i2awa, i2webv
 from data_prep.benchmarks.icons2emoji import ASSETS
 from data_prep.benchmarks.wordnet_classes import WordNetClass, ilsvrc_wnids, webvision_classes
+from data_prep.cache_build import inputs_of
 from data_prep.checkpoint import find_checkpoint
 from data_prep.feature_store import fingerprint, load, load_target_labels, read_manifest
 from data_prep.image_hashes import image_contents
-from data_prep.prepare import inputs_of
 from data_prep.wordnet import wordnet
 from data_prep.wordnet_graph import build_graph
 
@@ -91,12 +91,14 @@ def test_features_of_a_partial_benchmark_say_so(root: Path, tmp_path: Path, with
     with pytest.raises(UserError, match=r"1 of the 40 source train images listed in .*3_2.txt are missing, such as ze"):
         get_benchmark("i2awa", root)
     cache = prepare(
-        benchmark="i2awa",
-        clip=str(ASSETS / "clip"),
-        data_root=root,
-        cache_dir=tmp_path / "cache",
-        allow_partial=True,
-        templates="pets",
+        FeatureOptions(
+            benchmark="i2awa",
+            clip=str(ASSETS / "clip"),
+            data_root=root,
+            cache_dir=tmp_path / "cache",
+            allow_partial=True,
+            templates="pets",
+        )
     )
     features = load(cache)
     assert (len(features.source.keys), len(features.target.keys)) == (39, 50)  # GIFs, PNGs and CMYK JPEGs included
@@ -146,7 +148,9 @@ def test_broken_images_are_one_clear_line(root: Path, tmp_path: Path, without_ra
     content = bat.read_bytes()
 
     def build() -> None:
-        prepare(benchmark="i2awa", clip=str(ASSETS / "clip"), data_root=root, cache_dir=tmp_path / "cache")
+        prepare(
+            FeatureOptions(benchmark="i2awa", clip=str(ASSETS / "clip"), data_root=root, cache_dir=tmp_path / "cache")
+        )
 
     bat.write_bytes(content[: len(content) // 2])
     with pytest.raises(
@@ -159,9 +163,9 @@ def test_broken_images_are_one_clear_line(root: Path, tmp_path: Path, without_ra
 
 
 def test_data_root_is_needed(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--benchmark i2awa needs --data-root"):
+    with pytest.raises(UserError, match="^data_root must be the folder with images and lists of i2awa, got none"):
         get_benchmark("i2awa")
-    with pytest.raises(UserError, match="--data-root must be a folder; got .*nowhere"):
+    with pytest.raises(UserError, match="^data_root must be a folder; got .*nowhere"):
         get_benchmark("i2awa", tmp_path / "nowhere")
 
 
@@ -198,7 +202,9 @@ def webv(tmp_path: Path, write_image: WriteImage, monkeypatch: pytest.MonkeyPatc
 
 
 def test_i2webv(webv: Path, tmp_path: Path, without_ray: None) -> None:
-    cache = prepare(benchmark="i2webv", clip=str(ASSETS / "clip"), data_root=webv, cache_dir=tmp_path / "cache")
+    cache = prepare(
+        FeatureOptions(benchmark="i2webv", clip=str(ASSETS / "clip"), data_root=webv, cache_dir=tmp_path / "cache")
+    )
     features = load(cache)
     assert features.source_labels_I.tolist() == [0, 0, 1, 1]
     assert load_target_labels(cache).tolist() == [3, 1, 2, 0]

@@ -31,7 +31,7 @@ def test_own_templates() -> None:
 
 @pytest.mark.parametrize("template", ["a photo", "{} and {}", "{0}", "{} {x}", ""])
 def test_a_template_needs_one_place_for_the_name(template: str) -> None:
-    with pytest.raises(UserError, match="--templates must be one of single, .*, or hold exactly one {}; got"):
+    with pytest.raises(UserError, match="^templates must be one of single, .*, or hold exactly one {}; got"):
         find_templates(template)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.io import loadmat, savemat
 
-from data_prep import UserError, prepare
+from data_prep import FeatureOptions, UserError, prepare
 from data_prep.benchmarks import get_benchmark, xlsa17
 from data_prep.benchmarks.icons2emoji import ASSETS
 from data_prep.feature_store import load, load_target_labels
@@ -102,7 +102,9 @@ def test_images_labels_and_splits(tmp_path: Path, name: str) -> None:
 def test_features(tmp_path: Path, write_image: Callable[..., None], without_ray: None) -> None:
     for path in (write(tmp_path, "flo") / "Flowers" / "jpg").iterdir():
         write_image(path)
-    cache = prepare(benchmark="flo", clip=str(ASSETS / "clip"), data_root=tmp_path, cache_dir=tmp_path / "cache")
+    cache = prepare(
+        FeatureOptions(benchmark="flo", clip=str(ASSETS / "clip"), data_root=tmp_path, cache_dir=tmp_path / "cache")
+    )
     features = load(cache)
     assert features.source_labels_I.tolist() == [0, 0, 1, 1, 3, 3]
     assert load_target_labels(cache).tolist() == [0, 1, 3, 2, 2]

@@ -41,12 +41,11 @@ import torch  # noqa: E402
 import toy  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 from rich.console import Console  # noqa: E402
-from study.storage import Storage  # noqa: E402
 
 import search_spaces  # noqa: E402
 from data_prep.errors import UserError  # noqa: E402
-from data_prep.storage import locate  # noqa: E402
-from models.stacked import unit  # noqa: E402
+from data_prep.storage import Storage, locate  # noqa: E402
+from models.stacked import unit_features  # noqa: E402
 from search_spaces import Space  # noqa: E402
 from study.cluster.jobs import Search, SearchOutcome  # noqa: E402
 from study.cluster.search_run import run_searches  # noqa: E402
@@ -85,8 +84,8 @@ class Outcome:
 def data() -> TrialData:
     """Ten classes of ten images around their text features, two of them unseen."""
     g = torch.Generator().manual_seed(0)
-    names_CD, labels = unit(torch.randn(10, 16, generator=g).half()), torch.arange(10).repeat_interleave(10)
-    images_ID = unit((names_CD[labels] + 0.3 * torch.randn(100, 16, generator=g)).half())
+    names_CD, labels = unit_features(torch.randn(10, 16, generator=g).half()), torch.arange(10).repeat_interleave(10)
+    images_ID = unit_features((names_CD[labels] + 0.3 * torch.randn(100, 16, generator=g)).half())
     return TrialData(
         source_features_ID=images_ID[:80],
         source_labels_I=labels[:80],

@@ -1,10 +1,37 @@
+import hashlib
+import json
 from dataclasses import fields
 
 import pytest
 
 import search_spaces
+from data_prep.errors import UserError
 from search_spaces import Ablation, Knob, Space
 from study.training.methods import METHODS
+
+KNOBS = {
+    "calibrated-stacking": "4f53cda18c2baa0c",
+    "clip-adapter": "6199e00276baf75c",
+    "coop": "a0cb3b7b3bf126c9",
+    "linear-probe": "77206ee87f0b2055",
+    "pva": "bc0a20b9422d7f82",
+    "pva-ablation": "bc0a20b9422d7f82",
+    "pva-prompts": "339cc4d4b6fc58f0",
+    "sre": "515047589cc228f9",
+    "sre-ablation": "515047589cc228f9",
+    "tip-adapter": "4f53cda18c2baa0c",
+    "tip-adapter-f": "5bbbe5f5b6da8b91",
+}
+"""Hashes of all that a space says of its knobs."""
+
+
+@pytest.mark.parametrize("name", search_spaces.names())
+def test_knobs_are_those_that_studies_were_begun_with(name: str) -> None:
+    """A study resumes only under the same knobs: change a hash with a knob, and know that older studies end there."""
+    loaded = search_spaces.load(name)
+    knobs = (loaded.space if isinstance(loaded, Ablation) else loaded).knobs
+    facts = [[k.name, k.scope, k.low, k.high, k.log, k.choices, k.when, k.default, k.why] for k in knobs]
+    assert hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16] == KNOBS[name]
 
 
 @pytest.mark.parametrize("name", search_spaces.names())
@@ -58,5 +85,8 @@ def test_a_knob_that_makes_no_sense_is_refused(given: dict, message: str) -> Non
 
 
 def test_an_unknown_space_names_the_nearest() -> None:
-    with pytest.raises(ValueError, match="nearest: sre"):
+    with pytest.raises(UserError, match="^space must be one of .* got 'srs' .nearest: sre.$") as error:
         search_spaces.load("srs")
+    assert error.value.on_command_line().startswith("--space must be one of")
+    with pytest.raises(UserError, match="^baselines must be"):
+        search_spaces.load("srs", option="baselines")

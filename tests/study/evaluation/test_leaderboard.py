@@ -117,10 +117,10 @@ def test_a_name_cannot_leave_the_storage(tmp_path: Path, name: str) -> None:
 
 def test_storage_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(UserError, match="--storage must be writable: .*file/study") as caught:
+    with pytest.raises(UserError, match="^storage must be writable: .*file/study") as caught:
         open_storage(str(tmp_path / "file"), "study")
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="--storage must be a folder or a URI"):
+    with pytest.raises(UserError, match="^storage must be a folder or a URI"):
         open_storage("nowhere://bucket", "study")
 
 

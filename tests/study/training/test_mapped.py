@@ -16,7 +16,7 @@ from data_prep.storage import locate
 from models.baselines import CalibratedStackingConfig, CLIPAdapterConfig, TipAdapterConfig
 from models.pva import PVAConfig
 from models.sre_clip import SREConfig
-from models.stacked import unit
+from models.stacked import unit_features
 from study.evaluation import final_test as evaluation
 from study.evaluation.final_test import Evaluation
 from study.protocol.trial_data import InCache, TrialData, in_cache, trial_data
@@ -51,7 +51,7 @@ def cache(seen_only: SimpleNamespace, tmp_path: Path) -> Path:
         domain = getattr(seen_only, name)
         stored_ID = domain.features_ID.half()
         write_table(pa.table({"feature": feature_column(stored_ID.numpy())}), folder / f"{name}.parquet")
-        domain.features_ID = unit(stored_ID)  # as those of a small table
+        domain.features_ID = unit_features(stored_ID)  # as those of a small table
     write_manifest(locate(folder), {"schema_version": SCHEMA_VERSION}, {})
     return folder
 
@@ -121,6 +121,6 @@ def test_a_map_is_evaluated_like_features_in_memory(
 def test_casting_in_batches_is_casting_at_once(dim: int) -> None:
     stored = torch.nn.functional.normalize(torch.randn(3000, dim, generator=torch.Generator().manual_seed(0))).half()
     index = torch.randint(3000, (7, 33), generator=torch.Generator().manual_seed(1))
-    assert torch.equal(unit(stored[index]), unit(stored)[index])
-    assert torch.equal(torch.cat([unit(part) for part in stored.split(17)]), unit(stored))
-    assert unit(stored).dtype == torch.float32
+    assert torch.equal(unit_features(stored[index]), unit_features(stored)[index])
+    assert torch.equal(torch.cat([unit_features(part) for part in stored.split(17)]), unit_features(stored))
+    assert unit_features(stored).dtype == torch.float32

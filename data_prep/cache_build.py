@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,60 +26,40 @@ from data_prep.cache_tables import (
 from data_prep.checkpoint import Checkpoint, find_checkpoint
 from data_prep.clip_features import Progress, encode
 from data_prep.errors import UserError
-from data_prep.feature_store import SCHEMA_VERSION, fingerprint, read_manifest, read_table, write_manifest
+from data_prep.feature_store import SCHEMA_VERSION, fingerprint, read_cache_table, read_manifest, write_manifest
 from data_prep.image_hashes import image_contents
+from data_prep.options import FeatureOptions
 from data_prep.parquet import feature_column, file_sha256, write_stream, write_table
-from data_prep.ray_session import _ray
+from data_prep.ray_session import ray_session
 from data_prep.storage import Storage, locate
 from data_prep.templates import find_templates
 from data_prep.wordnet import NOUNS, wordnet
 from data_prep.wordnet_graph import build_graph
 
-MAX_REJECTED = 0.001
-
-
 SHOWN_ERRORS = 5
 
 
-def prepare(
-    *,
-    benchmark: str,
-    clip: str | None = None,
-    data_root: Path | None = None,
-    cache_dir: str | Path = ".cache",
-    rebuild: bool = False,
-    allow_partial: bool = False,
-    templates: str | Sequence[str] | None = None,
-    tokens: bool = False,
-    max_rejected: float = MAX_REJECTED,
-    progress: Progress | None = None,
-) -> Path | str:
-    """Folder or URI of the feature cache of this benchmark and checkpoint; built with Ray Data if it is missing.
+def prepare(options: FeatureOptions, progress: Progress | None = None) -> Path | str:
+    """Build the feature cache of a benchmark and a checkpoint with Ray Data unless it is there; return folder or URI.
 
-    benchmark: see `get_benchmark`. clip: folder or hub id; None takes the benchmark's default. cache_dir: folder or
-    URI. rebuild: build it even if it is there. allow_partial: take an incomplete data set; fingerprint, manifest and
-    `FeatureSet.partial` tell what is missing. templates: a set's name or prompts with {}, in place of the benchmark's
-    own. tokens: keep the features of image patches, too. max_rejected: share of images that may be unreadable; they
-    are left out, listed in rejected.parquet, and part of the fingerprint. progress: called as
-    progress(stage, done, total). An initialised Ray is used; otherwise one is started, only if there is work, and
-    stopped again. A build that was interrupted goes on with its finished shards.
-    Raises UserError for whatever is wrong with the arguments, the images, the class table or the checkpoint.
+    progress: called as progress(stage, done, total). An initialised Ray is used; otherwise one is started, only if
+    there is work, and stopped again. A build that was interrupted goes on with its finished shards. Fingerprint and
+    manifest state the missing part of an incomplete data set, and unreadable images.
+    Raises UserError for whatever is wrong with the options, the images, the class table or the checkpoint.
     """
-    if not 0 <= max_rejected <= 1:
-        raise UserError(f"--max-rejected must be a share of the images, 0 to 1; got {max_rejected}")
-    bench = get_benchmark(benchmark, data_root, allow_partial=allow_partial)
-    if templates is not None:
-        bench = replace(bench, templates=find_templates(templates))
-    checkpoint = find_checkpoint(clip or bench.default_clip)
-    caches = locate(cache_dir, option="the cache folder")
+    bench = get_benchmark(options.benchmark, options.data_root, allow_partial=options.allow_partial)
+    if options.templates:
+        bench = replace(bench, templates=find_templates(options.templates))
+    checkpoint = find_checkpoint(options.clip or bench.default_clip)
+    caches = locate(options.cache_dir, option="")
     contents = image_contents(bench.images, caches, f".{bench.slug}.hashes.parquet", progress)
-    inputs = inputs_of(bench, checkpoint, contents, tokens=tokens)
+    inputs = inputs_of(bench, checkpoint, contents, tokens=options.tokens)
     made_of = fingerprint(inputs)
     name = f"{bench.slug}-{made_of[:12]}"
     cache = caches / name
-    if not _is_complete(cache, made_of) or rebuild:  # without a lock: a shared cache may be read-only
+    if options.rebuild or not _is_complete(cache, made_of):  # without a lock: a shared cache may be read-only
         with _locked(caches, name):
-            if rebuild or not _is_complete(cache, made_of):
+            if options.rebuild or not _is_complete(cache, made_of):
                 build = _Build(
                     caches=caches,
                     name=name,
@@ -89,16 +69,16 @@ def prepare(
                     inputs=inputs,
                     progress=progress,
                 )
-                build.run(rebuild, max_rejected)
+                build.run(options.rebuild, options.max_rejected)
     else:
         _clear_remains(caches, name)
     if "rejected" in read_manifest(cache.shown)["inputs"]:
-        _refuse(read_table(cache.shown, "rejected"), len(bench.images), max_rejected)
+        _refuse(read_cache_table(cache.shown, "rejected"), len(bench.images), options.max_rejected)
     return Path(cache.root) if cache.is_local else cache.shown
 
 
 def _building(name: str) -> str:
-    """Folder of a cache's shards while it is built."""
+    """Return the folder of a cache's shards while it is built."""
     return f".{name}.building"
 
 
@@ -114,7 +94,7 @@ def _clear_remains(caches: Storage, name: str) -> None:
 
 @contextmanager
 def _locked(caches: Storage, name: str, *, wait: bool = True) -> Iterator[None]:
-    """Two processes that want the same cache: the second waits for the first and finds it done.
+    """Hold the lock of a cache: a second process that wants it waits for the first and finds it done.
 
     Object stores have no locks: there both do the work, and write the same bytes (see `_Build.run`).
     """
@@ -142,7 +122,7 @@ def _is_complete(cache: Storage, made_of: str) -> bool:
 
 
 def inputs_of(bench: Benchmark, checkpoint: Checkpoint, contents: pa.Table, *, tokens: bool = False) -> dict[str, Any]:
-    """All that a cache's content depends on; its hash is the fingerprint."""
+    """Return all that a cache's content depends on; its hash is the fingerprint."""
     listing = hashlib.sha256()
     columns = [bench.images[name].to_pylist() for name in ("key", "label", "domain", "split")]
     for row in zip(*columns, contents["bytes"].to_pylist(), contents["sha256"].to_pylist(), strict=True):
@@ -164,7 +144,7 @@ def inputs_of(bench: Benchmark, checkpoint: Checkpoint, contents: pa.Table, *, t
         },
         "wordnet": file_sha256(NOUNS),
         "auxiliary_wnids": sorted(bench.auxiliary_wnids),
-        # what is not there leaves no trace: other benchmarks keep their fingerprints
+        # absent facts leave no trace: other benchmarks keep their fingerprints
         **({"partial": bench.partial} if bench.partial else {}),
         **({"halves": True} if bench.halves else {}),
         **({"target_classes": list(bench.target_classes)} if bench.target_classes else {}),
@@ -192,7 +172,7 @@ class _Build:
     """Called after every shard."""
 
     def run(self, rebuild: bool, max_rejected: float) -> None:
-        """Raises UserError if more images are rejected than may be; the shards are kept."""
+        """Build and seal the cache. Raises UserError if more images are rejected than may be; the shards stay."""
         if rebuild:
             self.caches.clear(_building(self.name))
         try:
@@ -209,7 +189,7 @@ class _Build:
         names, nodes = name_texts(bench), node_texts(graph, bench.templates)
         texts = [*names["text"].to_pylist(), *nodes["text"].to_pylist()]
         shards, tokens = self.caches / _building(name), "tokens" in self.inputs
-        with _ray():
+        with ray_session():
             encoded = encode(bench.images, texts, self.checkpoint, shards, tokens=tokens, progress=self.progress)
         rejected = rejected_table(bench, encoded)
         _refuse(rejected, len(bench.images), max_rejected)
@@ -227,7 +207,7 @@ class _Build:
             "node_texts": nodes.append_column("feature", feature_column(node_features)),
         }
         if cache.is_local:
-            self.caches.clear(name)  # what a killed build left there: half-written files, which object stores have not
+            self.caches.clear(name)  # a killed build's half-written files, which object stores have not
         metadata = {"fingerprint": fingerprint(inputs)}
         for table_name, table in tables.items():
             with cache.writer(f"{table_name}.parquet") as stream:
@@ -254,5 +234,5 @@ def _refuse(rejected: pa.Table, images: int, max_rejected: float) -> None:
         rows = rejected.slice(0, SHOWN_ERRORS).to_pylist()
         shown = "; ".join(f"{row['key']} ({row['reason']})" for row in rows)
         more = f"; and {len(rejected) - SHOWN_ERRORS} more" if len(rejected) > SHOWN_ERRORS else ""
-        allowed = f"--max-rejected allows {max_rejected:.2%}"
+        allowed = f"max_rejected allows {max_rejected:.2%}"
         raise UserError(f"{len(rejected)} of {images} images cannot be read ({allowed}): {shown}{more}")

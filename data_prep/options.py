@@ -1,0 +1,35 @@
+"""The options of `prepare`: what a feature cache is made of, and where it is kept."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions:
+    """A benchmark, a checkpoint, and the folder of their features"""
+
+    benchmark: str = "icons2emoji"
+    """A name from `python -m data_prep list`, or folder:PATH with PATH/DOMAIN/CLASS/*.jpg and PATH/classes.csv. CoOp's
+    sets take options: dtd:shots=16,seed=2."""
+    clip: str | None = None
+    """Checkpoint folder or Hugging Face id; the benchmark's own if left out."""
+    data_root: Path | None = None
+    """Where the data sets were unpacked, and where a relative folder:PATH starts."""
+    cache_dir: str | Path = ".cache"
+    """Folder or URI (s3://bucket/prefix) where caches are kept, one folder each, named by benchmark and fingerprint."""
+    rebuild: bool = False
+    """Build it even if it is there."""
+    allow_partial: bool = False
+    """Go on with what is there of an incomplete data set. The cache says that it is partial."""
+    templates: tuple[str, ...] = ()
+    """A template set (single, imagenet7, imagenet80, ...) or prompts with {}; the benchmark's own if left out."""
+    tokens: bool = False
+    """Keep the features of image patches, too: 50 KB an image for a ViT-B/32."""
+    max_rejected: float = 0.001
+    """Share of images that may be unreadable. They are left out and listed in rejected.parquet."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_rejected <= 1:
+            raise UserError(f"must be a share of the images, 0 to 1; got {self.max_rejected}", option="max_rejected")
