@@ -35,18 +35,29 @@ from study.evaluation.final_test import Evaluation, Scored, average_rotations, s
 from study.evaluation.leaderboard_text import to_terminal
 from study.evaluation.published import published_rows
 from study.options import Options
+from study.outputs.ablation_files import write_ablation
 from study.outputs.adapter import make_adapter
 from study.outputs.adapter_files import write_adapter
 from study.outputs.folder import IDENTITY, open_storage
-from study.outputs.leaderboard_files import write_ablation, write_config, write_leaderboard, write_run
-from study.outputs.prediction_tables import write_analysis
-from study.outputs.provenance import command, jsonable, machine_and_versions
+from study.outputs.leaderboard_files import write_leaderboard
+from study.outputs.prediction_tables import write_prediction_tables
+from study.outputs.provenance import (
+    DataCounts,
+    RecordedOptions,
+    RefitRecord,
+    RunRecord,
+    command,
+    current_environment,
+    write_config,
+    write_run,
+)
 from study.outputs.trackers import check_tracker, log_configurations
 from study.pipeline.candidates import winner_params
 from study.pipeline.plan import make_plan
 from study.pipeline.spec import baselines_of, check_workers, options_of_row
 from study.protocol.trial_data import InCache, TrialData, in_cache, trial_data
 from study.reporting.report import write_report
+from study.reporting.running import write_running_report
 from study.search.halving import rung_epochs
 from study.search.ledger import JOURNAL, Ledger, open_ledger
 from study.search.pack_queue import PackSearcher
@@ -152,7 +163,7 @@ class Study:
         paths = write_leaderboard(self.storage, rows)
         if self.ablation:
             paths += write_ablation(self.storage, self.ablation, rows)
-        write_run(self.storage, self._provenance())
+        write_run(self.storage, self._record())
         paths.append(write_report(self.storage))
         if len(rotations) > 1:
             self.console.rule(f"mean over {len(done)} rotations")
@@ -176,7 +187,9 @@ class Study:
         refits = self._timed("refit", lambda: self._refit([c["config"] for c in candidates], seeds, arrays, storage))
         evaluation = Evaluation(self.cache, self.features, data, selection.select)
         scored = evaluation.zero_shot(self.criterion)
-        provenance = {"seeds": seeds, "rotation": rotation, "epochs": self.options.search.epochs, **self._provenance()}
+        record = RefitRecord(
+            seeds=tuple(seeds), rotation=rotation, epochs=self.options.search.epochs, run=self._record()
+        )
         trained: dict[str, tuple[Any, Refit]] = {}
         for candidate, done in zip(candidates, refits, strict=True):
             config, row = candidate["config"], candidate["row"]
@@ -194,14 +207,13 @@ class Study:
                 )
             )
             trained[row["config_id"]] = config, done
-            about = {"params": asdict(config), "space": candidate["space"], **provenance}
-            write_config(storage, row["config_id"], asdict(scored[-1].row) | about)
+            write_config(storage, scored[-1].row, params=asdict(config), space=candidate["space"], record=record)
         scored = select(scored, evaluation, self.reference)
-        self._timed("export", lambda: self._export(storage, scored, trained, evaluation, provenance))
-        write_analysis(storage, evaluation, scored, self.reference, self.images)
+        self._timed("export", lambda: self._export(storage, scored, trained, evaluation, record))
+        write_prediction_tables(storage, evaluation, scored, self.reference, self.images)
         if storage is not self.storage:
             write_leaderboard(storage, [s.row for s in scored])
-            write_run(storage, self._provenance(rotation))
+            write_run(storage, self._record(rotation))
             write_report(storage)
             self.console.print(to_terminal([s.row for s in scored]))
         return evaluation, scored, interrupted
@@ -267,7 +279,7 @@ class Study:
                 checkpoints=of_study,
                 checkpoint_every=resources.checkpoint_every,
                 console=self.console,
-                look=functools.partial(write_report, of_study, ledger=first) if of_study.is_local else None,
+                look=functools.partial(write_running_report, of_study, first) if of_study.is_local else None,
             )
             candidates = []
             for (space, of_storage, top), of_space, outcome, before in zip(
@@ -408,7 +420,7 @@ class Study:
         scored: list[Scored],
         trained: Mapping[str, tuple[Any, Refit]],
         evaluation: Evaluation,
-        provenance: Mapping[str, Any],
+        record: RefitRecord,
     ) -> None:
         """Every refitted row's adapter, of its first seed, into adapters/<rank>."""
         storage.clear("adapters")  # an earlier run of the study may have ranked otherwise
@@ -420,10 +432,10 @@ class Study:
             write_adapter(
                 storage,
                 f"adapters/{of_row.row.rank}",
-                make_adapter(config, provenance["seeds"][0], done.weights, evaluation.data, self.features, clip),
+                make_adapter(config, record.seeds[0], done.weights, evaluation.data, self.features, clip),
                 row=of_row.row,
                 metrics=evaluation.metrics(of_row.predictions_ST[:1])[0],
-                provenance=provenance,
+                record=record,
             )
 
     def _check_folder(self, space: str) -> None:
@@ -522,20 +534,20 @@ class Study:
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - started
 
-    def _provenance(self, rotation: int | None = None) -> dict[str, Any]:
-        """All that is needed to run the study (or the one rotation) again, and where it ran."""
-        return {
-            "name": self.name if rotation is None else f"{self.name}, rotation {rotation}",
-            "command": command(),
-            "reference": self.reference,
-            "criterion": self.criterion,
-            "data": self.plan.images,
-            "concurrent": self.plan.at_once,
-            "options": jsonable(asdict(self.options)),
-            "feature_fingerprint": self.features.fingerprint,
-            **machine_and_versions(),
-            "packs": self.plan.packs,
-            "megabytes_per_configuration": self.plan.megabytes,
-            "configurations_per_minute": self.per_minute,
-            "seconds": {stage: round(s, 2) for stage, s in self.seconds.items()},
-        }
+    def _record(self, rotation: int | None = None) -> RunRecord:
+        """Record how to run the study (or the one rotation) again, and where it ran."""
+        return RunRecord(
+            name=self.name if rotation is None else f"{self.name}, rotation {rotation}",
+            command=command(),
+            reference=self.reference,
+            criterion=self.criterion,
+            data=DataCounts(**self.plan.images),
+            concurrent=self.plan.at_once,
+            options=RecordedOptions.of(self.options),
+            feature_fingerprint=self.features.fingerprint,
+            environment=current_environment(),
+            packs=self.plan.packs,
+            megabytes_per_configuration=self.plan.megabytes,
+            configurations_per_minute=dict(self.per_minute),
+            seconds={stage: round(s, 2) for stage, s in self.seconds.items()},
+        )
