@@ -12,7 +12,7 @@ if __name__ == "__main__":
 import tyro  # noqa: E402
 from tyro.conf import Positional  # noqa: E402
 
-from data_prep.errors import UserError  # noqa: E402
+from data_prep.errors import UserError, run_command  # noqa: E402
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,21 +33,20 @@ class PredictOptions:
 
     def __post_init__(self) -> None:
         if self.top < 1:
-            raise ValueError(f"--top must be at least 1, got {self.top}")
+            raise UserError(f"must be at least 1, got {self.top}", option="top")
         if not self.images:
-            raise ValueError("IMAGES must be at least one file, got none")
+            raise UserError("IMAGES must be at least one file, got none")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print every image's classes; 0 when done, 2 for a mistake in the options or files."""
-    try:
+    """Print the likeliest classes of each image; return the exit code."""
+
+    def print_classes() -> None:
         options = tyro.cli(PredictOptions, args=arguments, description=PredictOptions.__doc__)
         for image, guesses in predict(options):
             print(f"{image}: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in guesses))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run_command(print_classes)
 
 
 def predict(options: PredictOptions) -> Iterator[tuple[Path, list[tuple[str, float]]]]:
@@ -63,7 +62,7 @@ def predict(options: PredictOptions) -> Iterator[tuple[Path, list[tuple[str, flo
         added = [
             (name.strip(), wnid.strip()) for name, _, wnid in (c.partition("=") for c in options.classes.split(","))
         ]
-        adapter = adapter.with_classes(added, clip.texts)
+        adapter = adapter.with_classes(added, clip.texts, where="--classes as NAME=WNID")
     module = adapter.module(str(checkpoint.folder))
     for start in range(0, len(options.images), IMAGES_PER_SHARD):
         images = options.images[start : start + IMAGES_PER_SHARD]
@@ -118,7 +117,7 @@ def _checkpoint(adapter: Any, clip: str | None) -> Any:
     checkpoint = find_checkpoint(clip or trained_with.get("hub") or ASSETS / "clip")
     # a download and a copy of it in a folder are identified differently; what both state must be equal
     if any(trained_with[key] != checkpoint.identity[key] for key in trained_with.keys() & checkpoint.identity.keys()):
-        raise UserError(f"--clip must be the checkpoint of the adapter, {adapter.clip}; got {checkpoint.name}")
+        raise UserError(f"must be the checkpoint of the adapter, {adapter.clip}; got {checkpoint.name}", option="clip")
     return checkpoint
 
 

@@ -80,10 +80,13 @@ class Adapter:
         module.set_lanes(self.weights)
         return module.eval()
 
-    def with_classes(self, added: Sequence[tuple[str, str]], encode: EncodeTexts) -> "Adapter":
+    def with_classes(
+        self, added: Sequence[tuple[str, str]], encode: EncodeTexts, *, where: str = "classes as NAME=WNID"
+    ) -> "Adapter":
         """Return the adapter with more classes, each a (name, wnid or ""): unseen ones, like any class without images.
 
-        Methods with a graph need the place of each class in WordNet: an empty wnid is looked up. Raises `UserError`.
+        Methods with a graph need the place of each class in WordNet: an empty wnid is looked up. `where`: how users
+        give wnids, for errors. Raises `UserError`.
         """
         names = [name for name, _ in added]
         taken = [name for i, name in enumerate(names) if not name or name in (*self.names, *names[:i])]
@@ -91,7 +94,7 @@ class Adapter:
             raise UserError(f"must be names that are not there yet, got {taken[0]!r}", option="classes")
         wnids: tuple[str | None, ...] = tuple(wnid or None for _, wnid in added)
         if self.method.uses_graph:
-            wnids = resolve_wnids(names, [wnid for _, wnid in added], where="--classes as NAME=WNID")
+            wnids = resolve_wnids(names, [wnid for _, wnid in added], where=where)
             known = [wnid for wnid in wnids if wnid and wnid in self.wnids]
             if known:
                 name = self.names[self.wnids.index(known[0])]
