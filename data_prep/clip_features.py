@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from data_prep.checkpoint import Checkpoint, load_model
 from data_prep.errors import UserError
-from data_prep.parquet import feature_column, matrix, write_table
+from data_prep.parquet import feature_column, matrix, parquet_bytes
 from data_prep.ray_session import quiet_loggers
 from data_prep.storage import Storage, reason
 
@@ -145,10 +145,8 @@ def _commit(row: dict[str, Any], shards: Storage) -> None:
     columns = {"feature": feature_column(row["features"]), "reason": pa.array(list(row["reasons"]), pa.string())}
     if row["tokens"].size:
         columns["tokens"] = feature_column(row["tokens"])
-    content = io.BytesIO()
     metadata = {"logit_scale": repr(row["logit_scale"]), "precision": row["precision"]}
-    write_table(pa.table(columns), content, metadata=metadata)
-    shards.write(row["shard"], content.getvalue())
+    shards.write(row["shard"], parquet_bytes(pa.table(columns, metadata=metadata), streamed=True))
 
 
 class Preprocess:

@@ -1,7 +1,6 @@
 """Hash image files, and remember the hashes."""
 
 import hashlib
-import io
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 
 from data_prep.clip_features import Progress
 from data_prep.errors import UserError
-from data_prep.parquet import file_sha256, write_table
+from data_prep.parquet import file_sha256, parquet_bytes
 from data_prep.storage import Storage
 
 HASHES_PER_TASK = 100  # a thread's task costs as much as ten files whose hash is known
@@ -86,7 +85,6 @@ def _read_memo(caches: Storage | None, memo: str) -> dict[str, tuple[int, int, s
 
 def _write_memo(caches: Storage, memo: str, hashes: dict[str, tuple[int, int, str]]) -> None:
     size, changed, digest = zip(*hashes.values(), strict=True)
-    content = io.BytesIO()
-    write_table(pa.table({"path": list(hashes), "bytes": size, "changed": changed, "sha256": digest}), content)
+    table = pa.table({"path": list(hashes), "bytes": size, "changed": changed, "sha256": digest})
     with suppress(UserError):  # a shared cache may be read-only
-        caches.write(memo, content.getvalue())
+        caches.write(memo, parquet_bytes(table, streamed=True))

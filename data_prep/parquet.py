@@ -1,12 +1,14 @@
 """Parquet: zstd, float16 feature columns, row groups that a streaming reader can hold; content hashes."""
 
 import hashlib
-from collections.abc import Iterable
+import io
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 
 # A feature row of 512 float16 is 1 KB, and one of 49 patch tokens 50 KB: a reader that streams holds a few megabytes.
@@ -15,11 +17,35 @@ ROW_GROUP_BYTES = 32 * 2**20
 
 
 def write_table(
-    table: pa.Table, file: Any, *, metadata: dict[str, str] | None = None, compression_level: int | None = None
+    table: pa.Table,
+    file: Any,
+    *,
+    metadata: Mapping[str, str] | Mapping[bytes, bytes] | None = None,
+    compression_level: int | None = None,
 ) -> None:
     """Write `table` to a path or a stream."""
     table = table.replace_schema_metadata(metadata)
     pq.write_table(table, file, compression="zstd", compression_level=compression_level, row_group_size=ROW_GROUP_ROWS)
+
+
+def parquet_bytes(table: pa.Table, *, streamed: bool = False) -> bytes:
+    """Return a table, with its metadata, as the bytes of a Parquet file.
+
+    `streamed`: as `write_table` writes it, for readers that stream; otherwise with pyarrow's defaults.
+    """
+    content = io.BytesIO()
+    if streamed:
+        write_table(table, content, metadata=table.schema.metadata)
+    else:
+        pq.write_table(table, content)
+    return content.getvalue()
+
+
+def csv_bytes(table: pa.Table) -> bytes:
+    """Return `table` as the bytes of a CSV file with a line of headings."""
+    content = io.BytesIO()
+    pa.csv.write_csv(table, content)
+    return content.getvalue()
 
 
 def write_stream(parts: Iterable[pa.Table], file: Any, *, metadata: dict[str, str]) -> None:

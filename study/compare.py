@@ -1,4 +1,4 @@
-"""Several studies in one ranking: `python study/compare.py results/*` writes comparison.parquet and comparison.html.
+"""Compare studies: `python study/compare.py results/*` writes comparison.parquet and comparison.html.
 
 Rows are ranked within a task: a benchmark, its rotation, and the checkpoint. Mean ranks over tasks compare methods
 where every one of them was run; with four benchmarks or more, the critical difference of Nemenyi's test says which mean
@@ -11,30 +11,27 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the project, not study/: its packages import by name
 
+import tyro  # noqa: E402
 
-from study.reporting.comparison import compare, comparison_page, load_studies  # noqa: E402
+from data_prep.errors import run_command  # noqa: E402
 
 
-def main(studies: tuple[Path, ...], /, *, out: Path = Path(".")) -> None:
+def compare(studies: tuple[Path, ...], /, *, out: Path = Path(".")) -> None:
     """One leaderboard and one page over several studies.
 
     Args:
         studies: Folders of finished studies; others are passed over.
         out: Folder for comparison.parquet and comparison.html.
     """
-    loaded = load_studies(studies)
-    rows = compare(loaded)
-    out.mkdir(parents=True, exist_ok=True)
-    rows.to_parquet(out / "comparison.parquet")
-    (out / "comparison.html").write_text(comparison_page(loaded, rows))
-    print(rows[["task", "rank", "method", "study", "test_h_mean", "h_gain"]].to_string(index=False))
-    print(out / "comparison.html")
+    from study.reporting.comparison import write_comparison  # with plotly, pandas and torch seconds
+
+    print(write_comparison(studies, out))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    return run_command(lambda: tyro.cli(compare, args=arguments))
 
 
 if __name__ == "__main__":
-    import tyro
-
-    try:
-        tyro.cli(main)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(main())

@@ -1,7 +1,7 @@
-"""The report: one HTML file that says what was searched, what won, whether to trust it, and what to try next.
+"""Write a study's report again: one HTML file that says what was searched, what won, and whether to trust it.
 
-It reads a study's files and computes next to nothing: what it shows was written by the final evaluation. To write it
-anew, with an ablation or an oracle study of the same method beside it: `python study/report.py results/NAME`.
+`python study/report.py results/NAME` reads the study's files and computes next to nothing: the final evaluation has
+written what the report shows.
 """
 
 import sys
@@ -10,25 +10,28 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the project, not study/: its packages import by name
 
+import tyro  # noqa: E402
 
-from data_prep.storage import locate  # noqa: E402
-from study.reporting.report import write_report  # noqa: E402
+from data_prep.errors import run_command  # noqa: E402
 
 
-def main(study: Path, /, *, beside: tuple[Path, ...] = ()) -> None:
+def report(study: Path, /, *, beside: tuple[Path, ...] = ()) -> None:
     """Write the report of a finished study again.
 
     Args:
         study: Its folder.
         beside: Folders of ablation or oracle studies to show with it.
     """
-    print(write_report(locate(study), beside=[locate(f) for f in beside]))
+    from data_prep.storage import locate  # with plotly, pandas and torch seconds: --help does not wait for them
+    from study.reporting.report import write_report
+
+    print(write_report(locate(study), beside=[locate(folder) for folder in beside]))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    return run_command(lambda: tyro.cli(report, args=arguments))
 
 
 if __name__ == "__main__":
-    import tyro
-
-    try:
-        tyro.cli(main)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(main())

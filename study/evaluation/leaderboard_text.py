@@ -1,70 +1,91 @@
-"""The leaderboard as text: Markdown for files, a table for the terminal."""
+"""Show the leaderboard as text: its columns, and tables of them as Markdown and for the terminal."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from study.evaluation.leaderboard import ORACLE, ORACLE_NOTE, Row
 
-PUBLISHED_COLUMNS = ("published_seen", "published_unseen", "published_h")
-
-
-# --- for people -----------------------------------------------------------------------------------------------------
+# --- numbers as words -------------------------------------------------------------------------------------------------
 
 
 def percent(value: float | None, deviation: float | None = None) -> str:
-    """A fraction in per cent, with its deviation if there is one; "" for None."""
+    """Return a fraction in per cent, with its deviation if there is one; "" for None."""
     if value is None:
         return ""
     return f"{100 * value:.2f}" + (f" ± {100 * deviation:.2f}" if deviation is not None else "")
 
 
 def difference(value: float | None, low: float | None = None, high: float | None = None) -> str:
-    """A difference of fractions in points, with its interval if there is one; "" for None."""
+    """Return a difference of fractions in points, with its interval if there is one; "" for None."""
     if value is None:
         return ""
     points = [f"{round(100 * v, 2) + 0.0:+.2f}" for v in (value, low, high) if v is not None]  # + 0.0: no minus zero
     return points[0] + (f" [{points[1]}, {points[2]}]" if len(points) == 3 else "")
 
 
-def _gain(row: Row) -> str:
-    return difference(row.h_gain, row.h_gain_lo, row.h_gain_hi)
+# --- columns ----------------------------------------------------------------------------------------------------------
 
 
-def _method(row: Row) -> str:
-    marks = [
-        word for word, on in ((ORACLE, row.select == ORACLE), ("selected", row.selected), ("Pareto", row.pareto)) if on
-    ]
-    return row.method + (f" ({', '.join(marks)})" if marks else "")
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of the leaderboard, wherever people see it: files, terminal, report, comparison."""
+
+    heading: str
+    """Heading of the column."""
+    field: str
+    """Field of `Row` that the column shows, and by which its cells are sorted."""
+    text: Callable[[Row], str]
+    """What a cell shows of a row."""
+    left: bool = False
+    """Whether cells are aligned to the left: words are, numbers are not."""
 
 
-SHOWN: dict[str, Any] = {
-    "rank": lambda r: str(r.rank or "–"),
-    "method": _method,
-    "config": lambda r: r.config_id,
-    "select": lambda r: r.select,
-    "val H": lambda r: percent(r.val_h_mean, r.val_h_std),
-    "known": lambda r: percent(r.test_known_micro),
-    "unknown": lambda r: percent(r.test_unknown_micro),
-    "all": lambda r: percent(r.test_all_micro),
-    "AUSUC": lambda r: "" if r.test_ausuc is None else f"{r.test_ausuc:.3f}",
-    "S": lambda r: percent(r.test_seen_mean),
-    "U": lambda r: percent(r.test_unseen_mean),
-    "H": lambda r: percent(r.test_h_mean, r.test_h_std if r.n_seeds > 1 else None),
-    "H gain [95 %]": _gain,
-    "behind [95 %]": lambda r: difference(r.h_behind, r.h_behind_lo, r.h_behind_hi),
-    "seeds": lambda r: str(r.n_seeds or ""),
-    "source": lambda r: r.source,
-}
+def method_with_marks(row: Row) -> str:
+    """Return the method's name, followed by what is special about the row."""
+    marks = {ORACLE: row.select == ORACLE, "selected": row.selected, "Pareto": row.pareto}
+    shown = ", ".join(mark for mark, holds in marks.items() if holds)
+    return f"{row.method} ({shown})" if shown else row.method
 
 
-_LEFT = ("method", "config", "select", "source")
+RANK = Column(heading="rank", field="rank", text=lambda r: str(r.rank or "–"))
+METHOD = Column(heading="method", field="method", text=method_with_marks, left=True)
+CONFIG = Column(heading="config", field="config_id", text=lambda r: r.config_id, left=True)
+SELECT = Column(heading="select", field="select", text=lambda r: r.select, left=True)
+VAL_H = Column(heading="val H", field="val_h_mean", text=lambda r: percent(r.val_h_mean, r.val_h_std))
+KNOWN = Column(heading="known", field="test_known_micro", text=lambda r: percent(r.test_known_micro))
+UNKNOWN = Column(heading="unknown", field="test_unknown_micro", text=lambda r: percent(r.test_unknown_micro))
+ALL = Column(heading="all", field="test_all_micro", text=lambda r: percent(r.test_all_micro))
+AUSUC = Column(
+    heading="AUSUC", field="test_ausuc", text=lambda r: "" if r.test_ausuc is None else f"{r.test_ausuc:.3f}"
+)
+S = Column(heading="S", field="test_seen_mean", text=lambda r: percent(r.test_seen_mean))
+U = Column(heading="U", field="test_unseen_mean", text=lambda r: percent(r.test_unseen_mean))
+H = Column(
+    heading="H",
+    field="test_h_mean",
+    text=lambda r: percent(r.test_h_mean, r.test_h_std if r.n_seeds > 1 else None),
+)
+H_GAIN = Column(heading="H gain [95 %]", field="h_gain", text=lambda r: difference(r.h_gain, r.h_gain_lo, r.h_gain_hi))
+BEHIND = Column(
+    heading="behind [95 %]", field="h_behind", text=lambda r: difference(r.h_behind, r.h_behind_lo, r.h_behind_hi)
+)
+SEEDS = Column(heading="seeds", field="n_seeds", text=lambda r: str(r.n_seeds or ""))
+SOURCE = Column(heading="source", field="source", text=lambda r: r.source, left=True)
+
+COLUMNS = (
+    RANK, METHOD, CONFIG, SELECT, VAL_H, KNOWN, UNKNOWN, ALL, AUSUC, S, U, H, H_GAIN, BEHIND, SEEDS, SOURCE,
+)  # fmt: skip
+"""The columns of leaderboard.md."""
 
 
-_LEGEND = (
+# --- Markdown ---------------------------------------------------------------------------------------------------------
+
+LEGEND = (
     "known, unknown, all: accuracy over images. S, U: mean accuracy per seen and unseen class. H = 2SU / (S + U). "
     "Base-to-novel: each image among its own half of the classes; cross-dataset: among the target's; S and U are over "
     "images there, and where the test has one kind of class only, H is its accuracy. "
@@ -74,54 +95,41 @@ _LEGEND = (
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
-    """The leaderboard for reading: percentages, a line of words about each kind of number."""
+    """Return leaderboard.md: a title, a note if it is an oracle's, the table, and what its columns mean."""
     lines = [f"# Leaderboard: {', '.join(sorted({r.benchmark for r in rows}))}", ""]
     if any(row.select == ORACLE for row in rows):
         lines += [f"**{ORACLE_NOTE}**", ""]
-    lines.append("| " + " | ".join(SHOWN) + " |")
-    lines.append("|" + "|".join(":--" if name in _LEFT else "--:" for name in SHOWN) + "|")
-    lines += ["| " + " | ".join(show(row).replace("|", "\\|") for show in SHOWN.values()) + " |" for row in rows]
-    lines += ["", _LEGEND, ""]
-    return "\n".join(lines)
+    lines.append("| " + " | ".join(column.heading for column in COLUMNS) + " |")
+    lines.append("|" + "|".join(":--" if column.left else "--:" for column in COLUMNS) + "|")
+    lines += ["| " + " | ".join(c.text(row).replace("|", "\\|") for c in COLUMNS) + " |" for row in rows]
+    return "\n".join([*lines, "", LEGEND, ""])
 
 
-def ablation_markdown(lines: Sequence[Mapping[str, Any]]) -> str:
-    other = next((line["published_in"] for line in lines if line["published_in"]), "")
-    benchmark = next((line["benchmark"] for line in lines), "")
-    head = ["variant", "S", "U", "H", "H gain [95 %]", "behind the full model [95 %]"]
-    head += ["published S", "published U", "published H"] if other else []
-    text = [f"# Ablation: {benchmark}", "", "| " + " | ".join(head) + " |"]
-    text.append("|:--" + "|--:" * (len(head) - 1) + "|")
-    for line in lines:
-        cells = [line["variant"], percent(line["test_seen_mean"]), percent(line["test_unseen_mean"])]
-        cells.append(percent(line["test_h_mean"], line["test_h_std"]))
-        cells += [difference(*(line[f"{name}{end}"] for end in ("", "_lo", "_hi"))) for name in ("h_gain", "h_behind")]
-        cells += [percent(line[name]) for name in PUBLISHED_COLUMNS] if other else []
-        text.append("| " + " | ".join(cells) + " |")
-    note = f"Published columns: {other}. Another data set: only the order of the variants can be compared."
-    return "\n".join([*text, "", *([note, ""] if other else []), _LEGEND, ""])
+# --- the terminal -----------------------------------------------------------------------------------------------------
 
 
 def _method_and_config(row: Row) -> str:
-    return row.method if row.config_id.startswith("zero-shot") else f"{row.method} [dim]{row.config_id}[/dim]"
+    method = escape(method_with_marks(replace(row, selected=False)))  # the rank has a star instead
+    return method if row.config_id.startswith("zero-shot") else f"{method} [dim]{escape(row.config_id)}[/dim]"
 
 
-_BRIEF: dict[str, Any] = {
-    "": lambda r: f"{r.rank or '–'}{'*' if r.selected else ' '}",
-    "method": lambda r: _method_and_config(replace(r, method=_method(replace(r, selected=False)))),
-    "val H": lambda r: percent(r.val_h_mean),
-    **{name: SHOWN[name] for name in ("S", "U", "H", "H gain [95 %]")},
-}
-"""What fits a terminal of 80 columns; the files have the rest."""
+_BRIEF = (
+    replace(RANK, heading="", text=lambda r: f"{r.rank or '–'}{'*' if r.selected else ' '}"),
+    replace(METHOD, text=_method_and_config),
+    replace(VAL_H, text=lambda r: percent(r.val_h_mean)),
+    *(S, U, H, H_GAIN),
+)
+"""The columns that fit a terminal of 80 characters; the files have the others."""
 
 
 def to_terminal(rows: Sequence[Row]) -> Table:
-    """The leaderboard as a rich table."""
+    """Return the leaderboard as a rich table."""
     oracle = any(row.select == ORACLE for row in rows)
     caption = "* selected: its method's best by validation"
     table = Table(title=ORACLE_NOTE if oracle else None, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in _BRIEF:
-        table.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=name != "method")
+    for column in _BRIEF:
+        alignment: Literal["left", "right"] = "left" if column.left else "right"
+        table.add_column(column.heading, justify=alignment, no_wrap=column.field != METHOD.field)
     for row in rows:
-        table.add_row(*(show(row) for show in _BRIEF.values()), style="bold" if row.selected else None)
+        table.add_row(*(column.text(row) for column in _BRIEF), style="bold" if row.selected else None)
     return table

@@ -1,4 +1,6 @@
-"""An adapter as a folder: what `predict.py` needs to classify images, without Ray and without the feature cache.
+"""Make an adapter that classifies images without Ray and without the feature cache, and add classes to it.
+
+The adapter's folder (`adapter_files` writes and reads it):
 
     adapter.safetensors   the trained lane, and the text features of its classes and graph nodes
     config.json           method and configuration, checkpoint, templates, metrics, versions
@@ -23,26 +25,27 @@ from data_prep.errors import UserError
 from data_prep.feature_store import FeatureSet
 from data_prep.wordnet import resolve_wnids, wordnet
 from data_prep.wordnet_graph import hypernym_graph
+from models.stacked import MethodConfig
 from study.protocol.trial_data import TrialData
 from study.training.methods import METHODS, Method
 
 TEXTS = ("name_features_CD", "node_features_ND", "class_node_C", "edges_E2", "seen_C")
-"""The part of `TrialData` that an adapter keeps."""
+"""Fields of `TrialData` that an adapter has."""
 
 EncodeTexts = Callable[[Sequence[str]], Tensor]
-"""Texts -> CLIP features (T, D), L2-normalised."""
+"""Encodes texts as CLIP features (T, D), L2-normalised."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
     """One trained configuration and the texts it classifies by."""
 
-    config: Any
-    """The method's configuration, with the inference-time knobs it found."""
+    config: MethodConfig
+    """Configuration of the method, inference-time knobs included."""
     seed: int
     """Seed of the refit whose weights these are."""
     data: TrialData
-    """Class texts and graph; it holds no image."""
+    """Class texts and graph, without images."""
     names: tuple[str, ...]
     """(C,) class names."""
     wnids: tuple[str | None, ...]
@@ -54,43 +57,48 @@ class Adapter:
     clip: str
     """Name of the checkpoint."""
     clip_identity: dict[str, Any]
-    """What its content was: see `data_prep.checkpoint`."""
+    """Identity of the checkpoint's content: see `data_prep.checkpoint`."""
     weights: dict[str, Tensor]
     """The lane's tensors (1, ...): parameters and inference-time knobs."""
 
     @property
     def method(self) -> Method:
+        """Method of the configuration."""
         return METHODS[type(self.config)]
 
     def module(self, clip_path: str = "") -> Any:
-        """The module, a pack of one lane; classes added since the training have their untrained values.
+        """Build the module, a pack of one lane; classes added since the training have their untrained values.
 
-        `clip_path`: the checkpoint; methods with learned prompts need its text encoder.
+        `clip_path`: folder or hub id of the checkpoint; methods with learned prompts need its text encoder.
         """
         data = replace(self.data, class_names=self.names, clip_path=clip_path)
         if "keys_KND" in self.weights:  # Tip-Adapter draws its cache from images: from exactly those, all of them
             keys, labels = self.weights["keys_KND"][0], self.weights["cache_labels_KN"][0]
             data = replace(data, source_features_ID=keys, source_labels_I=labels)
-        everything_KI = torch.ones(1, len(data.source_labels_I), dtype=torch.bool)
-        module = self.method.build([self.config], [self.seed], data.seen_C[None], everything_KI, data)
+        all_images_KI = torch.ones(1, len(data.source_labels_I), dtype=torch.bool)
+        module = self.method.build([self.config], [self.seed], data.seen_C[None], all_images_KI, data)
         module.set_lanes(self.weights)
         return module.eval()
 
-    def with_classes(self, added: Sequence[tuple[str, str]], encode: EncodeTexts) -> "Adapter":
-        """The same adapter with more classes, (name, wnid or "") each; unseen ones, like any class without images.
+    def with_classes(
+        self, added: Sequence[tuple[str, str]], encode: EncodeTexts, *, where: str = "classes as NAME=WNID"
+    ) -> "Adapter":
+        """Return the adapter with more classes, each a (name, wnid or ""): unseen ones, like any class without images.
 
-        Methods with a graph need their place in WordNet: an empty wnid is looked up. Raises `UserError`.
+        Methods with a graph need the place of each class in WordNet: an empty wnid is looked up. `where`: how users
+        give wnids, for errors. Raises `UserError`.
         """
         names = [name for name, _ in added]
-        twice = [name for i, name in enumerate(names) if not name or name in (*self.names, *names[:i])]
-        if twice:
-            raise UserError(f"--classes must be names that are not there yet, got {twice[0]!r}")
+        taken = [name for i, name in enumerate(names) if not name or name in (*self.names, *names[:i])]
+        if taken:
+            raise UserError(f"must be names that are not there yet, got {taken[0]!r}", option="classes")
         wnids: tuple[str | None, ...] = tuple(wnid or None for _, wnid in added)
         if self.method.uses_graph:
-            wnids = resolve_wnids(names, [wnid for _, wnid in added], where="--classes as NAME=WNID")
+            wnids = resolve_wnids(names, [wnid for _, wnid in added], where=where)
             known = [wnid for wnid in wnids if wnid and wnid in self.wnids]
             if known:
-                raise UserError(f"--classes must be new, {known[0]} is {self.names[self.wnids.index(known[0])]!r}")
+                name = self.names[self.wnids.index(known[0])]
+                raise UserError(f"must be new, {known[0]} is {name!r}", option="classes")
         name_features_CD = normalize(self._encoded([[name] for name in names], encode), dim=-1)
         grown = self._with_nodes(names, wnids, encode)
         node_of = {node: i for i, node in enumerate(grown.node_wnids)}
@@ -104,7 +112,7 @@ class Adapter:
         return replace(grown, data=data, names=(*self.names, *names), wnids=(*self.wnids, *wnids))
 
     def _with_nodes(self, names: Sequence[str], wnids: Sequence[str | None], encode: EncodeTexts) -> "Adapter":
-        """With nodes and edges for classes and the hypernyms of theirs that the graph lacks."""
+        """Return the adapter with nodes and edges for classes and those of their hypernyms that the graph lacks."""
         net = wordnet()
         hierarchy = hypernym_graph(net, [wnid for wnid in wnids if wnid in net.synsets])
         lemmas = {node: net.synsets[node].lemmas for node in sorted(hierarchy)}
@@ -125,7 +133,7 @@ class Adapter:
         return replace(self, data=data, node_wnids=node_wnids)
 
     def _encoded(self, words: Sequence[Sequence[str]], encode: EncodeTexts) -> Tensor:
-        """Sum of the text features of every group of words in every template, one row per group."""
+        """Return the sum of the text features of each group of words in all templates: (groups, D)."""
         texts = [[t.format(word) for word in group for t in self.templates] for group in words]
         features_TD = encode([text for group in texts for text in group])
         row_T = torch.arange(len(texts)).repeat_interleave(torch.tensor([len(group) for group in texts]))
@@ -133,9 +141,14 @@ class Adapter:
 
 
 def make_adapter(
-    config: Any, seed: int, weights: dict[str, Tensor], data: TrialData, features: FeatureSet, clip: dict[str, Any]
+    config: MethodConfig,
+    seed: int,
+    weights: dict[str, Tensor],
+    data: TrialData,
+    features: FeatureSet,
+    clip: dict[str, Any],
 ) -> Adapter:
-    """The adapter of one refitted lane. `clip`: identity of the checkpoint, from the cache's manifest."""
+    """Make the adapter of one refitted lane. `clip`: identity of the checkpoint, from the cache's manifest."""
     return Adapter(
         config=config,
         seed=seed,
@@ -151,6 +164,7 @@ def make_adapter(
 
 
 def without_images(**known: Any) -> TrialData:
+    """Return `TrialData` with the fields `TEXTS`, logit_scale and fingerprint that are given, and with no image."""
     none_ID = torch.empty(0, known["name_features_CD"].shape[1])
     no_labels_I = torch.empty(0, dtype=torch.int64)
     return TrialData(

@@ -1,27 +1,27 @@
-"""Read and write the folder of an exported adapter."""
+"""Write and read the folder of an exported adapter."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from io import BytesIO
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from data_prep.errors import UserError
+from data_prep.parquet import csv_bytes
 from data_prep.storage import Storage
 from data_prep.wordnet import NOT_IN_WORDNET
-from study.evaluation.leaderboard import Row
+from study.evaluation.leaderboard import ORACLE, Row
 from study.evaluation.leaderboard_text import to_markdown
 from study.outputs.adapter import TEXTS, Adapter, without_images
+from study.outputs.provenance import RefitRecord
 from study.training.methods import METHODS
 
 FORMAT = 1
-"""Raised whenever older folders could not be read any more."""
+"""Version of the folder's layout; a change that older folders do not survive raises it."""
 
 
 def write_adapter(
@@ -31,10 +31,12 @@ def write_adapter(
     *,
     row: Row,
     metrics: Mapping[str, float],
-    provenance: Mapping[str, Any],
+    record: RefitRecord,
 ) -> None:
-    """Write an adapter into a folder of the study. `row`: its line on the leaderboard, a mean over seeds; `metrics`:
-    those of this very seed; `provenance`: seeds, rotation, options, versions. Raises `UserError`.
+    """Write an adapter into a folder of the study. Raises `UserError` if the storage cannot be written.
+
+    `row`: the configuration's row of the leaderboard, a mean over seeds. `metrics`: test metrics of the adapter's own
+    seed. `record`: how the refits were made.
     """
     tensors = {name: getattr(adapter.data, name) for name in TEXTS}
     tensors |= {f"lane.{name}": value for name, value in adapter.weights.items()}
@@ -49,7 +51,7 @@ def write_adapter(
         "feature_fingerprint": adapter.data.fingerprint,
         "metrics": dict(metrics),
         "leaderboard": asdict(row),
-        **provenance,
+        **record.to_json(),
     }
     classes = {
         "name": adapter.names,
@@ -58,27 +60,29 @@ def write_adapter(
     }
     contents = {
         "adapter.safetensors": save({name: value.contiguous() for name, value in tensors.items()}),
-        "classes.csv": _csv(classes),
-        "nodes.csv": _csv({"wnid": adapter.node_wnids}),
-        "README.md": _card(adapter, row, metrics, provenance).encode(),
-        "config.json": (json.dumps(config, indent=2) + "\n").encode(),  # last: with it the adapter is complete
+        "classes.csv": csv_bytes(pa.table(classes)),
+        "nodes.csv": csv_bytes(pa.table({"wnid": adapter.node_wnids})),
+        "README.md": _card(adapter, row, metrics, record).encode(),
+        "config.json": (json.dumps(config, indent=2) + "\n").encode(),  # last: a folder with it is complete
     }
     for name, content in contents.items():
         storage.write(f"{folder}/{name}", content)
 
 
 def read_adapter(storage: Storage) -> Adapter:
-    """The adapter in a folder. Raises `UserError` if it is none, or damaged."""
+    """Read the adapter in a folder. Raises `UserError` if there is none, or if it is damaged."""
     files = {name: storage.read(name) for name in ("config.json", "adapter.safetensors", "classes.csv", "nodes.csv")}
     missing = [name for name, content in files.items() if content is None]
     if missing:
-        raise UserError(f"--adapter must be a folder of <study>/adapters, {storage.shown} has no {missing[0]}")
+        raise UserError(f"must be a folder of <study>/adapters, {storage.shown} has no {missing[0]}", option="adapter")
     try:
         config = json.loads(files["config.json"] or b"")
         if config["format"] != FORMAT:
-            raise UserError(f"--adapter {storage.shown} has format {config['format']}, this version reads {FORMAT}")
+            raise UserError(
+                f"{storage.shown} has format {config['format']}, this version reads {FORMAT}", option="adapter"
+            )
         tensors = load(files["adapter.safetensors"] or b"")
-        classes, nodes = _table(files["classes.csv"]), _table(files["nodes.csv"])
+        classes, nodes = _columns(files["classes.csv"]), _columns(files["nodes.csv"])
         kind = {method.__name__: method for method in METHODS}[config["method"]]
         return Adapter(
             config=kind(**config["config"]),
@@ -99,29 +103,24 @@ def read_adapter(storage: Storage) -> Adapter:
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, SafetensorError, pa.ArrowException) as error:
-        raise UserError(f"--adapter {storage.shown} is damaged: {type(error).__name__}: {error}") from error
+        raise UserError(f"{storage.shown} is damaged: {type(error).__name__}: {error}", option="adapter") from error
 
 
-def _csv(columns: Mapping[str, Any]) -> bytes:
-    content = BytesIO()
-    pa.csv.write_csv(pa.table({name: pa.array(values) for name, values in columns.items()}), content)
-    return content.getvalue()
-
-
-def _table(content: bytes | None) -> dict[str, list[Any]]:
+def _columns(content: bytes | None) -> dict[str, list[Any]]:
+    """Return the columns of a CSV file; names and wnids are strings even where they look like numbers or nulls."""
     strings = pa.csv.ConvertOptions(
         column_types={"name": pa.string(), "wnid": pa.string()}, null_values=[], strings_can_be_null=False
     )
-    return pa.csv.read_csv(BytesIO(content or b""), convert_options=strings).to_pydict()
+    return pa.csv.read_csv(pa.BufferReader(content or b""), convert_options=strings).to_pydict()
 
 
-def _card(adapter: Adapter, row: Row, metrics: Mapping[str, float], provenance: Mapping[str, Any]) -> str:
-    """The model card."""
-    options = provenance["options"]
+def _card(adapter: Adapter, row: Row, metrics: Mapping[str, float], record: RefitRecord) -> str:
+    """Return the model card."""
     _, _, table = to_markdown([row]).partition("\n\n")  # without its title
     seen = int(adapter.data.seen_C.sum())
-    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
-    select = f"`--select {row.select}`" + (": LOOKED AT TEST LABELS, an upper bound" if row.select == "oracle" else "")
+    versions = ", ".join(f"{name} {version}" for name, version in record.run.environment.versions.items())
+    folds, option = record.run.options.folds, f"`--select {row.select}`"
+    warning = ": LOOKED AT TEST LABELS, an upper bound" if row.select == ORACLE else ""
     return f"""# {row.method} on {row.benchmark}
 
 An adapter of CLIP `{adapter.clip}` for {len(adapter.names)} classes: {seen} seen, {len(adapter.names) - seen} unseen in
@@ -140,8 +139,8 @@ S {100 * metrics["test_seen_mean"]:.2f}, U {100 * metrics["test_unseen_mean"]:.2
 
 ## Protocol
 
-- Selected with {select}, {options["selection"]["folds"]} folds of seen classes; refitted on all seen classes with seeds
-  {", ".join(map(str, provenance["seeds"]))} for {provenance["epochs"]} epochs; rotation {provenance["rotation"]}.
+- Selected with {option}{warning}, {folds} folds of seen classes; refitted on all seen classes with seeds
+  {", ".join(map(str, record.seeds))} for {record.epochs} epochs; rotation {record.rotation}.
 - Test images were scored once, after the choice.
 - Features: fingerprint `{row.feature_fingerprint}`; templates {", ".join(f"`{t}`" for t in adapter.templates)}.
 - Versions: {versions}.

@@ -1,4 +1,4 @@
-"""What is kept of the final test for looking at: Parquet beside the leaderboard, read by the report and by people.
+"""Write and read the tables of the final test: Parquet beside the leaderboard, for the report and for people.
 
     predictions.parquet  every test image under each method's selected configuration, by seed
     curves.parquet       seen against unseen accuracy at thresholds between the two, same configurations
@@ -6,15 +6,15 @@
     errors.parquet       errors by their distance in WordNet, beside those of a guess
     confusions.parquet   the commonest errors on unseen classes, with small images
 
-Suffixes: S seeds, T target images, C classes, G residual strengths.
+Suffixes: S seeds, T target images, C classes, P pairs of classes, G residual strengths, M thresholds.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from io import BytesIO
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet
 import torch
 from PIL import Image
 from torch import Tensor
@@ -22,66 +22,75 @@ from torch import Tensor
 from data_prep.storage import Storage
 from models.sweeps import LAMBDAS, seen_unseen_curve
 from study.evaluation.final_test import BASELINE, Evaluation, Scored
+from study.outputs.folder import read_table, write_table
 
 CURVE_POINTS = 200
-"""Thresholds kept of a curve, which has one per image."""
-
+"""Most thresholds of a curve that are written; the curve itself has one per image."""
 
 LANDSCAPE_TAUS = 48
-"""Thresholds kept of the landscape."""
-
+"""Most thresholds of the landscape that are written."""
 
 CONFUSIONS = 24
-"""Pairs of classes kept, the commonest ones."""
-
+"""Most pairs of classes that are written, the commonest ones."""
 
 EXAMPLES = 3
-"""Images kept of each pair."""
-
+"""Most images of each pair that are written."""
 
 THUMBNAIL = 56
 """Longer side of a small image in pixels."""
-
 
 GUESS = "any wrong class"
 """Name of the guess that errors are compared with: all wrong classes equally often."""
 
 
-def write_analysis(
+@dataclass(frozen=True, kw_only=True)
+class PredictionTables:
+    """The tables that the report reads; None where the study has no such table."""
+
+    curves: pa.Table | None
+    """Columns method, config_id, seed, tau, seen, unseen: a line per threshold."""
+    landscape: pa.Table | None
+    """Columns residual_lambda, tau, h."""
+    errors: pa.Table | None
+    """Columns method, label_unseen, predicted_unseen, distance, images (their number)."""
+    confusions: pa.Table | None
+    """Columns label, predicted, share, distance, nearest, images, images_of_predicted (WebP): a line per pair."""
+
+
+def write_prediction_tables(
     storage: Storage, evaluation: Evaluation, scored: Sequence[Scored], reference: str, images: pa.Table
 ) -> None:
-    """Write the tables of one rotation. `reference`: the study's own method; `images`: the benchmark's target ones."""
+    """Write the tables of one rotation.
+
+    `reference`: the study's own method. `images`: the benchmark's target images, columns key, path, data.
+    Raises `UserError` if the storage cannot be written.
+    """
     chosen = [s for s in scored if s.row.selected]
-    tables = {"predictions": _predictions(evaluation, chosen)}
-    if chosen and chosen[0].curves and evaluation.data.competing.thresholded:
-        tables["curves"] = _curves(chosen)
     own = next((s for s in chosen if s.row.method == reference), None)
-    if own and own.unseen_GT is not None and evaluation.data.competing.thresholded:
-        tables["landscape"] = _landscape(evaluation, own)
     distance_CC = wordnet_distance(evaluation.features.graph.path_similarity_CC)
-    tables["errors"] = _errors(evaluation, chosen, distance_CC)
+    write_table(storage, "predictions", _predictions(evaluation, chosen))
+    if chosen and chosen[0].curves and evaluation.data.competing.thresholded:
+        write_table(storage, "curves", _curves(chosen))
+    if own and own.unseen_GT is not None and evaluation.data.competing.thresholded:
+        write_table(storage, "landscape", _landscape(evaluation, own))
+    write_table(storage, "errors", _errors(evaluation, chosen, distance_CC))
     if own:
-        tables["confusions"] = _confusions(evaluation, own, distance_CC, images)
-    for name, table in tables.items():
-        buffer = BytesIO()
-        pa.parquet.write_table(table, buffer)
-        storage.write(f"{name}.parquet", buffer.getvalue())
+        write_table(storage, "confusions", _confusions(evaluation, own, distance_CC, images))
 
 
-def read_table(storage: Storage, name: str) -> pa.Table | None:
-    """One of the tables above, None where the study has none."""
-    content = storage.read(f"{name}.parquet")
-    return None if content is None else pa.parquet.read_table(BytesIO(content))
+def read_prediction_tables(storage: Storage) -> PredictionTables:
+    """Read the tables of a study that the report shows."""
+    return PredictionTables(**{f.name: read_table(storage, f.name) for f in fields(PredictionTables)})
 
 
 def wordnet_distance(path_similarity_CC: Tensor) -> Tensor:
-    """Edges (C, C) on the shortest way between two classes; inf where WordNet has none."""
+    """Return the number of edges (C, C) on the shortest way between two classes; inf where WordNet has no way."""
     return (1 / path_similarity_CC - 1).round()
 
 
 def _predictions(evaluation: Evaluation, chosen: Sequence[Scored]) -> pa.Table:
     names, keys = evaluation.features.classes.names, evaluation.features.target.keys.to_pylist()
-    parts = [
+    lines = [
         {
             "key": key,
             "label": names[label],
@@ -94,46 +103,46 @@ def _predictions(evaluation: Evaluation, chosen: Sequence[Scored]) -> pa.Table:
         for seed, predicted_T in enumerate(s.predictions_ST.tolist())
         for key, label, predicted in zip(keys, evaluation.labels_T.tolist(), predicted_T, strict=True)
     ]
-    return pa.Table.from_pylist(parts)
+    return pa.Table.from_pylist(lines)
 
 
 def _curves(chosen: Sequence[Scored]) -> pa.Table:
-    parts = []
+    lines = []
     for s in chosen:
         for seed, curve in enumerate(s.curves):
             at = _spread(len(curve.tau_M), CURVE_POINTS)
             points = zip(curve.tau_M[at].tolist(), curve.seen_M[at].tolist(), curve.unseen_M[at].tolist(), strict=True)
-            parts += [
+            lines += [
                 {"method": s.row.method, "config_id": s.row.config_id, "seed": seed, "tau": t, "seen": a, "unseen": b}
                 for t, a, b in points
             ]
-    return pa.Table.from_pylist(parts)
+    return pa.Table.from_pylist(lines)
 
 
 def _landscape(evaluation: Evaluation, own: Scored) -> pa.Table:
-    """H of the first seed on the test images at every lambda and at some of all taus."""
+    """Score the first seed on the test images at every lambda and at some of all taus."""
     labels_T, seen_C, division = evaluation.labels_T, evaluation.data.seen_C, own.division
-    assert own.unseen_GT is not None  # the caller sees to it
-    parts = []
+    assert own.unseen_GT is not None  # write_prediction_tables has checked it
+    lines = []
     for strength, unseen_T in zip(LAMBDAS, own.unseen_GT, strict=True):
         curve = seen_unseen_curve(
             division.lead_KI[0], division.seen_KI[0] == labels_T, unseen_T == labels_T, labels_T, seen_C
         )
         at = _spread(len(curve.tau_M) - 1, LANDSCAPE_TAUS) + 1  # the first threshold is infinite
-        parts += [
+        lines += [
             {"residual_lambda": strength, "tau": tau, "h": h}
             for tau, h in zip(curve.tau_M[at].tolist(), curve.h_M[at].tolist(), strict=True)
         ]
-    return pa.Table.from_pylist(parts)
+    return pa.Table.from_pylist(lines)
 
 
 def _errors(evaluation: Evaluation, chosen: Sequence[Scored], distance_CC: Tensor) -> pa.Table:
-    """Wrong images, mean over seeds, by method, side of the label, side of the predicted class, and distance."""
+    """Count wrong images, mean over seeds, by method, side of label and prediction (seen or unseen), and distance."""
     labels_T, unseen_C = evaluation.labels_T, ~evaluation.data.seen_C
     counts: dict[tuple[Any, ...], float] = {}
 
     def add(method: str, weights: Tensor, labels: Tensor, predicted: Tensor) -> None:
-        """Add one to each cell's count for every pair (label, predicted), or its weight."""
+        """Add each pair's weight to the count of its cell; a pair is an image's label and predicted class."""
         for distance in distance_CC[labels, predicted].unique().tolist():
             at_distance = distance_CC[labels, predicted] == distance
             for label_unseen in (False, True):
@@ -156,10 +165,10 @@ def _errors(evaluation: Evaluation, chosen: Sequence[Scored], distance_CC: Tenso
 
 
 def _confusions(evaluation: Evaluation, own: Scored, distance_CC: Tensor, images: pa.Table) -> pa.Table:
-    """The commonest pairs of an unseen class and a seen one that its images were taken for, nearest in WordNet first.
+    """List the commonest pairs of an unseen class and a seen one predicted for it, nearest in WordNet first.
 
-    `share`: of the class's images, mean over seeds. `nearest`: classes whose zero-shot prototypes lie nearest to that
-    of the unseen class.
+    Column `share`: share of the class's images, mean over seeds. Column `nearest`: classes whose zero-shot prototypes
+    lie nearest to that of the unseen class.
     """
     labels_T, seen_C, names = evaluation.labels_T, evaluation.data.seen_C, evaluation.features.classes.names
     labels_ST = labels_T.expand_as(own.predictions_ST)
@@ -178,10 +187,10 @@ def _confusions(evaluation: Evaluation, own: Scored, distance_CC: Tensor, images
         rows = [row_of_key[keys[t]] for t in chosen_T.nonzero().flatten()[:EXAMPLES].tolist()]
         return [_thumbnail(image) for image in images.take(pa.array(rows, pa.int64())).to_pylist()]
 
-    parts = []
+    lines = []
     for (label, predicted), count in zip(pairs_P2[order].tolist(), counts_P[order].tolist(), strict=True):
         of_class_T = labels_T == label
-        parts.append(
+        lines.append(
             {
                 "label": names[label],
                 "predicted": names[predicted],
@@ -195,11 +204,11 @@ def _confusions(evaluation: Evaluation, own: Scored, distance_CC: Tensor, images
     binaries = pa.list_(pa.binary())
     types = [pa.string(), pa.string(), pa.float64(), pa.float64(), pa.list_(pa.string()), binaries, binaries]
     columns = ("label", "predicted", "share", "distance", "nearest", "images", "images_of_predicted")
-    return pa.Table.from_pylist(parts, schema=pa.schema(list(zip(columns, types, strict=True))))
+    return pa.Table.from_pylist(lines, schema=pa.schema(list(zip(columns, types, strict=True))))
 
 
 def _thumbnail(image: Mapping[str, Any]) -> bytes:
-    """An image of a benchmark (its `path` or `data`) as a small WebP."""
+    """Return an image of a benchmark, given by its `path` or `data`, as a small WebP."""
     with Image.open(image["path"] or BytesIO(image["data"])) as opened:
         small = opened.convert("RGBA")
     small.thumbnail((THUMBNAIL, THUMBNAIL))
@@ -209,5 +218,5 @@ def _thumbnail(image: Mapping[str, Any]) -> bytes:
 
 
 def _spread(n: int, most: int) -> Tensor:
-    """At most `most` of the indices below n, evenly spread, both ends among them."""
+    """Return at most `most` of the indices below n, evenly spread, both ends among them."""
     return torch.linspace(0, n - 1, min(n, most)).round().long()

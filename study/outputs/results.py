@@ -1,126 +1,120 @@
-"""A finished study's files, read: what the report and the comparison of studies show."""
+"""Read a finished study's files: all that the report and the comparison of studies show."""
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
-import pyarrow as pa
 from optuna.trial import TrialState
-from pyarrow.fs import FileType
+from pyarrow.fs import FileSelector, FileType
 
 from data_prep.errors import UserError
 from data_prep.storage import Storage, locate, pull
 from study.evaluation.leaderboard import ORACLE, Row
+from study.outputs.ablation_files import AblationLine, read_ablation
 from study.outputs.leaderboard_files import read_leaderboard
-from study.outputs.prediction_tables import read_table
+from study.outputs.prediction_tables import PredictionTables, read_prediction_tables
+from study.outputs.provenance import RecordedOptions, RunRecord
 from study.search.ledger import JOURNAL, Ledger, read_ledger
 from study.search.records import Configuration
 
 
 @dataclass(frozen=True, kw_only=True)
-class Results:
-    """A study's files, read."""
+class SearchResults:
+    """What a ledger holds of a finished search."""
 
-    name: str
-    """Name of the study."""
-    folder: str
-    """Where its files are."""
-    rows: list[Row]
-    """Its leaderboard, published rows included; empty while it runs."""
-    run: dict[str, Any]
-    """Its run.json."""
-    identity: dict[str, Any]
-    """What its ledger was created with; empty where nothing was searched."""
+    identity: Mapping[str, Any]
+    """What the ledger was created with: space, knobs, sampler, epochs and so on."""
     configurations: list[Configuration]
-    """Finished configurations of the study's own method."""
-    looking: optuna.Study | None
-    """The same as an Optuna study, for Optuna's own charts."""
-    baselines: dict[str, list[Configuration]]
+    """Finished configurations in the order in which they were drawn."""
+    optuna_study: optuna.Study
+    """The same configurations for Optuna's own charts, see `score_study`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """A finished study, or one rotation of it."""
+
+    folder: str
+    """Folder or URI of the study."""
+    rows: list[Row]
+    """Rows of its leaderboard, published ones included; at least one."""
+    run: RunRecord
+    """Where the results come from."""
+    search: SearchResults | None
+    """Search of the study's own method; None where nothing was searched, or each rotation has its own."""
+    baselines: Mapping[str, list[Configuration]]
     """Finished configurations of the searched baselines, by space."""
     rotations: list["Results"]
-    """One per rotation if there were several."""
-    tables: dict[str, pa.Table]
-    """What `analysis` wrote, and an ablation's table."""
+    """Results of each rotation, if there were several."""
+    tables: PredictionTables
+    """Tables of the final test."""
+    ablation: list[AblationLine]
+    """Lines of an ablation; none of any other study."""
 
     @property
     def own(self) -> Row | None:
-        """The selected row of the study's own method: the first row that the others are compared with."""
-        return next((r for r in self.rows if r.selected and r.method == self.run.get("reference")), None)
-
-    @property
-    def searched(self) -> str:
-        """The study's own method; of an ablation, the method that is taken apart."""
-        return str(self.run["reference"]).partition(":")[0]
+        """The selected row of the study's own method; in an ablation, of the full method."""
+        return next((r for r in self.rows if r.selected and r.method == self.run.reference), None)
 
     @property
     def benchmark(self) -> str:
-        """What it was measured on."""
+        """Benchmark of the study."""
         return self.rows[0].benchmark
+
+    @property
+    def is_oracle(self) -> bool:
+        """Whether configurations were selected with test labels."""
+        return any(row.select == ORACLE for row in self.rows)
+
+    @property
+    def configurations(self) -> list[Configuration]:
+        """Finished configurations of the study's own method."""
+        return self.search.configurations if self.search else []
 
 
 def read_results(storage: Storage) -> Results:
-    """All that the report shows of a finished study. Raises `UserError` if there is no leaderboard."""
+    """Read a finished study. Raises `UserError` if its folder has no leaderboard."""
     try:
         rows = read_leaderboard(storage)
     except FileNotFoundError as error:
         raise UserError(f"a finished study must have a leaderboard, there is none: {error}") from None
-    run = json.loads(storage.read("run.json") or b"{}")
+    # for studies of versions that did not write the reference
     methods = [r.method for r in rows if json.loads(r.params)] or [rows[0].method]
-    run.setdefault("reference", next((m for m in methods if m.endswith(": full")), methods[0]))  # older studies
-    configurations, identity, looking = _read_ledger(storage)
-    spaces = [i.base_name for i in _folders(storage, "baselines")]
-    tables = {name: read_table(storage, name) for name in ("curves", "landscape", "errors", "confusions", "ablation")}
+    reference = next((m for m in methods if m.endswith(": full")), methods[0])
+    folder = storage.root.rpartition("/")[2]
+    run = json.loads(storage.read("run.json") or b"{}")
+    searches = {space: read_search(storage / f"baselines/{space}") for space in _folders(storage, "baselines")}
     return Results(
-        name=run.get("name") or storage.root.rpartition("/")[2],
         folder=storage.shown,
         rows=rows,
-        run=run,
-        identity=identity,
-        configurations=configurations,
-        looking=looking,
-        baselines={s: _read_ledger(storage / f"baselines/{s}")[0] for s in spaces},
-        rotations=[read_results(storage / i.base_name) for i in _folders(storage) if _is_rotation(i.base_name)],
-        tables={name: table for name, table in tables.items() if table is not None},
+        run=RunRecord.from_json(run, name=folder, reference=reference),
+        search=read_search(storage),
+        baselines={space: search.configurations if search else [] for space, search in searches.items()},
+        rotations=[read_results(storage / name) for name in _folders(storage) if name.startswith("rotation-")],
+        tables=read_prediction_tables(storage),
+        ablation=read_ablation(storage),
     )
 
 
-def _is_rotation(folder: str) -> bool:
-    return folder.startswith("rotation-")
-
-
-def _folders(storage: Storage, name: str = "") -> list[Any]:
-    selector = pa.fs.FileSelector(f"{storage.root}/{name}", allow_not_found=True)
-    found = [i for i in storage.filesystem.get_file_info(selector) if i.type == FileType.Directory]
-    return sorted(found, key=lambda i: i.base_name)
-
-
-@contextmanager
-def _local_folder(storage: Storage) -> Iterator[Path]:
-    """A local folder with the journal, which Optuna cannot read elsewhere."""
-    if storage.is_local:
-        yield Path(storage.root)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        pull(storage, Path(folder) / JOURNAL)
-        yield Path(folder)
-
-
-def _read_ledger(storage: Storage) -> tuple[list[Configuration], dict[str, Any], optuna.Study | None]:
+def read_search(storage: Storage) -> SearchResults | None:
+    """Read the journal of a study or baseline; None where there is none."""
     with _local_folder(storage) as folder:
         journal = folder / JOURNAL
         if not (journal.exists() and journal.stat().st_size):
-            return [], {}, None
+            return None
         ledger = read_ledger(folder)
-        return ledger.finished(), ledger.identity, for_looking(ledger)
+        return SearchResults(
+            identity=ledger.identity, configurations=ledger.finished(), optuna_study=score_study(ledger)
+        )
 
 
-def for_looking(ledger: Ledger) -> optuna.Study:
-    """Finished configurations, each once, under one objective (the score): what all of Optuna's charts can show."""
+def score_study(ledger: Ledger) -> optuna.Study:
+    """Return the finished configurations, each once, under one objective (the score), which all Optuna charts need."""
     trials = {t.number: t for t in ledger.trials()}
     states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
     study = optuna.create_study(direction="maximize")
@@ -139,24 +133,37 @@ def for_looking(ledger: Ledger) -> optuna.Study:
     return study
 
 
-def oracles_beside(storage: Storage, mine: Results) -> list[Results]:
-    """Oracle studies of the same method and features in the same storage."""
-    if not storage.is_local or not mine.own or mine.own.select == ORACLE:
+def oracles_beside(storage: Storage, results: Results) -> list[Results]:
+    """Return the oracle studies of the same method, features and rotation that lie in the same local storage."""
+    if not storage.is_local or not results.own or results.own.select == ORACLE:
         return []
     found = []
-    for run in Path(storage.root).parent.glob("*/run.json"):
-        options = json.loads(run.read_text()).get("options", {})
-        if options.get("selection", {}).get("select") == ORACLE and (run.parent / "leaderboard.parquet").exists():
-            found.append(read_results(locate(run.parent)))
-    return [o for o in found if _comparable(o, mine)]
+    for file in Path(storage.root).parent.glob("*/run.json"):
+        options = RecordedOptions(by_group=json.loads(file.read_text()).get("options", {}))
+        if options.select == ORACLE and (file.parent / "leaderboard.parquet").exists():
+            found.append(read_results(locate(file.parent)))
+    return [oracle for oracle in found if _task(oracle) == _task(results)]
 
 
-def _comparable(a: Results, b: Results) -> bool:
-    def task(r: Results) -> tuple[Any, ...]:
-        return (r.own and r.own.feature_fingerprint, r.run.get("options", {}).get("study", {}).get("rotation"))
+def _task(results: Results) -> tuple[str | None, int | str | None, str]:
+    """Return all that two studies must share for their numbers to be compared."""
+    fingerprint = results.own.feature_fingerprint if results.own else None
+    return fingerprint, results.run.options.rotation, results.run.own_method
 
-    return task(a) == task(b) and a.run["reference"].partition(":")[0] == b.run["reference"].partition(":")[0]
+
+def _folders(storage: Storage, name: str = "") -> list[str]:
+    """Return the names of the folders in `storage`, or in its folder `name`, sorted; none if it does not exist."""
+    selector = FileSelector(f"{storage.root}/{name}", allow_not_found=True)
+    found = storage.filesystem.get_file_info(selector)
+    return sorted(info.base_name for info in found if info.type == FileType.Directory)
 
 
-def is_ablation(results: Results) -> bool:
-    return ":" in results.run["reference"]
+@contextmanager
+def _local_folder(storage: Storage) -> Iterator[Path]:
+    """Give a local folder that holds the journal, because Optuna reads journals from local files only."""
+    if storage.is_local:
+        yield Path(storage.root)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        pull(storage, Path(folder) / JOURNAL)
+        yield Path(folder)

@@ -1,6 +1,6 @@
-"""`--log`: finished configurations as runs of TensorBoard, MLflow or Weights & Biases, each with its learning curve.
+"""Write finished configurations as runs of TensorBoard, MLflow or Weights & Biases, each with its learning curve.
 
-They are written from the ledger when a search ends, so a tracker that is slow or away costs the search nothing.
+The runs are written from the ledger when a search ends, so a tracker that is slow or away costs the search nothing.
 """
 
 import importlib.util
@@ -15,21 +15,24 @@ from study.search.records import Configuration
 
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
 
-
 PACKAGE: dict[Tracker, str] = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
+"""Package that each tracker's runs are written with."""
 
 
 def check_tracker(tracker: Tracker) -> None:
     """Raise `UserError` if the tracker's package is not installed."""
     if importlib.util.find_spec(PACKAGE[tracker]) is None:
-        raise UserError(f"--log {tracker} needs its package: pip install 'zerosweep[{tracker}]'")
+        raise UserError(
+            f"must be a tracker whose package is installed, got {tracker}: pip install 'zerosweep[{tracker}]'",
+            option="log",
+        )
 
 
 def log_configurations(tracker: Tracker, configurations: Sequence[Configuration], *, study: str, folder: Path) -> None:
-    """One run per configuration: parameters, selection metrics, learning curve, and what became of it.
+    """Write one run per configuration: parameters, selection metrics, learning curve and state.
 
-    `study`: experiment (MLflow) or group (Weights & Biases). `folder`: where files go, unless MLFLOW_TRACKING_URI or
-    WANDB_DIR says otherwise.
+    `study`: experiment (MLflow) or group (Weights & Biases). `folder`: folder for the files, unless MLFLOW_TRACKING_URI
+    or WANDB_DIR names another.
     """
     writers: dict[Tracker, Callable[[Sequence[Configuration], str, Path], None]] = {
         "tensorboard": _tensorboard,
@@ -72,11 +75,11 @@ def _wandb(configurations: Sequence[Configuration], study: str, folder: Path) ->
     import wandb
 
     folder.mkdir(parents=True, exist_ok=True)
-    where = os.environ.get("WANDB_DIR", str(folder))
+    directory = os.environ.get("WANDB_DIR", str(folder))
     for c in configurations:
         config = {**c.params, "seed": c.seed}
         with wandb.init(
-            project="zerosweep", group=study, name=c.config_id, config=config, dir=where, reinit="finish_previous"
+            project="zerosweep", group=study, name=c.config_id, config=config, dir=directory, reinit="finish_previous"
         ) as run:
             for epoch, score in c.curve:
                 run.log({"score": score}, step=epoch)

@@ -1,42 +1,47 @@
 """The report's answer to: what does each part do?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
 from study.evaluation.leaderboard import Row
-from study.evaluation.leaderboard_text import percent
+from study.evaluation.leaderboard_text import BEHIND, H, S, U, percent
+from study.outputs.ablation_files import AblationLine
 from study.outputs.results import Results
-from study.reporting.overview import number_cells
 from study.reporting.page import Cell, Chart, Section, Table
-from study.reporting.style import MUTED, OTHER, OWN, whiskers
+from study.reporting.style import MUTED, OTHER, OWN, number_cells, whiskers
 
 
-def ablation_table(variants: Mapping[str, Row], published: Mapping[str, Sequence[float | None]]) -> Table:
-    """Every variant and how far it lies behind the full model. `published`: S, U, H by variant, if any were."""
-    ours, theirs = ("S", "U", "H", "behind [95 %]"), ("S", "U", "H")
-    return Table(
-        id="ablation-table",
-        columns=(
-            "variant",
-            *ours[:-1],
-            "behind the full model [95 %]",
-            *(f"published {name}" for name in theirs if published),
-        ),
-        rows=[
-            [
-                Cell(text=name),
-                *number_cells(row, ours),
-                *(Cell(text=percent(v), value=v) for v in published.get(name, (None,) * len(theirs)) if published),
-            ]
-            for name, row in variants.items()
-        ],
+def ablation_section(ablation: Results) -> Section:
+    """Show the full model and its variants, those that lost least first, beside published numbers if there are any."""
+    run = ablation.run
+    rows = [r for r in ablation.rows if r.method.partition(":")[0] == run.own_method]
+    rows.sort(key=lambda r: (r.method != run.reference, r.h_behind or 0.0))
+    variants = {r.method.partition(": ")[2] or r.method: r for r in rows}
+    paragraphs = [
+        f"Study “{run.name}”: the same configuration with one part removed or changed at a time, each variant "
+        "trained and scored like the full model. An interval that includes zero means that these test images cannot "
+        "tell the variant from the full model."
+    ]
+    published = {line.variant: line for line in ablation.ablation if line.published_h is not None}
+    if published:
+        paragraphs.append(
+            f"Published numbers are those of {ablation.ablation[0].published_in}: another data set, so only the order "
+            "of the variants can be compared."
+        )
+    return Section(
+        id="ablation",
+        title="What does each part do?",
+        paragraphs=paragraphs,
+        charts=[ablation_chart(variants, published)],
+        tables=[ablation_table(variants, published)],
     )
 
 
-def ablation_chart(variants: Mapping[str, Row], published_h: Mapping[str, float]) -> Chart:
-    """H of every variant minus that of the full model, the first one; the same of the published ones, if any."""
+def ablation_chart(variants: Mapping[str, Row], published: Mapping[str, AblationLine]) -> Chart:
+    """Draw H of each variant minus H of the full model, which is the first one; published differences as diamonds."""
     names = list(variants)
+    published_h = {name: line.published_h for name, line in published.items() if line.published_h is not None}
     behind = [(-(r.h_behind or 0.0), -(r.h_behind_hi or 0.0), -(r.h_behind_lo or 0.0)) for r in variants.values()]
     figure = go.Figure(
         go.Bar(
@@ -72,31 +77,27 @@ def ablation_chart(variants: Mapping[str, Row], published_h: Mapping[str, float]
     )
 
 
-def ablation_section(ablation: Results) -> Section:
-    reference = ablation.run["reference"]
-    rows = [r for r in ablation.rows if r.method.partition(":")[0] == ablation.searched]
-    rows.sort(key=lambda r: (r.method != reference, r.h_behind or 0.0))
-    variants = {r.method.partition(": ")[2] or r.method: r for r in rows}
-    paragraphs = [
-        f"Study “{ablation.name}”: the same configuration with one part removed or changed at a time, each variant "
-        "trained and scored like the full model. An interval that includes zero means that these test images cannot "
-        "tell the variant from the full model."
-    ]
-    lines = ablation.tables["ablation"].to_pylist() if "ablation" in ablation.tables else []
-    published = {
-        line["variant"]: [line[f"published_{name}"] for name in ("seen", "unseen", "h")]
-        for line in lines
-        if line["published_h"] is not None
-    }
-    if published:
-        paragraphs.append(
-            f"Published numbers are those of {lines[0]['published_in']}: another data set, so only the order of the "
-            "variants can be compared."
-        )
-    return Section(
-        id="ablation",
-        title="What does each part do?",
-        paragraphs=paragraphs,
-        charts=[ablation_chart(variants, {name: h for name, (_, _, h) in published.items()})],
-        tables=[ablation_table(variants, published)],
+def ablation_table(variants: Mapping[str, Row], published: Mapping[str, AblationLine]) -> Table:
+    """List the variants, how far each lies behind the full model, and published numbers if there are any."""
+    accuracies, nothing = (S, U, H), (None, None, None)
+    return Table(
+        id="ablation-table",
+        columns=(
+            "variant",
+            *(column.heading for column in accuracies),
+            "behind the full model [95 %]",
+            *(f"published {column.heading}" for column in accuracies if published),
+        ),
+        rows=[
+            [
+                Cell(text=name),
+                *number_cells(row, (*accuracies, BEHIND)),
+                *(
+                    Cell(text=percent(value), value=value)
+                    for value in (published[name].published if name in published else nothing)
+                    if published
+                ),
+            ]
+            for name, row in variants.items()
+        ],
     )

@@ -1,29 +1,35 @@
-"""The end of the report: rotation by rotation, what it cost, where it comes from."""
+"""The end of the report: each rotation's ranking, what the study cost, and where it comes from."""
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 import plotly.graph_objects as go
 
+from study.outputs.provenance import RunRecord
 from study.outputs.results import Results
 from study.reporting.page import Cell, Chart, Section, Table
 
+# --- rotation by rotation ---------------------------------------------------------------------------------------------
 
-def facts_table(facts: Mapping[str, str], options: Mapping[str, Any]) -> Table:
-    """Where a study comes from, and all its options."""
-    return Table(
-        id="facts",
-        columns=("what", "value"),
-        rows=[
-            *([Cell(text=what), Cell(text=value)] for what, value in facts.items() if value),
-            [Cell(text="all options"), Cell(text="show", code=json.dumps(options, indent=1))],
+
+def rotations_section(results: Results) -> Section | None:
+    """Show how methods rank in each rotation; None of a study with one rotation."""
+    if not results.rotations:
+        return None
+    return Section(
+        id="rotations",
+        title="Rotation by rotation",
+        paragraphs=[
+            "Each rotation makes other classes the unseen ones and is a whole study of its own: search, selection and "
+            "test. Its report, with its search, confusions and rows to run again, is report.html in its folder "
+            "(rotation-0, rotation-1, …)."
         ],
+        charts=[rotations_chart(results)],
     )
 
 
 def rotations_chart(results: Results) -> Chart:
-    """H of every method's selected row in each rotation."""
+    """Draw H of each method's selected row in each rotation."""
     figure = go.Figure()
     for method in [r.method for r in results.rows if r.selected]:
         of_rotation = [
@@ -45,8 +51,37 @@ def rotations_chart(results: Results) -> Chart:
     )
 
 
+# --- cost -------------------------------------------------------------------------------------------------------------
+
+
+def cost_section(results: Results) -> Section | None:
+    """Say how long the study took, at what speed it searched, and what it cost; None where nothing was measured."""
+    seconds, options = results.run.seconds, results.run.options
+    if not seconds:
+        return None
+    studies = results.rotations or [results]
+    done = [c for s in studies for found in (s.configurations, *s.baselines.values()) for c in found]
+    facts = []
+    if done and seconds.get("search"):
+        pruned = sum(c.state == "pruned" for c in done)
+        facts.append(f"{60 * len(done) / seconds['search']:.1f} configurations per minute")
+        facts.append(f"{100 * pruned / len(done):.0f} % of them stopped early")
+        if results.run.concurrent:
+            busy = sum(c.train_seconds for c in done) / (seconds["search"] * results.run.concurrent)
+            facts.append(f"{100 * busy:.0f} % of the actors' time in the search spent training and scoring")
+    if options.price is not None:
+        facts.append(f"about {options.price * sum(seconds.values()) / 3600:.2f} at {options.price:g} per hour")
+    words = f"{sum(seconds.values()):.0f} seconds in all"
+    if facts and not options.resumed:
+        words += f": {', '.join(facts)}"
+    words += "."
+    if options.resumed:
+        words += " The study was resumed: times are those of its last run."
+    return Section(id="cost", title="What did it cost?", paragraphs=[words], charts=[seconds_chart(seconds)])
+
+
 def seconds_chart(seconds: Mapping[str, float]) -> Chart:
-    """Wall time of every stage."""
+    """Draw the wall time of each stage."""
     figure = go.Figure(
         go.Bar(
             x=list(seconds.values()), y=list(seconds), orientation="h", hovertemplate="%{x:.1f} s<extra>%{y}</extra>"
@@ -62,61 +97,37 @@ def seconds_chart(seconds: Mapping[str, float]) -> Chart:
     )
 
 
-def rotations_section(results: Results) -> Section | None:
-    if not results.rotations:
-        return None
-    return Section(
-        id="rotations",
-        title="Rotation by rotation",
-        paragraphs=[
-            "Each rotation makes other classes the unseen ones and is a whole study of its own: search, selection and "
-            "test. Its report, with its search, confusions and rows to run again, is report.html in its folder "
-            "(rotation-0, rotation-1, …)."
-        ],
-        charts=[rotations_chart(results)],
-    )
-
-
-def cost_section(results: Results) -> Section | None:
-    seconds = results.run.get("seconds", {})
-    if not seconds:
-        return None
-    studies = results.rotations or [results]
-    done = [c for s in studies for found in (s.configurations, *s.baselines.values()) for c in found]
-    facts = []
-    options = results.run.get("options", {})
-    if done and seconds.get("search"):
-        pruned = sum(c.state == "pruned" for c in done)
-        facts.append(f"{60 * len(done) / seconds['search']:.1f} configurations per minute")
-        facts.append(f"{100 * pruned / len(done):.0f} % of them stopped early")
-        concurrent = results.run.get("concurrent")
-        if concurrent:
-            busy = sum(c.train_seconds for c in done) / (seconds["search"] * concurrent)
-            facts.append(f"{100 * busy:.0f} % of the actors' time in the search spent training and scoring")
-    price = options.get("resources", {}).get("price")
-    if price is not None:
-        facts.append(f"about {price * sum(seconds.values()) / 3600:.2f} at {price:g} per hour")
-    resumed = options.get("output", {}).get("resume")
-    words = f"{sum(seconds.values()):.0f} seconds in all" + (f": {', '.join(facts)}." if facts and not resumed else ".")
-    if resumed:
-        words += " The study was resumed: times are those of its last run."
-    return Section(id="cost", title="What did it cost?", paragraphs=[words], charts=[seconds_chart(seconds)])
+# --- provenance -------------------------------------------------------------------------------------------------------
 
 
 def provenance_section(results: Results) -> Section:
-    run = results.run
-    options = run.get("options", {})
+    """Show the command, options, versions and hardware of the study."""
+    table = facts_table(results.run, results.rows[0].clip)
+    return Section(id="provenance", title="Where it comes from", tables=[table])
+
+
+def facts_table(run: RunRecord, checkpoint: str) -> Table:
+    """List the facts of a study's record that are known, and all its options."""
+    seed, environment = run.options.seed, run.environment
     facts = {
-        "command": run.get("command", ""),
-        "checkpoint": results.rows[0].clip,
-        "feature fingerprint": run.get("feature_fingerprint", ""),
-        "seed": str(options.get("search", {}).get("seed", "")),
-        "selection criterion": run.get("criterion", ""),
-        "versions": ", ".join(f"{k} {v}" for k, v in run.get("versions", {}).items()),
-        "cluster": ", ".join(_resource(*item) for item in run.get("hardware", {}).get("cluster", {}).items()),
+        "command": run.command,
+        "checkpoint": checkpoint,
+        "feature fingerprint": run.feature_fingerprint,
+        "seed": "" if seed is None else str(seed),
+        "selection criterion": run.criterion,
+        "versions": ", ".join(f"{name} {version}" for name, version in environment.versions.items()),
+        "cluster": ", ".join(_resource(*item) for item in environment.cluster.items()),
     }
-    return Section(id="provenance", title="Where it comes from", tables=[facts_table(facts, options)])
+    return Table(
+        id="facts",
+        columns=("what", "value"),
+        rows=[
+            *([Cell(text=what), Cell(text=value)] for what, value in facts.items() if value),
+            [Cell(text="all options"), Cell(text="show", code=json.dumps(run.options.by_group, indent=1))],
+        ],
+    )
 
 
 def _resource(name: str, amount: float) -> str:
+    """Say how much of a resource there is; Ray counts memory in bytes."""
     return f"{name} {amount / 2**30:.1f} GB" if name.endswith("memory") else f"{name} {amount:g}"

@@ -1,4 +1,4 @@
-"""Several studies in one ranking."""
+"""Compare several studies: one ranking within each task, and mean ranks of methods over tasks."""
 
 import math
 from collections.abc import Sequence
@@ -11,15 +11,14 @@ from scipy import stats
 
 from data_prep.errors import UserError
 from data_prep.storage import locate
-from study.evaluation.leaderboard import ORACLE, ORACLE_NOTE
+from study.evaluation.leaderboard import ORACLE_NOTE
 from study.outputs.results import Results, read_results
-from study.reporting.overview import row_cells
+from study.reporting.overview import ROW_HEADINGS, row_cells
 from study.reporting.page import Cell, Chart, Section, Table, render
 from study.reporting.style import MUTED, OWN
 
 FEWEST_BENCHMARKS = 4
-"""Benchmarks from which on a test over mean ranks means anything."""
-
+"""Fewest benchmarks with which a test over mean ranks means anything."""
 
 ALPHA = 0.05
 """Level of the tests."""
@@ -27,25 +26,28 @@ ALPHA = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class MeanRanks:
-    """Methods over tasks."""
+    """Ranks of methods over several tasks."""
 
     ranks: pd.Series
     """Mean rank of every method that was run on all tasks, best first; ties share their ranks."""
     tasks: int
-    """Tasks."""
+    """Number of tasks."""
     friedman_p: float | None
-    """p-value of Friedman's test that all methods rank alike; None under three methods or four benchmarks."""
+    """p-value of Friedman's test that all methods rank alike; None with under three methods or four benchmarks."""
     critical_difference: float | None
-    """Nemenyi's: mean ranks that lie further apart differ at the 5 % level; None as above."""
+    """Distance from which on two mean ranks differ at the 5 % level (Nemenyi's test); None where `friedman_p` is."""
 
 
 def load_studies(folders: Sequence[Path]) -> list[Results]:
-    """Finished studies. Raises `UserError` if there are none, or if oracle studies stand among honest ones."""
+    """Read the finished studies among `folders`.
+
+    Raises `UserError` if there are none, or if oracle studies stand among honest ones.
+    """
     finished = [f for f in folders if (f / "leaderboard.parquet").exists()]
     if not finished:
         raise UserError(f"studies must be folders with a leaderboard.parquet, got {', '.join(map(str, folders))}")
     studies = [read_results(locate(f)) for f in finished]
-    oracles = [s.name for s in studies if any(r.select == ORACLE for r in s.rows)]
+    oracles = [s.run.name for s in studies if s.is_oracle]
     if oracles and len(oracles) < len(studies):
         raise UserError(
             f"studies must all be honest or all be oracles, one ranking cannot hold both: "
@@ -54,27 +56,41 @@ def load_studies(folders: Sequence[Path]) -> list[Results]:
     return studies
 
 
-def compare(studies: Sequence[Results]) -> pd.DataFrame:
-    """The selected row of every method of every study, ranked by test H within its task.
+def write_comparison(folders: Sequence[Path], out: Path) -> str:
+    """Write comparison.parquet and comparison.html into `out`; return the ranking and the page's path as text.
 
-    Columns: study, task, the leaderboard's; a row that several studies share (zero-shot CLIP) stands there once.
+    Raises `UserError` as `load_studies` does.
     """
-    parts = []
+    studies = load_studies(folders)
+    rows = compare(studies)
+    out.mkdir(parents=True, exist_ok=True)
+    rows.to_parquet(out / "comparison.parquet")
+    (out / "comparison.html").write_text(comparison_page(studies, rows))
+    ranking = rows[["task", "rank", "method", "study", "test_h_mean", "h_gain"]].to_string(index=False)
+    return f"{ranking}\n{out / 'comparison.html'}"
+
+
+def compare(studies: Sequence[Results]) -> pd.DataFrame:
+    """Rank the selected rows of all methods and studies by test H within their task.
+
+    Columns: study, task, and the fields of `Row`. A row that several studies share (zero-shot CLIP) stands there once.
+    """
+    lines = []
     for study in studies:
-        rotation = study.run.get("options", {}).get("study", {}).get("rotation", 0)
+        rotation = study.run.options.rotation or 0
         for row in study.rows:
             if row.selected:
                 unseen = "all rotations" if rotation == "all" else f"rotation {rotation}"
                 task = f"{row.benchmark}, {unseen}, {row.clip}"
-                parts.append({"study": study.name, "task": task, **vars(row)})
-    rows = pd.DataFrame(parts)
+                lines.append({"study": study.run.name, "task": task, **vars(row)})
+    rows = pd.DataFrame(lines)
     rows = rows.drop_duplicates(["task", "method", "config_id", "params", "test_h_mean"])
     rows["rank"] = rows.groupby("task").test_h_mean.rank(ascending=False, method="min").astype(int)
     return rows.sort_values(["task", "rank"], ignore_index=True)
 
 
 def mean_ranks(rows: pd.DataFrame) -> MeanRanks | None:
-    """Mean ranks over tasks of the methods that all tasks have; None under two tasks or two methods.
+    """Average ranks over tasks, of the methods that all tasks have; None with under two tasks or two methods.
 
     Of a method's several studies on a task the one with the best selection score counts, as within a study.
     """
@@ -96,13 +112,12 @@ def mean_ranks(rows: pd.DataFrame) -> MeanRanks | None:
 
 
 def comparison_page(studies: Sequence[Results], rows: pd.DataFrame) -> str:
-    """comparison.html: the leaderboard over studies, and mean ranks."""
-    oracle = any(rows["select"] == ORACLE)
-    by_name = {s.name: s for s in studies}
-    by_row = {(s.name, r.method, r.config_id): r for s in studies for r in s.rows}
+    """Return comparison.html: the leaderboard over studies, and mean ranks. `rows`: what `compare` gave."""
+    by_name = {s.run.name: s for s in studies}
+    by_row = {(s.run.name, r.method, r.config_id): r for s in studies for r in s.rows}
     cells = []
     for line in rows.itertuples():
-        headings, of_row = row_cells(by_row[line.study, line.method, line.config_id], by_name[line.study])
+        of_row = row_cells(by_row[line.study, line.method, line.config_id], by_name[line.study])
         cells.append([Cell(text=line.task), Cell(text=str(line.rank), value=line.rank), Cell(text=line.study), *of_row])
     sections = [
         Section(
@@ -113,16 +128,17 @@ def comparison_page(studies: Sequence[Results], rows: pd.DataFrame) -> str:
                 "study's selection chose; rows are ranked by test H within their task (benchmark, rotation, "
                 "checkpoint). Across tasks H cannot be compared."
             ],
-            tables=[Table(id="rows", columns=("task", "rank", "study", *headings), rows=cells, filter=True)],
+            tables=[Table(id="rows", columns=("task", "rank", "study", *ROW_HEADINGS), rows=cells, filter=True)],
         )
     ]
     ranking = mean_ranks(rows)
     if ranking:
         sections.append(_ranks_section(ranking))
-    return render("Comparison of studies", sections, warning=ORACLE_NOTE if oracle else "")
+    return render("Comparison of studies", sections, warning=ORACLE_NOTE if any(s.is_oracle for s in studies) else "")
 
 
 def _ranks_section(ranking: MeanRanks) -> Section:
+    """Show the mean ranks, and which of them a test tells apart."""
     words = [f"Mean rank over {ranking.tasks} tasks of the methods that were run on all of them; 1 is best."]
     if ranking.critical_difference is None:
         words.append(f"A test of the difference needs three methods and {FEWEST_BENCHMARKS} benchmarks.")
@@ -136,7 +152,7 @@ def _ranks_section(ranking: MeanRanks) -> Section:
 
 
 def indistinct_groups(ranking: MeanRanks) -> list[tuple[float, float]]:
-    """Largest runs of mean ranks, as (first, last), that lie within the critical difference."""
+    """Return the largest runs of mean ranks, as (first, last), that lie within the critical difference."""
     values, groups = ranking.ranks.tolist(), list[tuple[float, float]]()
     for i, first in enumerate(values):
         last = max(v for v in values if v - first <= (ranking.critical_difference or 0.0))
@@ -146,6 +162,7 @@ def indistinct_groups(ranking: MeanRanks) -> list[tuple[float, float]]:
 
 
 def _critical_difference_chart(ranking: MeanRanks) -> Chart:
+    """Draw the mean ranks, with bars over those that no test tells apart."""
     figure = go.Figure()
     for i, (method, rank) in enumerate(ranking.ranks.items()):
         figure.add_scatter(

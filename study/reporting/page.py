@@ -1,4 +1,4 @@
-"""A self-contained page of sections: paragraphs, charts, tables that sort and filter. It never touches the network."""
+"""Render a page of sections (paragraphs, charts, tables that sort and filter) as one file that needs no network."""
 
 import json
 import math
@@ -13,7 +13,10 @@ import plotly.graph_objects as go
 import plotly.offline
 
 SIGNIFICANT = 6
-"""Digits kept of numbers in charts: they are for looking, the files have the rest."""
+"""Significant digits of numbers in charts: enough for the eye, the files have the others."""
+
+REPORT = "report.html"
+"""Page in a study's folder: of the running search first, of the finished study in the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,15 +26,15 @@ class Chart:
     id: str
     """HTML id, unique on the page."""
     title: str
-    """What it shows."""
+    """Heading above the chart."""
     caption: str
-    """How to read it."""
+    """How to read the chart."""
     figure: go.Figure
-    """Its colours of text, axes and background are those of the page, light or dark."""
+    """The figure; the page sets its colours of text, axes and background, light or dark."""
     height: int = 380
-    """Pixels."""
+    """Height in pixels."""
     width: int | None = None
-    """Pixels if it needs more than a phone has: it then scrolls sideways."""
+    """Least width in pixels, if the chart needs more than a phone has: it then scrolls sideways."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +42,17 @@ class Cell:
     """One cell of a table."""
 
     text: str = ""
-    """What is shown."""
+    """Text of the cell."""
     value: float | str | None = None
-    """What it is sorted by; a number is the unrounded one."""
+    """Value that the column is sorted by; a number is the unrounded one."""
     marks: tuple[str, ...] = ()
     """Words set apart behind the text."""
     code: str = ""
-    """Opens on a click: a command or a configuration."""
+    """Command or configuration that a click on the text opens."""
     images: tuple[bytes, ...] = ()
     """Small WebP images."""
     image_text: str = ""
-    """What the images show, for those who do not see them."""
+    """Description of the images, for readers who do not see them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,17 +62,17 @@ class Table:
     id: str
     """HTML id, unique on the page."""
     columns: tuple[str, ...]
-    """Headings."""
+    """Headings of the columns."""
     rows: Sequence[Sequence[Cell]]
     """Cells in the order of the headings."""
     strong: frozenset[int] = frozenset()
-    """Rows to stand out."""
+    """Indices of rows that stand out."""
     filter: bool = False
-    """Whether a field to filter by is shown."""
+    """Whether the table has a field to filter rows by words."""
 
     @property
     def numeric(self) -> list[bool]:
-        """For each column, whether it holds numbers."""
+        """Say for each column whether it holds numbers."""
         return [any(isinstance(cell.value, int | float) for cell in column) for column in zip(*self.rows, strict=True)]
 
 
@@ -78,11 +81,11 @@ class Section:
     """One question and its answer."""
 
     id: str
-    """HTML id, for the contents."""
+    """HTML id, unique on the page."""
     title: str
-    """The heading."""
+    """Heading of the section, and its entry in the contents."""
     paragraphs: Sequence[str] = ()
-    """Plain text above the rest."""
+    """Plain text above charts and tables."""
     charts: Sequence[Chart] = ()
     """Charts, side by side where there is room."""
     tables: Sequence[Table] = ()
@@ -90,7 +93,10 @@ class Section:
 
 
 def render(title: str, sections: Sequence[Section], *, warning: str = "", refresh_s: int | None = None) -> str:
-    """The page as HTML. `warning` stands above all; `refresh_s`: how often it loads itself again."""
+    """Return the page as HTML.
+
+    `warning`: a line above everything else. `refresh_s`: seconds after which the page loads itself again.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -105,14 +111,14 @@ def render(title: str, sections: Sequence[Section], *, warning: str = "", refres
         sections=sections,
         warning=warning,
         refresh_s=refresh_s,
-        # "<" may end the script it stands in
+        # a "<" may end the script element around the figures
         figures=json.dumps(figures, separators=(",", ":")).replace("<", "\\u003c"),
         plotly=plotly.offline.get_plotlyjs() if figures else "",
     )
 
 
 def _short(value: Any) -> Any:
-    """The same JSON with fewer digits, and without plotly's default theme, which is long."""
+    """Return plotly's JSON with fewer digits, and without the default theme, which is long."""
     if isinstance(value, dict):
         return {k: _short(v) for k, v in value.items() if k != "template"}
     if isinstance(value, list):

@@ -1,12 +1,10 @@
 """The report's answer to: what does it gain on seen classes, and what on unseen ones?"""
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
+import pyarrow as pa
 
 from study.outputs.results import Results
 from study.reporting.page import Chart, Section
@@ -14,69 +12,22 @@ from study.reporting.style import MUTED, OTHER, OWN, h_contours, method_colours,
 from study.search.records import Configuration
 
 
-def tested_chart(results: Results) -> Chart:
-    """Refitted rows by S and U on the test images."""
-    rows = [r for r in results.rows if r.n_seeds and r.test_seen_mean is not None and r.test_unseen_mean is not None]
-    figure = rows_by_method(results, rows, "test_seen_mean", "test_unseen_mean", hover="S %{x:.2f}, U %{y:.2f}")
-    h_contours(figure, [100 * (r.test_seen_mean or 0) for r in rows], [100 * (r.test_unseen_mean or 0) for r in rows])
-    figure.update_layout(xaxis_title="S on the test images, %", yaxis_title="U on the test images, %")
-    return Chart(
-        id="chart-tested",
-        title="The refitted ones on the test images",
-        caption="Stars are the rows that selection chose. Dotted lines join equal H.",
-        figure=figure,
-        height=440,
-    )
-
-
-def curves_chart(results: Results) -> Chart:
-    """Seen against unseen accuracy of every method's selected row, at every threshold between the two."""
-    curves = results.tables["curves"].to_pandas()
-    figure, colours = go.Figure(), method_colours(results)
-    of_row = dict(list(curves.groupby(["method", "config_id"])))
-    for row in results.rows:
-        if (row.method, row.config_id) not in of_row or row.test_seen_mean is None or row.test_unseen_mean is None:
-            continue
-        # every CLIP without training has much the same curve: one of them is shown, the others can be switched on
-        visible = "legendonly" if row.config_id.startswith("zero-shot") and row.h_gain != 0 else True
-        colour = colours[row.method]
-        for seed, curve in of_row[row.method, row.config_id].groupby("seed"):
-            figure.add_scatter(
-                x=(100 * curve.seen).tolist(),
-                y=(100 * curve.unseen).tolist(),
-                name=f"{row.method}, area {row.test_ausuc:.3f}",
-                legendgroup=row.method,
-                showlegend=seed == 0,
-                visible=visible,
-                mode="lines",
-                line={"color": colour, "width": 1.5 if row is results.own else 1},
-                hovertemplate="S %{x:.2f}, U %{y:.2f}<extra>" + row.method + "</extra>",
-            )
-        tau = json.loads(row.params).get("tau")
-        figure.add_scatter(
-            x=[100 * row.test_seen_mean],
-            y=[100 * row.test_unseen_mean],
-            legendgroup=row.method,
-            showlegend=False,
-            visible=visible,
-            mode="markers",
-            marker={"color": colour, "size": 11, "symbol": "star"},
-            hovertemplate=f"chosen{'' if tau is None else f' (tau {tau:.4g})'}: S %{{x:.2f}}, U %{{y:.2f}}"
-            f"<extra>{row.method}</extra>",
-        )
-    figure.update_layout(xaxis_title="S, %", yaxis_title="U, %")
-    return Chart(
-        id="chart-curves",
-        title="At every threshold between seen and unseen classes",
-        caption="Test images; a line per seed, the area under it in the legend. Stars (means over seeds) are where the "
-        "chosen threshold (tau, or none) puts each method: a star far from its curve's corner lost H to the choice.",
-        figure=figure,
-        height=460,
+def seen_unseen_section(results: Results) -> Section:
+    """Show accuracy on seen against accuracy on unseen classes: on the folds, on the test, and at all thresholds."""
+    charts = [configurations_chart(results.configurations)] if results.configurations else []
+    charts.append(tested_chart(results))
+    if results.tables.curves is not None:
+        charts.append(curves_chart(results, results.tables.curves))
+    return Section(
+        id="seen-unseen",
+        title="Seen against unseen",
+        paragraphs=["A method that favours the classes it has labels for gains S and loses U; H rewards the balance."],
+        charts=charts,
     )
 
 
 def configurations_chart(done: Sequence[Configuration]) -> Chart:
-    """All configurations by S and U on the folds, and the front of those that none beats in both."""
+    """Draw all configurations by S and U on the folds, and the front of those that none beats in both."""
     judged = [c for c in done if c.metrics]
     figure = go.Figure()
     h_contours(figure, [100 * c.metrics["val_seen"] for c in judged], [100 * c.metrics["val_unseen"] for c in judged])
@@ -115,69 +66,64 @@ def configurations_chart(done: Sequence[Configuration]) -> Chart:
     )
 
 
-# --- the winner -------------------------------------------------------------------------------------------------------
-
-
-def landscape_chart(landscape: pd.DataFrame, chosen: Mapping[str, Any]) -> Chart:
-    """H over tau and lambda, and the pair that was chosen."""
-    grid = landscape.pivot_table(index="tau", columns="residual_lambda", values="h")
-    strengths = ["none" if x == 0 else "CLIP only" if np.isinf(x) else f"{x:.3g}" for x in grid.columns]
-    figure = go.Figure(
-        go.Heatmap(
-            z=(100 * grid.to_numpy()).tolist(),
-            x=strengths,
-            y=grid.index.tolist(),
-            colorscale="Viridis",
-            colorbar={"title": "H, %", "thickness": 12},
-            hovertemplate="lambda %{x}, tau %{y:.4g}: H %{z:.2f}<extra></extra>",
-        )
-    )
-    finite = np.nan_to_num([*grid.columns, chosen["residual_lambda"]], posinf=1e9)
-    at = int(np.abs(finite[:-1] - finite[-1]).argmin())  # a lambda that went through float32 is not quite the grid's
-    figure.add_scatter(
-        x=[strengths[at]],
-        y=[chosen["tau"]],
-        mode="markers",
-        marker={"symbol": "star", "size": 15, "color": "#fff", "line": {"color": "#000", "width": 1}},
-        hovertemplate="chosen on the folds: lambda %{x}, tau %{y:.4g}<extra></extra>",
-        showlegend=False,
-    )
-    figure.update_layout(
-        xaxis={"title": "lambda: CLIP's share for unseen classes", "type": "category", "nticks": 14},
-        yaxis_title="tau, score from which an image counts as seen",
-    )
+def tested_chart(results: Results) -> Chart:
+    """Draw the refitted rows by S and U on the test images."""
+    rows = [r for r in results.rows if r.n_seeds and r.test_seen_mean is not None and r.test_unseen_mean is not None]
+    figure = rows_by_method(results, rows, "test_seen_mean", "test_unseen_mean", hover="S %{x:.2f}, U %{y:.2f}")
+    h_contours(figure, [100 * (r.test_seen_mean or 0) for r in rows], [100 * (r.test_unseen_mean or 0) for r in rows])
+    figure.update_layout(xaxis_title="S on the test images, %", yaxis_title="U on the test images, %")
     return Chart(
-        id="chart-landscape",
-        title="H over tau and lambda",
-        caption="Bright is better. Nothing was chosen from this picture.",
+        id="chart-tested",
+        title="The refitted ones on the test images",
+        caption="Stars are the rows that selection chose. Dotted lines join equal H.",
         figure=figure,
         height=440,
     )
 
 
-def seen_unseen_section(results: Results) -> Section:
-    charts = [configurations_chart(results.configurations)] if results.configurations else []
-    charts.append(tested_chart(results))
-    if "curves" in results.tables:
-        charts.append(curves_chart(results))
-    return Section(
-        id="seen-unseen",
-        title="Seen against unseen",
-        paragraphs=["A method that favours the classes it has labels for gains S and loses U; H rewards the balance."],
-        charts=charts,
-    )
+def curves_chart(results: Results, table: pa.Table) -> Chart:
+    """Draw seen against unseen accuracy of each method's selected row, at every threshold between the two.
 
-
-def landscape_section(results: Results) -> Section | None:
-    if "landscape" not in results.tables or results.own is None:
-        return None
-    return Section(
-        id="landscape",
-        title="Tau and lambda",
-        paragraphs=[
-            "H of the selected configuration (first seed) on the test images at every threshold tau and every residual "
-            "strength lambda. The star is the pair that was chosen on the folds of seen classes, before these images "
-            "were scored: on a broad plateau around it the choice matters little."
-        ],
-        charts=[landscape_chart(results.tables["landscape"].to_pandas(), json.loads(results.own.params))],
+    `table`: `PredictionTables.curves`.
+    """
+    figure, colours = go.Figure(), method_colours(results)
+    of_row = dict(list(table.to_pandas().groupby(["method", "config_id"])))
+    for row in results.rows:
+        if (row.method, row.config_id) not in of_row or row.test_seen_mean is None or row.test_unseen_mean is None:
+            continue
+        # every CLIP without training has much the same curve: one of them is shown, the others can be switched on
+        visible = "legendonly" if row.config_id.startswith("zero-shot") and row.h_gain != 0 else True
+        colour = colours[row.method]
+        for seed, curve in of_row[row.method, row.config_id].groupby("seed"):
+            figure.add_scatter(
+                x=(100 * curve.seen).tolist(),
+                y=(100 * curve.unseen).tolist(),
+                name=f"{row.method}, area {row.test_ausuc:.3f}",
+                legendgroup=row.method,
+                showlegend=seed == 0,
+                visible=visible,
+                mode="lines",
+                line={"color": colour, "width": 1.5 if row is results.own else 1},
+                hovertemplate="S %{x:.2f}, U %{y:.2f}<extra>" + row.method + "</extra>",
+            )
+        tau = json.loads(row.params).get("tau")
+        figure.add_scatter(
+            x=[100 * row.test_seen_mean],
+            y=[100 * row.test_unseen_mean],
+            legendgroup=row.method,
+            showlegend=False,
+            visible=visible,
+            mode="markers",
+            marker={"color": colour, "size": 11, "symbol": "star"},
+            hovertemplate=f"chosen{'' if tau is None else f' (tau {tau:.4g})'}: S %{{x:.2f}}, U %{{y:.2f}}"
+            f"<extra>{row.method}</extra>",
+        )
+    figure.update_layout(xaxis_title="S, %", yaxis_title="U, %")
+    return Chart(
+        id="chart-curves",
+        title="At every threshold between seen and unseen classes",
+        caption="Test images; a line per seed, the area under it in the legend. Stars (means over seeds) are where the "
+        "chosen threshold (tau, or none) puts each method: a star far from its curve's corner lost H to the choice.",
+        figure=figure,
+        height=460,
     )

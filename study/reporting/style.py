@@ -1,4 +1,4 @@
-"""The charts of the report. Each shows numbers from a study's files; Optuna draws its own where it has them."""
+"""Style shared by the charts and tables of the report: colours, intervals, rows as points, lines of equal H."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,16 +7,19 @@ import numpy as np
 import plotly.graph_objects as go
 
 from study.evaluation.leaderboard import Row
+from study.evaluation.leaderboard_text import Column
 from study.outputs.results import Results
+from study.reporting.page import Cell
 
 OWN, OTHER, MUTED = "#1f78c8", "#e07b1a", "#8a94a3"
-
+"""Colours of the study's own method, of one that it is compared with, and of the background of a comparison."""
 
 PALETTE = (OWN, OTHER, "#2a9d6f", "#c2489a", "#8a6fd1", "#b58b00", "#d1495b", "#5b8c9a", "#9c755f", "#7f9f3f")
+"""Colours of methods, the study's own first."""
 
 
 def whiskers(values: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
-    """Error bars, in points, of (value, lower end, upper end) as fractions."""
+    """Return plotly's error bars, in points, of (value, lower end, upper end) as fractions."""
     return {
         "array": [100 * (high - value) for value, _, high in values],
         "arrayminus": [100 * (value - low) for value, low, _ in values],
@@ -24,8 +27,13 @@ def whiskers(values: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
     }
 
 
+def number_cells(row: Row, columns: Sequence[Column]) -> list[Cell]:
+    """Return the cells of columns of numbers, sorted by the unrounded number."""
+    return [Cell(text=column.text(row), value=getattr(row, column.field)) for column in columns]
+
+
 def method_colours(results: Results) -> dict[str, str]:
-    """A method's colour in all charts; the study's own comes first."""
+    """Return each method's colour, the same one in all charts; the study's own method comes first."""
     methods = dict.fromkeys(([results.own.method] if results.own else []) + [r.method for r in results.rows])
     return {method: PALETTE[i % len(PALETTE)] for i, method in enumerate(methods)}
 
@@ -33,9 +41,10 @@ def method_colours(results: Results) -> dict[str, str]:
 def rows_by_method(
     results: Results, rows: Sequence[Row], x: str, y: str, *, hover: str, deviation: str | None = None
 ) -> go.Figure:
-    """Rows as points in their method's colour, those that selection chose as stars.
+    """Draw rows as points in their method's colour, those that selection chose as stars.
 
-    `x`, `y`, `deviation` (of y): columns of the leaderboard; axes are in per cent. `hover`: words with %{x} and %{y}.
+    `x`, `y`, `deviation` (of y): fields of `Row`, fractions that the axes show in per cent. `hover`: words with %{x}
+    and %{y}.
     """
     figure, colours = go.Figure(), method_colours(results)
     for method in dict.fromkeys(r.method for r in rows):
@@ -63,11 +72,8 @@ def rows_by_method(
     return figure
 
 
-# --- the search -------------------------------------------------------------------------------------------------------
-
-
 def h_contours(figure: go.Figure, seen: Sequence[float], unseen: Sequence[float]) -> None:
-    """Lines of equal H, in per cent, across the range of the points."""
+    """Add lines of equal H across the range of the points (S and U in per cent)."""
     if not seen:
         return
     low_s, high_s = max(1.0, min(seen) - 3), min(100.0, max(seen) + 3)

@@ -4,13 +4,75 @@ from collections.abc import Sequence
 
 from study.evaluation.leaderboard import ORACLE, Row
 from study.evaluation.leaderboard_text import difference, percent
-from study.outputs.results import Results, is_ablation
+from study.outputs.results import Results
 from study.reporting.page import Chart, Section
 from study.reporting.style import MUTED, rows_by_method
 
 
+def trust_section(results: Results, others: Sequence[Results]) -> Section:
+    """Say what selection looked at, and how far its choice lies behind the best one. `others`: oracles among them."""
+    paragraphs, own = selection_in_words(results), results.own
+    refitted = [r for r in results.rows if own and r.method == own.method and r.test_h_mean is not None]
+    if own and own.test_h_mean is not None and len(refitted) > 1:
+        best = max(r.test_h_mean or 0 for r in refitted)
+        paragraphs.append(
+            f"Of the {len(refitted)} refitted configurations, the one that selection ranked first is "
+            f"{percent(best - own.test_h_mean)} points of H behind the one that is best on the test images."
+        )
+    oracles = {o.run.name: o.own for o in others if o.own and o.own.select == ORACLE and o.own.test_h_mean is not None}
+    for name, oracle in oracles.items():
+        if own and own.test_h_mean is not None and oracle.test_h_mean is not None:
+            gap = oracle.test_h_mean - own.test_h_mean
+            paragraphs.append(
+                f"The oracle study “{name}”, which chose by the test labels themselves, reaches H = "
+                f"{percent(oracle.test_h_mean)} ({oracle.config_id}): the gap to it is {difference(gap)} points, the "
+                "price of choosing without those labels."
+            )
+    charts = [honest_chart(results, list(oracles.values()))]
+    return Section(id="trust", title="Can I trust it?", paragraphs=paragraphs, charts=charts)
+
+
+def selection_in_words(results: Results) -> list[str]:
+    """Say what selection looked at, for a reader who has not seen the project."""
+    data, options, is_ablation = results.run.data, results.run.options, results.run.is_ablation
+    if options.select == ORACLE:
+        return [
+            "This is an oracle study: configurations were chosen by the labels of the test images themselves. Its "
+            "numbers say what perfect knowledge would have chosen. They are an upper bound and must not be quoted as "
+            "a result."
+        ]
+    folds = "several" if options.folds is None else options.folds
+    words = [
+        f"Selection saw labelled images of the {data.seen_classes} seen classes only ({data.source_images} of them). "
+        f"No label of the {data.unseen_classes} unseen classes and no label of a test image was ever in reach of the "
+        "code that trains or chooses configurations."
+        if data
+        else "Selection saw labelled images of seen classes only; no label of an unseen class or of a test image.",
+        f"To rank configurations, the seen classes were dealt into {folds} folds, and each "
+        "fold in turn played the unseen classes: its labels were withheld in training, then used for scoring. H on the "
+        "folds is the harmonic mean of the accuracy on held-out images of the remaining classes and on images of the "
+        "fold's.",
+    ]
+    if "mi" in results.run.criterion:
+        words.append(
+            "The score adds how decided and how varied the predictions on unlabelled target images are (their mutual "
+            "information), which needs no label."
+        )
+    top, seeds = ("" if n is None else n for n in (options.top, options.seeds))
+    refitted = "Each variant was" if is_ablation else f"The best {top} configurations were"
+    words.append(
+        f"{refitted} then trained again on all seen classes with {seeds} seeds each, and the test "
+        "images were scored once."
+    )
+    if not is_ablation:
+        words[-1] += (
+            " The row to quote is the one that selection ranked first (marked selected), not the best in the test."
+        )
+    return words
+
+
 def honest_chart(results: Results, oracles: Sequence[Row]) -> Chart:
-    """Refitted rows by H on the selection folds and on the test images, and what `oracles` chose."""
+    """Draw the refitted rows by H on the folds and on the test images; a line for the row that each oracle chose."""
     rows = [r for r in results.rows if r.val_h_mean is not None and r.n_seeds and r.test_h_mean is not None]
     hover = "folds %{x:.2f}, test %{y:.2f}"
     figure = rows_by_method(results, rows, "val_h_mean", "test_h_mean", hover=hover, deviation="test_h_std")
@@ -30,66 +92,3 @@ def honest_chart(results: Results, oracles: Sequence[Row]) -> Chart:
         "rank configurations as the test images do. The two scales differ: folds hold fewer classes.",
         figure=figure,
     )
-
-
-# --- words ----------------------------------------------------------------------------------------------------------
-
-
-def selection_in_words(results: Results) -> list[str]:
-    """What selection looked at, for a reader who has not seen the project."""
-    data, options = results.run.get("data", {}), results.run.get("options", {})
-    selection = options.get("selection", {})
-    if selection.get("select") == ORACLE:
-        return [
-            "This is an oracle study: configurations were chosen by the labels of the test images themselves. Its "
-            "numbers say what perfect knowledge would have chosen. They are an upper bound and must not be quoted as "
-            "a result."
-        ]
-    words = [
-        "Selection saw labelled images of the {seen_classes} seen classes only ({source_images} of them). No label of "
-        "the {unseen_classes} unseen classes and no label of a test image was ever in reach of the code that trains "
-        "or chooses configurations.".format(**data)
-        if data
-        else "Selection saw labelled images of seen classes only; no label of an unseen class or of a test image.",
-        f"To rank configurations, the seen classes were dealt into {selection.get('folds', 'several')} folds, and each "
-        "fold in turn played the unseen classes: its labels were withheld in training, then used for scoring. H on the "
-        "folds is the harmonic mean of the accuracy on held-out images of the remaining classes and on images of the "
-        "fold's.",
-    ]
-    if "mi" in results.run.get("criterion", ""):
-        words.append(
-            "The score adds how decided and how varied the predictions on unlabelled target images are (their mutual "
-            "information), which needs no label."
-        )
-    many = "Each variant was" if is_ablation(results) else f"The best {selection.get('top', '')} configurations were"
-    words.append(
-        f"{many} then trained again on all seen classes with {selection.get('seeds', '')} seeds each, and the test "
-        "images were scored once."
-    )
-    if not is_ablation(results):
-        words[-1] += (
-            " The row to quote is the one that selection ranked first (marked selected), not the best in the test."
-        )
-    return words
-
-
-def trust_section(results: Results, others: Sequence[Results]) -> Section:
-    paragraphs, own = selection_in_words(results), results.own
-    refitted = [r for r in results.rows if own and r.method == own.method and r.test_h_mean is not None]
-    if own and own.test_h_mean is not None and len(refitted) > 1:
-        best = max(r.test_h_mean or 0 for r in refitted)
-        paragraphs.append(
-            f"Of the {len(refitted)} refitted configurations, the one that selection ranked first is "
-            f"{percent(best - own.test_h_mean)} points of H behind the one that is best on the test images."
-        )
-    oracles = {o.name: o.own for o in others if o.own and o.own.select == ORACLE and o.own.test_h_mean is not None}
-    for name, oracle in oracles.items():
-        if own and own.test_h_mean is not None and oracle.test_h_mean is not None:
-            gap = oracle.test_h_mean - own.test_h_mean
-            paragraphs.append(
-                f"The oracle study “{name}”, which chose by the test labels themselves, reaches H = "
-                f"{percent(oracle.test_h_mean)} ({oracle.config_id}): the gap to it is {difference(gap)} points, the "
-                "price of choosing without those labels."
-            )
-    charts = [honest_chart(results, list(oracles.values()))]
-    return Section(id="trust", title="Can I trust it?", paragraphs=paragraphs, charts=charts)

@@ -38,7 +38,7 @@ from study.cluster.search_run import run_searches  # noqa: E402
 from study.evaluation.leaderboard import rank_rows  # noqa: E402
 from study.outputs.folder import open_storage  # noqa: E402
 from study.outputs.leaderboard_files import read_leaderboard, write_leaderboard  # noqa: E402
-from study.reporting.report import write_report  # noqa: E402
+from study.reporting.running import write_running_report  # noqa: E402
 from study.search.ledger import Ledger, open_ledger  # noqa: E402
 from study.search.pack_queue import PackSearcher, SamplerName  # noqa: E402
 
@@ -116,7 +116,7 @@ def ledger(configs: int, *, sampler: SamplerName, pack: int, url: str | None) ->
             write_leaderboard(storage, rank_rows([toy.row(c) for c in book.best(configs)]))
             assert len(read_leaderboard(storage)) == sum(c.state == "complete" for c in book.finished())
         with timed("the running study's page"):
-            write_report(storage, ledger=book)
+            write_running_report(storage, book)
         if url:
             with timed("written as a journal"):
                 book.write_journal()

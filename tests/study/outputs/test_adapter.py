@@ -27,6 +27,7 @@ from models.sre_clip import SREConfig
 from study.evaluation.leaderboard import Row
 from study.outputs.adapter import Adapter, make_adapter
 from study.outputs.adapter_files import read_adapter, write_adapter
+from study.outputs.provenance import Environment, RecordedOptions, RefitRecord, RunRecord
 from study.predict import PredictOptions, main, predict
 from study.protocol.scores import seen_unseen
 from study.protocol.trial_data import TrialData
@@ -46,13 +47,17 @@ CONFIGS = (
     CalibratedStackingConfig(constant=1.5),
 )
 CLIP = str(Path(__file__).parents[3] / "data_prep/assets/icons2emoji/clip")
-PROVENANCE = {
-    "seeds": [5, 6],
-    "rotation": 0,
-    "epochs": 2,
-    "options": {"selection": {"folds": 3}},
-    "versions": {"torch": torch.__version__},
-}
+RECORD = RefitRecord(
+    seeds=(5, 6),
+    rotation=0,
+    epochs=2,
+    run=RunRecord(
+        name="toy",
+        reference="M",
+        options=RecordedOptions(by_group={"selection": {"folds": 3}}),
+        environment=Environment(versions={"torch": torch.__version__}),
+    ),
+)
 ROW = Row(method="M", config_id="m-0000", select="pseudo-unseen", benchmark="toy", clip="toy", feature_fingerprint="f")
 
 
@@ -66,7 +71,7 @@ def exported(config: Any, data: TrialData, features: Any, storage: Storage) -> t
     (done,) = refit_pack([config], seeds=[5, 6], data=data, epochs=2)
     adapter = make_adapter(config, 5, done.weights, data, of_study, {"files": {}})
     metrics = dict.fromkeys(("test_seen_mean", "test_unseen_mean", "test_h"), 0.5)
-    write_adapter(storage, "adapters/1", adapter, row=ROW, metrics=metrics, provenance=PROVENANCE)
+    write_adapter(storage, "adapters/1", adapter, row=ROW, metrics=metrics, record=RECORD)
     return read_adapter(storage / "adapters" / "1"), done.predictions_ST[0]
 
 
@@ -115,7 +120,7 @@ def test_new_classes_take_their_places_in_wordnet(data: TrialData, features: Sim
     assert again.node_wnids == more.node_wnids and again.data.class_node_C[-1] == more.node_wnids.index("n02374149")
     storage = locate(str(tmp_path / "grown"))
     metrics = dict.fromkeys(("test_seen_mean", "test_unseen_mean", "test_h"), 0.5)
-    write_adapter(storage, "1", more, row=ROW, metrics=metrics, provenance=PROVENANCE)
+    write_adapter(storage, "1", more, row=ROW, metrics=metrics, record=RECORD)
     back = read_adapter(storage / "1")  # the comma survives
     assert (back.names, back.wnids, back.node_wnids) == (more.names, more.wnids, more.node_wnids)
     for added, message in (
@@ -133,12 +138,12 @@ def test_new_classes_take_their_places_in_wordnet(data: TrialData, features: Sim
 def test_a_damaged_folder_is_one_clear_line(data: TrialData, features: SimpleNamespace, tmp_path: Path) -> None:
     exported(CONFIGS[0], data, features, locate(str(tmp_path)))
     folder = tmp_path / "adapters" / "1"
-    with pytest.raises(UserError, match="--adapter must be a folder"):
+    with pytest.raises(UserError, match="adapter must be a folder"):
         read_adapter(locate(str(tmp_path)))
     config = json.loads((folder / "config.json").read_text())
     for broken in ({"method": "os.system"}, {"config": {"lr": -1.0}}, {"templates": 3}, {"format": 99}):
         (folder / "config.json").write_text(json.dumps(config | broken))
-        with pytest.raises(UserError, match="--adapter .* (is damaged|has format 99)"):
+        with pytest.raises(UserError, match="adapter .* (is damaged|has format 99)"):
             read_adapter(locate(str(folder)))
     (folder / "config.json").write_text(json.dumps(config))
     weights = folder / "adapter.safetensors"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import UserError
-from study.outputs import trackers as tracking
+from study.outputs import trackers
 from study.search.records import Configuration
 
 DONE = [
@@ -31,7 +31,7 @@ DONE = [
 def test_tensorboard_has_a_run_with_its_curve_for_each_configuration(tmp_path: Path) -> None:
     from tensorboardX.proto.event_pb2 import Event
 
-    tracking.log_configurations("tensorboard", DONE, study="s", folder=tmp_path)
+    trackers.log_configurations("tensorboard", DONE, study="s", folder=tmp_path)
     folders = sorted(p.name for p in (tmp_path / "tensorboard").iterdir())
     assert folders == ["sre-0000", "sre-0001"]
     (events,) = (tmp_path / "tensorboard" / "sre-0001").iterdir()
@@ -49,7 +49,7 @@ def test_tensorboard_has_a_run_with_its_curve_for_each_configuration(tmp_path: P
 def test_mlflow_has_a_run_for_each_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    tracking.log_configurations("mlflow", DONE, study="my-study", folder=tmp_path)
+    trackers.log_configurations("mlflow", DONE, study="my-study", folder=tmp_path)
     runs = mlflow.search_runs(experiment_names=["my-study"], output_format="list")
     by_name = {run.info.run_name: run.data for run in runs}
     assert sorted(by_name) == ["sre-0000", "sre-0001"]
@@ -61,12 +61,12 @@ def test_wandb_writes_offline_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    tracking.log_configurations("wandb", DONE[:1], study="my-study", folder=tmp_path)
+    trackers.log_configurations("wandb", DONE[:1], study="my-study", folder=tmp_path)
     (run,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     assert b"my-study" in run.read_bytes() and b"sre-0000" in run.read_bytes()
 
 
 def test_a_tracker_that_is_not_installed_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"--log mlflow needs its package: pip install 'zerosweep\[mlflow\]'"):
-        tracking.check_tracker("mlflow")
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"log must be a tracker .* got mlflow: pip install 'zerosweep\[mlflow\]'"):
+        trackers.check_tracker("mlflow")

@@ -8,7 +8,8 @@ import pytest
 from data_prep.errors import UserError
 from study.evaluation.leaderboard import Row, rank_rows
 from study.outputs.folder import open_storage
-from study.outputs.leaderboard_files import write_leaderboard, write_run
+from study.outputs.leaderboard_files import write_leaderboard
+from study.outputs.provenance import RecordedOptions, RunRecord, write_run
 from study.reporting.comparison import MeanRanks, compare, comparison_page, indistinct_groups, load_studies, mean_ranks
 
 
@@ -20,7 +21,8 @@ def write_study(folder: Path, benchmark: str, h: dict[str, float], select: str =
         for m, v in h.items()
     ]
     write_leaderboard(storage, rank_rows(rows))
-    write_run(storage, {"name": folder.name, "reference": "A", "options": {"study": {"rotation": 0}}})
+    options = RecordedOptions(by_group={"study": {"rotation": 0}})
+    write_run(storage, RunRecord(name=folder.name, reference="A", options=options))
     return folder
 
 

@@ -19,6 +19,7 @@ from data_prep.storage import locate
 from study.outputs.results import read_results
 from study.reporting.overview import leaderboard_table
 from study.reporting.report import write_report
+from study.reporting.running import write_running_report
 from study.run import main
 from study.search.ledger import JOURNAL, open_ledger, read_ledger
 
@@ -64,8 +65,8 @@ def large_study(pva_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
                 )
             )
         ledger.study.add_trials(others)
-        running = Path(write_report(locate(folder), ledger=ledger))
-    running.rename(folder / "running.html")
+        write_running_report(locate(folder), ledger)
+    (folder / "report.html").rename(folder / "running.html")
     return folder
 
 
