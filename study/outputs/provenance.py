@@ -3,7 +3,9 @@
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -218,6 +220,29 @@ class RefitRecord:
     def to_json(self) -> dict[str, Any]:
         """Return seeds, rotation and epochs, and all of the study's record."""
         return {"seeds": self.seeds, "rotation": self.rotation, "epochs": self.epochs, **self.run.to_json()}
+
+
+class Clock:
+    """How long the stages of a study take, and how fast its searches are."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        """Wall time by stage, over all rotations."""
+        self.per_minute: dict[str, float] = {}
+        """Configurations finished per minute, by space."""
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time until the context ends to a stage."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+
+    def count(self, space: str, configurations: int, seconds: float) -> None:
+        """Note how many configurations of a space were finished in a time."""
+        self.per_minute[space] = round(60 * configurations / max(seconds, 1e-9), 1)
 
 
 def command() -> str:

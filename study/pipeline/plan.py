@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import ray
@@ -15,7 +15,7 @@ from data_prep.feature_store import FeatureSet
 from search_spaces import Space
 from study.cluster.session import concurrent_packs
 from study.options import ResourceOptions
-from study.outputs.provenance import Clock, DataCounts, RunRecord, command, jsonable, machine_and_versions
+from study.outputs.provenance import Clock, DataCounts, RecordedOptions, RunRecord, command, current_environment
 from study.pipeline.spec import StudySpec
 from study.protocol.trial_data import TrialData, seen_classes, trainable_images
 from study.training.pack import Pack, pack_on_folds
@@ -97,9 +97,9 @@ class Prepared:
             criterion=spec.criterion,
             data=plan.data,
             concurrent=plan.at_once,
-            options=jsonable(asdict(spec.options)),
+            options=RecordedOptions.of(spec.options),
             feature_fingerprint=self.features.fingerprint,
-            machine=machine_and_versions(),
+            environment=current_environment(),
             packs=plan.packs,
             megabytes_per_configuration=plan.megabytes,
             configurations_per_minute=dict(self.clock.per_minute),

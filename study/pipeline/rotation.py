@@ -13,9 +13,9 @@ from study.evaluation.final_test import Evaluation, Scored, select, with_test_la
 from study.evaluation.leaderboard_text import to_terminal
 from study.outputs.adapter import make_adapter
 from study.outputs.adapter_files import write_adapter
-from study.outputs.leaderboard_files import write_config, write_leaderboard, write_run
+from study.outputs.leaderboard_files import write_leaderboard
 from study.outputs.prediction_tables import write_analysis
-from study.outputs.provenance import RefitRecord
+from study.outputs.provenance import RefitRecord, write_config, write_run
 from study.pipeline.candidates import Candidate
 from study.pipeline.plan import Prepared
 from study.pipeline.search_stage import SearchStage
@@ -56,7 +56,7 @@ def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Stora
         )
     evaluation = Evaluation(study.cache, study.features, data, selection.select)
     record = RefitRecord(
-        seeds=spec.refit_seeds, rotation=rotation, epochs=spec.options.search.epochs, run=study.run_record()
+        seeds=tuple(spec.refit_seeds), rotation=rotation, epochs=spec.options.search.epochs, run=study.run_record()
     )
     scored = evaluation.zero_shot(spec.criterion)
     trained: dict[str, tuple[Candidate, Refit]] = {}
@@ -75,7 +75,7 @@ def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Stora
             )
         )
         trained[entry.config_id] = candidate, done
-        write_config(storage, scored[-1].row, entry.params, candidate.space, record)
+        write_config(storage, scored[-1].row, params=entry.params, space=candidate.space, record=record)
     scored = select(scored, evaluation, spec.reference)
     with clock.stage("export"):
         _export(study, storage, scored, trained, evaluation, record)

@@ -1,5 +1,6 @@
 """A rotation's candidates: searched, given, or taken apart in an ablation."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from study.cluster.tasks import choose_precision, score_on_folds
 from study.outputs.trackers import log_configurations
 from study.pipeline.candidates import Candidate, given_candidate, searched_candidate, winner_params
 from study.pipeline.plan import Prepared
-from study.reporting.report import RunningReport
+from study.reporting.running import write_running_report
 from study.search.ledger import JOURNAL, Ledger, open_ledger
 from study.search.pack_queue import PackQueue
 
@@ -135,7 +136,7 @@ class SearchStage:
                 refill=search.refill,
                 checkpoints=first,
                 console=self.study.console,
-                report=RunningReport(first, ledgers[0]) if first.is_local else None,
+                report=functools.partial(write_running_report, first, ledgers[0]) if first.is_local else None,
             )
             candidates = []
             for of_space, ledger, outcome, before in zip(wanted, ledgers, outcomes, finished, strict=True):

@@ -13,9 +13,10 @@ from study.evaluation.final_test import average_rotations
 from study.evaluation.leaderboard_text import to_terminal
 from study.evaluation.published import published_rows
 from study.options import Options
-from study.outputs.folder import write_identity
-from study.outputs.leaderboard_files import write_ablation, write_leaderboard, write_run
-from study.outputs.provenance import Clock, command
+from study.outputs.ablation_files import write_ablation
+from study.outputs.folder import IDENTITY, write_json
+from study.outputs.leaderboard_files import write_leaderboard
+from study.outputs.provenance import Clock, command, write_run
 from study.pipeline.plan import Prepared, make_plan
 from study.pipeline.rotation import RotationResult, run_rotation
 from study.pipeline.spec import StudySpec, resolve
@@ -61,7 +62,7 @@ class Study:
         console.print(plan.text(len(datas), features.rejected), soft_wrap=True, highlight=False, markup=False)
         if output.dry_run:
             return spec.storage.shown
-        write_identity(spec.storage, spec.identity)
+        write_json(spec.storage, IDENTITY, spec.identity.study_json())
         results: list[RotationResult] = []
         for rotation, data in datas.items():
             storage = spec.storage
