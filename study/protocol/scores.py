@@ -14,7 +14,7 @@ from models.sweeps import harmonic_mean
 from study.protocol.trial_data import TrialData, scored_images, seen_classes
 
 MUTUAL_INFORMATION_WEIGHT = 0.15
-"""Weight of the target's mutual information beside H in the selection score; how it was found stands in the README."""
+"""Weight of the target's mutual information beside H in the score; search_spaces/README.md says how it was found."""
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------
