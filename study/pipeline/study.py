@@ -21,7 +21,8 @@ from data_prep import FeatureOptions, UserError, prepare
 from data_prep.benchmarks import get_benchmark
 from data_prep.benchmarks.transfer import ARROW
 from data_prep.checkpoint import find_checkpoint
-from data_prep.feature_store import load, read_manifest
+from data_prep.feature_store import load
+from data_prep.manifest import read_manifest
 from data_prep.ray_session import start_ray
 from data_prep.storage import Storage, pull, push
 from data_prep.templates import find_templates
@@ -411,7 +412,7 @@ class Study:
     ) -> None:
         """Every refitted row's adapter, of its first seed, into adapters/<rank>."""
         storage.clear("adapters")  # an earlier run of the study may have ranked otherwise
-        clip = read_manifest(self.cache)["inputs"]["checkpoint"]
+        clip = read_manifest(self.cache).checkpoint
         for of_row in scored:
             if of_row.row.config_id not in trained:
                 continue
