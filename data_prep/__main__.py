@@ -26,7 +26,7 @@ def features(cache: OmitArgPrefixes[FeatureOptions]) -> None:
       python -m data_prep features --benchmark folder:my_images --clip openai/clip-vit-base-patch32
     """
     from data_prep.cache_build import prepare
-    from data_prep.feature_store import read_manifest
+    from data_prep.manifest import read_manifest
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
@@ -36,11 +36,12 @@ def features(cache: OmitArgPrefixes[FeatureOptions]) -> None:
             bar.update(task, description=stage, completed=done, total=total)
 
         folder = prepare(cache, progress)
-    facts = read_manifest(folder)["inputs"]
-    rejected = facts.get("rejected", {}).get("count", 0)
-    console.print(f"{folder}: {facts['images']['count'] - rejected} images", highlight=False, soft_wrap=True)
-    if rejected:
-        console.print(f"{rejected} images cannot be read: see rejected.parquet there", highlight=False, soft_wrap=True)
+    manifest = read_manifest(folder)
+    console.print(f"{folder}: {manifest.images - manifest.rejected} images", highlight=False, soft_wrap=True)
+    if manifest.rejected:
+        console.print(
+            f"{manifest.rejected} images cannot be read: see rejected.parquet there", highlight=False, soft_wrap=True
+        )
 
 
 def build_wordnet(dictionary: Path | None = None, out: Path | None = None) -> None:
@@ -79,21 +80,20 @@ def list_(cache_dir: str = ".cache") -> None:
     Args:
         cache_dir: Folder or URI where caches are kept.
     """
-    from data_prep import feature_store
     from data_prep.benchmarks import BENCHMARKS, FOLDER_PREFIX
+    from data_prep.manifest import MANIFEST, read_manifest
     from data_prep.storage import locate
 
     console.print("benchmarks:", *BENCHMARKS, f"{FOLDER_PREFIX}<path>", highlight=False)
     caches = locate(cache_dir, option="cache_dir")
     for name in caches.names(recursive=True):
-        if not name.endswith(f"/{feature_store.MANIFEST}"):
+        if not name.endswith(f"/{MANIFEST}"):
             continue
         cache = (caches / name.rpartition("/")[0]).shown
         try:
-            facts = feature_store.read_manifest(cache)
-            text = f"{facts['benchmark']}, {facts['clip']}, {facts['inputs']['images']['count']} images"
-            partial = facts["inputs"].get("partial")
-            text += f", partial: {partial}" if partial else ""
+            manifest = read_manifest(cache)
+            text = f"{manifest.benchmark}, {manifest.clip}, {manifest.images} images"
+            text += f", partial: {manifest.partial}" if manifest.partial else ""
         except UserError as error:
             text = str(error)
         console.print(f"{cache}: {text}", markup=False, highlight=False, soft_wrap=True)

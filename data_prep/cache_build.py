@@ -26,8 +26,9 @@ from data_prep.cache_tables import (
 from data_prep.checkpoint import Checkpoint, find_checkpoint
 from data_prep.clip_features import Progress, encode
 from data_prep.errors import UserError
-from data_prep.feature_store import SCHEMA_VERSION, fingerprint, read_cache_table, read_manifest, write_manifest
+from data_prep.feature_store import read_cache_table
 from data_prep.image_hashes import image_contents
+from data_prep.manifest import SCHEMA_VERSION, fingerprint, read_manifest, write_manifest
 from data_prep.options import FeatureOptions
 from data_prep.parquet import feature_column, file_sha256, write_stream, write_table
 from data_prep.ray_session import ray_session
@@ -72,7 +73,7 @@ def prepare(options: FeatureOptions, progress: Progress | None = None) -> Path |
                 build.run(options.rebuild, options.max_rejected)
     else:
         _clear_remains(caches, name)
-    if "rejected" in read_manifest(cache.shown)["inputs"]:
+    if read_manifest(cache.shown).rejected:
         _refuse(read_cache_table(cache.shown, "rejected"), len(bench.images), options.max_rejected)
     return Path(cache.root) if cache.is_local else cache.shown
 
@@ -115,7 +116,7 @@ def _locked(caches: Storage, name: str, *, wait: bool = True) -> Iterator[None]:
 
 def _is_complete(cache: Storage, made_of: str) -> bool:
     try:
-        inputs = read_manifest(cache.shown)["inputs"]
+        inputs = read_manifest(cache.shown).inputs
     except UserError:
         return False
     return fingerprint({name: value for name, value in inputs.items() if name != "rejected"}) == made_of
@@ -217,14 +218,15 @@ class _Build:
                 rows = image_rows(domain, bench, self.contents, encoded, readable_I, column)
                 with cache.writer(f"{domain}{suffix}.parquet") as stream:
                     write_stream(rows, stream, metadata=metadata)
-        extra = {
-            "benchmark": bench.name,
-            "clip": self.checkpoint.name,
-            "logit_scale": encoded.logit_scale,
-            "precision": encoded.precision,
-            "batch": encoded.batch,
-        }
-        write_manifest(cache, inputs, extra)
+        write_manifest(
+            cache,
+            inputs,
+            benchmark=bench.name,
+            clip=self.checkpoint.name,
+            logit_scale=encoded.logit_scale,
+            precision=encoded.precision,
+            batch=encoded.batch,
+        )
         self.caches.clear(_building(name))
 
 

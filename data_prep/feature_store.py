@@ -6,8 +6,8 @@ A cache is one folder, local or behind a URI; its manifest is written last, and 
 
     manifest.json         fingerprint, what it was computed from, SHA-256 of every other file
     classes.parquet       class_id, name, wnid, unseen (one bool per rotation), in_target (cross-dataset only)
-    source.parquet        key, split, feature                 the same for target.parquet
-    source_labels.parquet key, label                          the same for target_labels.parquet
+    source.parquet        key, split, feature                 (and target.parquet)
+    source_labels.parquet key, label                          (and target_labels.parquet)
     names.parquet         class_id, template, text, feature
     nodes.parquet         node, wnid, class_id, depth, lemmas
     node_texts.parquet    node, lemma, template, text, feature
@@ -20,13 +20,11 @@ Target labels are a file of their own, which `load` does not open: nothing that 
 """
 
 import hashlib
-import json
 import os
 import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,12 +35,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from data_prep.errors import UserError
+from data_prep.manifest import Manifest, read_manifest
 from data_prep.parquet import matrix
 from data_prep.storage import Storage, join, locate
 
-SCHEMA_VERSION = 1  # raise it whenever the same inputs would give another cache: old caches are then not read
 SPLITS = ("train", "val", "test")
-MANIFEST = "manifest.json"
 
 MAPPED_BYTES = 2**29
 """Features that take as much in float32 are not read into memory: `load` maps them in float16."""
@@ -130,89 +127,46 @@ class FeatureSet:
     """Images left out because they cannot be read."""
 
 
-def fingerprint(inputs: dict[str, Any]) -> str:
-    """Return the hex SHA-256 of `inputs` as canonical JSON."""
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def write_manifest(folder: Storage, inputs: dict[str, Any], extra: dict[str, Any]) -> None:
-    """Seal `folder`: its manifest states the inputs, their fingerprint, `extra`, and every Parquet file's SHA-256."""
-    files = {}
-    for name in folder.names():
-        if name.endswith(".parquet"):
-            with folder.open(name) as file:
-                files[name] = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-    manifest = {"fingerprint": fingerprint(inputs), "inputs": inputs, **extra, "files": files}
-    folder.write(MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
-
-
 def _folder(cache: str | Path) -> Storage:
     return locate(cache, option="")
 
 
-def read_manifest(cache: str | Path) -> dict[str, Any]:
-    """Read the manifest of a complete cache.
-
-    Raises UserError if there is none, it is unreadable, of another schema, or its fingerprint is not that of its
-    inputs.
-    """
-    folder = _folder(cache)
-    path = join(folder.shown, MANIFEST)
-    try:
-        content = folder.read(MANIFEST)
-        if content is None:
-            raise UserError(f"{cache} is no feature cache: it has no {MANIFEST}")
-        manifest = json.loads(content)
-        stated, inputs, _ = manifest["fingerprint"], manifest["inputs"], manifest["files"]
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete the folder and it is built again") from None
-    if stated != fingerprint(inputs):
-        raise UserError(f"{path} was altered: its fingerprint is not that of its inputs; delete the folder")
-    if inputs["schema_version"] != SCHEMA_VERSION:
-        raise UserError(
-            f"{cache} has schema {inputs['schema_version']}, this version reads {SCHEMA_VERSION}; delete it"
-        )
-    return manifest
-
-
-def _open(folder: Storage, manifest: dict[str, Any], name: str) -> pa.NativeFile:
+def _open(folder: Storage, manifest: Manifest, name: str) -> pa.NativeFile:
     """Open a file of the cache, after checking that it is, byte for byte, the one its manifest was written for."""
     path = join(folder.shown, name)
     try:
         file = folder.open(name)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; delete {folder.shown} and it is built again") from None
-    if hashlib.file_digest(file, "sha256").hexdigest() != manifest["files"].get(name):  # type: ignore[arg-type]
+    if hashlib.file_digest(file, "sha256").hexdigest() != manifest.files.get(name):  # type: ignore[arg-type]
         with file:
             raise UserError(f"{path} {_what_differs(file, manifest)}; delete {folder.shown} and it is built again")
     file.seek(0)
     return file
 
 
-def _read(folder: Storage, manifest: dict[str, Any], name: str) -> pa.Table:
+def _read(folder: Storage, manifest: Manifest, name: str) -> pa.Table:
     with _open(folder, manifest, name) as file:
         return pq.read_table(file)
 
 
-def _what_differs(file: pa.NativeFile, manifest: dict[str, Any]) -> str:
+def _what_differs(file: pa.NativeFile, manifest: Manifest) -> str:
     try:
         file.seek(0)
         other = (pq.read_metadata(file).metadata or {}).get(b"fingerprint", b"").decode()
     except (pa.ArrowException, OSError):
         return "is truncated or no Parquet file"
-    if other and other != manifest["fingerprint"]:
-        return f"belongs to other features (fingerprint {other[:12]}, not {manifest['fingerprint'][:12]})"
+    if other and other != manifest.fingerprint:
+        return f"belongs to other features (fingerprint {other[:12]}, not {manifest.fingerprint[:12]})"
     return "was altered after it was written (its SHA-256 is not the manifest's)"
 
 
 def verify(cache: str | Path) -> dict[str, str]:
     """Check every file of a cache, target labels included; return name -> SHA-256. Raises UserError as `load` does."""
     manifest, folder = read_manifest(cache), _folder(cache)
-    for name in manifest["files"]:
+    for name in manifest.files:
         _open(folder, manifest, name).close()
-    return dict(manifest["files"])
+    return dict(manifest.files)
 
 
 def read_cache_table(cache: str | Path, name: str) -> pa.Table:
@@ -230,13 +184,13 @@ def mapped(cache: str | Path, name: str, scratch: str | Path | None = None) -> n
     Raises UserError as `load` does.
     """
     manifest, folder = read_manifest(cache), _folder(cache)
-    if f"{name}.parquet" not in manifest["files"]:
+    if f"{name}.parquet" not in manifest.files:
         raise UserError(f"{folder.shown} has no {name}: it was built without tokens")
     home = Path(
         scratch or os.environ.get("ZEROSWEEP_SCRATCH") or Path(tempfile.gettempdir()) / f"zerosweep-{os.getuid()}"
     )
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = home / f"{manifest['files'][f'{name}.parquet']}.npy"  # by content: it cannot be out of date
+    path = home / f"{manifest.files[f'{name}.parquet']}.npy"  # by content: it cannot be out of date
     if not path.exists():
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
@@ -268,7 +222,7 @@ def load(cache: str | Path) -> FeatureSet:
     Raises UserError, naming the file, if the folder is no complete cache or a file is missing, truncated or altered.
     """
     manifest, folder = read_manifest(cache), _folder(cache)
-    inputs = manifest["inputs"]
+    inputs = manifest.inputs
 
     def read(name: str) -> pa.Table:
         return _read(folder, manifest, f"{name}.parquet")
@@ -280,10 +234,10 @@ def load(cache: str | Path) -> FeatureSet:
     node_of = {class_id: node for node, class_id in enumerate(class_ids) if class_id is not None}
     edges = read("edges")
     return FeatureSet(
-        benchmark=manifest["benchmark"],
-        clip=manifest["clip"],
-        fingerprint=manifest["fingerprint"],
-        logit_scale=manifest["logit_scale"],
+        benchmark=manifest.benchmark,
+        clip=manifest.clip,
+        fingerprint=manifest.fingerprint,
+        logit_scale=manifest.logit_scale,
         templates=templates,
         classes=ClassTable(
             names=tuple(classes["name"].to_pylist()),
@@ -306,8 +260,8 @@ def load(cache: str | Path) -> FeatureSet:
             wup_similarity_CC=_tensor(matrix(similarity["wup"])),
         ),
         halves=inputs.get("halves", False),
-        partial=inputs.get("partial", ""),
-        rejected=inputs.get("rejected", {}).get("count", 0),
+        partial=manifest.partial,
+        rejected=manifest.rejected,
     )
 
 
@@ -320,7 +274,7 @@ def _tensor(values: np.ndarray) -> Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
-def _image_table(folder: Storage, manifest: dict[str, Any], name: str) -> ImageTable:
+def _image_table(folder: Storage, manifest: Manifest, name: str) -> ImageTable:
     with _open(folder, manifest, f"{name}.parquet") as stream:
         file = pq.ParquetFile(stream, pre_buffer=False)
         large = 4 * file.metadata.num_rows * file.schema_arrow.field("feature").type.list_size >= MAPPED_BYTES

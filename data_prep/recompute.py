@@ -12,7 +12,8 @@ from data_prep.benchmarks.base import DOMAINS
 from data_prep.checkpoint import find_checkpoint
 from data_prep.clip_features import Encode, Preprocess
 from data_prep.errors import UserError
-from data_prep.feature_store import read_cache_table, read_manifest
+from data_prep.feature_store import read_cache_table
+from data_prep.manifest import read_manifest
 from data_prep.parquet import matrix
 
 LOWEST_COSINE = 0.999  # of one content in another batch, precision or processor
@@ -26,12 +27,12 @@ def recompute(cache: str | Path, *, clip: str | None = None, data_root: Path | N
     Raises UserError if the checkpoint is another one, an image cannot be read, or a feature differs.
     """
     manifest = read_manifest(cache)
-    bench = get_benchmark(manifest["benchmark"], data_root, allow_partial="partial" in manifest["inputs"])
-    own = manifest["clip"] if "hub" in manifest["inputs"]["checkpoint"] else bench.default_clip
+    bench = get_benchmark(manifest.benchmark, data_root, allow_partial=bool(manifest.partial))
+    own = manifest.clip if "hub" in manifest.checkpoint else bench.default_clip
     checkpoint = find_checkpoint(clip or own)
-    if checkpoint.identity != manifest["inputs"]["checkpoint"]:
+    if checkpoint.identity != manifest.checkpoint:
         raise UserError(
-            f"must be the checkpoint of {cache}, {manifest['clip']}; {checkpoint.name} is another one", option="clip"
+            f"must be the checkpoint of {cache}, {manifest.clip}; {checkpoint.name} is another one", option="clip"
         )
     preprocess, encode = Preprocess(checkpoint), Encode(checkpoint, threads=1)
 

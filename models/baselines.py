@@ -22,7 +22,7 @@ Suffixes: K lanes, B batch, I images, N cached images, C classes, P prompt templ
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -196,8 +196,10 @@ class CLIPAdapter(Baseline):
 
     ratio: Tensor
 
-    def __init__(self, configs: Sequence[CLIPAdapterConfig], **data: Any) -> None:
-        super().__init__(configs, **data)
+    def __init__(
+        self, configs: Sequence[CLIPAdapterConfig], *, seeds: Sequence[int], base_KC: Tensor, texts: ClassTexts
+    ) -> None:
+        super().__init__(configs, seeds=seeds, base_KC=base_KC, texts=texts)
         dim, width = self.text_features_CD.shape[1], configs[0].width
         self.down_KDH = nn.Parameter(lane_normal(self.generators, dim, width, std=1.0))
         self.up_KHD = nn.Parameter(torch.zeros(len(configs), width, dim))
@@ -224,12 +226,14 @@ class TipAdapter(Baseline):
         self,
         configs: Sequence[TipAdapterConfig],
         *,
+        seeds: Sequence[int],
+        base_KC: Tensor,
+        texts: ClassTexts,
         cache_features_ID: Tensor,
         cache_labels_I: Tensor,
         cache_KI: Tensor,
-        **data: Any,
     ) -> None:
-        super().__init__(configs, **data)
+        super().__init__(configs, seeds=seeds, base_KC=base_KC, texts=texts)
         drawn = [
             _draw_shots(cache_labels_I, allowed_I & base_C[cache_labels_I], configs[0].shots, generator)
             for allowed_I, base_C, generator in zip(cache_KI, self.base_KC, self.generators, strict=True)
@@ -289,8 +293,10 @@ class TipAdapter(Baseline):
 class CoOp(Baseline):
     """logits = s x T(context)^T, the context learned through the frozen text encoder."""
 
-    def __init__(self, configs: Sequence[CoOpConfig], *, base_KC: Tensor, texts: ClassTexts, **data: Any) -> None:
-        super().__init__(configs, base_KC=base_KC, texts=texts, **data)
+    def __init__(
+        self, configs: Sequence[CoOpConfig], *, seeds: Sequence[int], base_KC: Tensor, texts: ClassTexts
+    ) -> None:
+        super().__init__(configs, seeds=seeds, base_KC=base_KC, texts=texts)
         self.prompts = PromptLearner(
             texts,
             generators=self.generators,
@@ -313,8 +319,10 @@ class CoOp(Baseline):
 class LinearProbe(Baseline):
     """logits = s x (T + delta)^T, delta learned from zero: weight decay pulls back to CLIP."""
 
-    def __init__(self, configs: Sequence[LinearProbeConfig], **data: Any) -> None:
-        super().__init__(configs, **data)
+    def __init__(
+        self, configs: Sequence[LinearProbeConfig], *, seeds: Sequence[int], base_KC: Tensor, texts: ClassTexts
+    ) -> None:
+        super().__init__(configs, seeds=seeds, base_KC=base_KC, texts=texts)
         self.delta_KCD = nn.Parameter(torch.zeros(len(configs), *self.text_features_CD.shape))
 
     def logits(self, images_BD: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import ray
 
-from data_prep.feature_store import read_manifest
+from data_prep.manifest import read_manifest
 from data_prep.storage import Storage
 from study.cluster.refit_run import refit
 from study.cluster.session import single_node
@@ -106,7 +106,7 @@ def _export(
 ) -> None:
     """Write every refitted row's adapter, of its first seed, into adapters/<rank>."""
     storage.clear("adapters")  # an earlier run of the study may have ranked otherwise
-    clip = read_manifest(study.cache)["inputs"]["checkpoint"]
+    clip = read_manifest(study.cache).checkpoint
     for of_row in scored:
         if of_row.row.config_id not in trained:
             continue

@@ -24,7 +24,8 @@ import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from data_prep.feature_store import SCHEMA_VERSION, mapped, write_manifest  # noqa: E402
+from data_prep.feature_store import mapped  # noqa: E402
+from data_prep.manifest import SCHEMA_VERSION, write_manifest  # noqa: E402
 from data_prep.parquet import ROW_GROUP_ROWS, feature_column, write_stream, write_table  # noqa: E402
 from data_prep.storage import locate  # noqa: E402
 
@@ -73,8 +74,8 @@ def write_cache(folder: Path, images: int, dim: int) -> None:
     for name, count in counts.items():
         with cache.writer(f"{name}.parquet") as stream:
             write_stream(image_rows(count), stream, metadata={})
-    about = {"benchmark": "random", "clip": "random", "logit_scale": 100.0}
-    write_manifest(cache, {"schema_version": SCHEMA_VERSION, "templates": ["{}"]}, about)
+    inputs = {"schema_version": SCHEMA_VERSION, "templates": ["{}"]}
+    write_manifest(cache, inputs, benchmark="random", clip="random", logit_scale=100.0)
 
 
 def proportional_bytes() -> int:

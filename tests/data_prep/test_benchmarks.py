@@ -14,8 +14,8 @@ from data_prep.benchmarks.folder import _splits
 from data_prep.benchmarks.icons2emoji import ASSETS
 from data_prep.cache_build import inputs_of
 from data_prep.checkpoint import find_checkpoint
-from data_prep.feature_store import fingerprint
 from data_prep.image_hashes import image_contents
+from data_prep.manifest import fingerprint
 
 
 def test_icons2emoji_is_the_published_one() -> None:

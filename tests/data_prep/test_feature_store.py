@@ -9,8 +9,9 @@ import pytest
 import torch
 from filelock import FileLock
 
-from data_prep import UserError, feature_store
-from data_prep.feature_store import load, load_target_labels, read_manifest, verify
+from data_prep import UserError
+from data_prep.feature_store import load, load_target_labels, verify
+from data_prep.manifest import MANIFEST, read_manifest
 
 EMBEDDED = [
     [
@@ -109,7 +110,7 @@ def test_a_cache_is_rebuilt_when_asked_or_when_its_manifest_is_gone(
     (cache / "source.parquet").write_bytes(b"")
     assert prepare_small(tmp_path, rebuild=True, progress=lambda *call: calls.append(call)) == cache
     assert calls[0] == ("features", 0, 2)
-    (cache / feature_store.MANIFEST).unlink()
+    (cache / MANIFEST).unlink()
     prepare_small(tmp_path)
     assert verify(cache) == verify(small_cache)
 
@@ -130,7 +131,7 @@ def test_zero_shot_accuracy_of_the_embedded_benchmark(embedded_cache: Path) -> N
     assert emoji.float().mean().item() == pytest.approx(0.3257, abs=2e-3)
     assert features.node_features_ND.shape == (568, 192)
     assert features.graph.edges_E2.shape == (598, 2)
-    assert read_manifest(embedded_cache)["precision"] == "float32"
+    assert read_manifest(embedded_cache).precision == "float32"
     # Published results stand on these inputs and features: whoever changes them must publish anew.
     assert features.fingerprint == "9ee00dd1a9017bbd11982061505ef7d1a0dbc2132a0ccbbf22e0830f5a4bbe29"
     expected = torch.tensor(EMBEDDED)
@@ -162,7 +163,7 @@ def test_a_file_of_other_features_is_refused_by_name(copy: Path) -> None:
 
 
 def test_a_manifest_of_other_inputs_is_refused(copy: Path) -> None:
-    path = copy / feature_store.MANIFEST
+    path = copy / MANIFEST
     path.write_text(path.read_text().replace("an image of a {}.", "a sketch of a {}."))
     with pytest.raises(UserError, match="its fingerprint is not that of its inputs"):
         load(copy)

@@ -13,8 +13,9 @@ from data_prep.benchmarks.icons2emoji import ASSETS
 from data_prep.benchmarks.wordnet_classes import WordNetClass, ilsvrc_wnids, webvision_classes
 from data_prep.cache_build import inputs_of
 from data_prep.checkpoint import find_checkpoint
-from data_prep.feature_store import fingerprint, load, load_target_labels, read_manifest
+from data_prep.feature_store import load, load_target_labels
 from data_prep.image_hashes import image_contents
+from data_prep.manifest import fingerprint, read_manifest
 from data_prep.wordnet import wordnet
 from data_prep.wordnet_graph import build_graph
 
@@ -105,7 +106,7 @@ def test_features_of_a_partial_benchmark_say_so(root: Path, tmp_path: Path, with
     assert load_target_labels(cache).tolist() == list(range(50))
     assert len(features.graph.node_wnids) == 255
     assert features.partial == "1 of 40 source train images not on disk"
-    assert features.partial == read_manifest(cache)["inputs"]["partial"]
+    assert features.partial == read_manifest(cache).partial
     assert features.templates == ("a photo of a {}, a type of pet.",)
 
 

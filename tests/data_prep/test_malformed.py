@@ -19,7 +19,8 @@ from scipy.io import loadmat, savemat
 from data_prep import FeatureOptions, UserError, prepare
 from data_prep.benchmarks import get_benchmark
 from data_prep.benchmarks.icons2emoji import ASSETS
-from data_prep.feature_store import load, load_target_labels, read_manifest, verify
+from data_prep.feature_store import load, load_target_labels, verify
+from data_prep.manifest import read_manifest
 from data_prep.templates import find_templates
 
 CLIP = str(ASSETS / "clip")

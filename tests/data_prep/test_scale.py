@@ -15,13 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from data_prep import UserError, clip_features, feature_store
+from data_prep import UserError, clip_features
 from data_prep.__main__ import list_
 from data_prep.benchmarks.icons2emoji import ASSETS
 from data_prep.checkpoint import find_checkpoint
 from data_prep.clip_features import Encode
-from data_prep.feature_store import load, load_target_labels, mapped, read_manifest, verify
+from data_prep.feature_store import load, load_target_labels, mapped, verify
 from data_prep.image_hashes import image_contents
+from data_prep.manifest import read_manifest, write_manifest
 from data_prep.parquet import feature_column, matrix, write_table
 from data_prep.ray_session import start_ray
 from data_prep.recompute import recompute
@@ -130,7 +131,7 @@ def test_unreadable_images_are_listed_and_left_out(
         ("source/bear/1.png", "source", "no image format that is known"),
         ("target/bed/0.png", "target", "empty file"),
     ]
-    assert read_manifest(cache)["inputs"]["rejected"]["count"] == 2
+    assert read_manifest(cache).rejected == 2
     with pytest.raises(UserError, match="2 of 32 images cannot be read"):  # what is there already is judged as well
         build()
     with pytest.raises(UserError, match="^max_rejected must be a share of the images, 0 to 1; got 2"):
@@ -217,7 +218,7 @@ def test_a_job_is_probed_once_and_keeps_its_batch(
     monkeypatch.setattr(clip_features, "PROBED_IMAGES", 32)  # the small folder has just so many
 
     interrupted_build(tmp_path)
-    assert read_manifest(prepare_small(tmp_path))["batch"] == 16
+    assert read_manifest(prepare_small(tmp_path)).batch == 16
     assert probed == [1]
 
 
@@ -266,8 +267,7 @@ def test_features_are_compared_with_the_checkpoint(small_cache: Path, tmp_path: 
     wrong = feature_column(matrix(table["feature"])[::-1])
     write_table(table.set_column(table.num_columns - 1, "feature", wrong), cache / "target.parquet")
     manifest = read_manifest(cache)
-    extra = {name: manifest[name] for name in ("benchmark", "clip", "logit_scale", "precision", "batch")}
-    feature_store.write_manifest(locate(cache), manifest["inputs"], extra)
+    write_manifest(locate(cache), manifest.inputs, benchmark=manifest.benchmark, clip=manifest.clip)
     verify(cache)  # sealed, and yet wrong
     with pytest.raises(UserError, match="the feature of 'target/.*' is not what its checkpoint gives"):
         recompute(cache, clip=str(CLIP), samples=5)

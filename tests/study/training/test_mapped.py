@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from data_prep.feature_store import SCHEMA_VERSION, mapped, write_manifest
+from data_prep.feature_store import mapped
+from data_prep.manifest import SCHEMA_VERSION, write_manifest
 from data_prep.parquet import feature_column, write_table
 from data_prep.storage import locate
 from models.baselines import CalibratedStackingConfig, CLIPAdapterConfig, TipAdapterConfig
@@ -52,7 +53,7 @@ def cache(seen_only: SimpleNamespace, tmp_path: Path) -> Path:
         stored_ID = domain.features_ID.half()
         write_table(pa.table({"feature": feature_column(stored_ID.numpy())}), folder / f"{name}.parquet")
         domain.features_ID = unit_features(stored_ID)  # as those of a small table
-    write_manifest(locate(folder), {"schema_version": SCHEMA_VERSION}, {})
+    write_manifest(locate(folder), {"schema_version": SCHEMA_VERSION})
     return folder
 
 

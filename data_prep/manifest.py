@@ -1,0 +1,117 @@
+"""The manifest of a feature cache: what it was computed from, and the hashes of its files. It makes the cache."""
+
+import hashlib
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import UserError
+from data_prep.storage import Storage, join, locate
+
+SCHEMA_VERSION = 1  # raise it whenever the same inputs would give another cache: old caches are then not read
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a cache was computed from, and the hashes of its files."""
+
+    fingerprint: str
+    """Hex SHA-256 of `inputs`."""
+    inputs: dict[str, Any]
+    """Facts on which the content depends, as JSON: see `cache_build.inputs_of`."""
+    benchmark: str = ""
+    """Name as `FeatureOptions` takes it."""
+    clip: str = ""
+    """Checkpoint: hub id, or the name of its folder."""
+    logit_scale: float = 100.0
+    """Multiplier of cosines, already exponentiated (100 for the released CLIPs)."""
+    precision: str = ""
+    """Type of the matrix products: float32, bfloat16 or float16."""
+    batch: int = 0
+    """Images encoded at once."""
+    files: dict[str, str]
+    """Hex SHA-256 of every other file, by name."""
+
+    @property
+    def checkpoint(self) -> dict[str, Any]:
+        """Identity of the checkpoint's content, see `checkpoint.Checkpoint`."""
+        return self.inputs["checkpoint"]
+
+    @property
+    def images(self) -> int:
+        """Images of the benchmark, unreadable ones included."""
+        return self.inputs["images"]["count"]
+
+    @property
+    def rejected(self) -> int:
+        """Images left out because they cannot be read."""
+        return self.inputs.get("rejected", {}).get("count", 0)
+
+    @property
+    def partial(self) -> str:
+        """The missing part of the published benchmark, in words; "" if it is complete."""
+        return self.inputs.get("partial", "")
+
+
+def fingerprint(inputs: dict[str, Any]) -> str:
+    """Return the hex SHA-256 of `inputs` as canonical JSON."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def write_manifest(
+    folder: Storage,
+    inputs: dict[str, Any],
+    *,
+    benchmark: str = "",
+    clip: str = "",
+    logit_scale: float = 100.0,
+    precision: str = "",
+    batch: int = 0,
+) -> None:
+    """Seal `folder`: its manifest states the inputs, their fingerprint, and every Parquet file's SHA-256."""
+    files = {}
+    for name in folder.names():
+        if name.endswith(".parquet"):
+            with folder.open(name) as file:
+                files[name] = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    manifest = Manifest(
+        fingerprint=fingerprint(inputs),
+        inputs=inputs,
+        benchmark=benchmark,
+        clip=clip,
+        logit_scale=logit_scale,
+        precision=precision,
+        batch=batch,
+        files=files,
+    )
+    content = {f.name: getattr(manifest, f.name) for f in fields(Manifest)}  # in this order: files are compared
+    folder.write(MANIFEST, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def read_manifest(cache: str | Path) -> Manifest:
+    """Read the manifest of a complete cache.
+
+    Raises UserError if there is none, it is unreadable, of another schema, or its fingerprint is not that of its
+    inputs.
+    """
+    folder = locate(cache, option="")
+    path = join(folder.shown, MANIFEST)
+    try:
+        content = folder.read(MANIFEST)
+        if content is None:
+            raise UserError(f"{cache} is no feature cache: it has no {MANIFEST}")
+        stated = json.loads(content)
+        manifest = Manifest(**{f.name: stated[f.name] for f in fields(Manifest) if f.name in stated})
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete the folder and it is built again") from None
+    if manifest.fingerprint != fingerprint(manifest.inputs):
+        raise UserError(f"{path} was altered: its fingerprint is not that of its inputs; delete the folder")
+    if manifest.inputs["schema_version"] != SCHEMA_VERSION:
+        raise UserError(
+            f"{cache} has schema {manifest.inputs['schema_version']}, this version reads {SCHEMA_VERSION}; delete it"
+        )
+    return manifest
