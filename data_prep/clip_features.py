@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from data_prep.checkpoint import Checkpoint, load_model
 from data_prep.errors import UserError
 from data_prep.parquet import feature_column, matrix, write_table
+from data_prep.ray_session import quiet_loggers
 from data_prep.storage import Storage, reason
 
 IMAGES_PER_SHARD = 256  # 150 MB of float32 pixels at 224 px: about one Ray block
@@ -342,14 +343,9 @@ def _run(units: list[dict[str, Any]], checkpoint: Checkpoint, batch: int, tokens
     )
     # Its plan and its own progress bars are noise here: the caller shows progress in shards. (Not the logger
     # "ray.data": Ray configures that one anew for every run.)
-    log = logging.getLogger("ray.data._internal")
-    level = log.level
-    log.setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    try:
+    with quiet_loggers("ray.data._internal", level=logging.ERROR):
         yield from dataset.iter_rows()
-    finally:
-        log.setLevel(level)
 
 
 def _image_units(images: pa.Table) -> Iterator[dict[str, Any]]:

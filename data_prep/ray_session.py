@@ -26,6 +26,20 @@ def _ray() -> Iterator[None]:
         ray.shutdown()
 
 
+@contextmanager
+def quiet_loggers(*names: str, level: int = logging.CRITICAL) -> Iterator[None]:
+    """Let these loggers say nothing below `level`: Ray logs every step, and Ctrl-C in many lines."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, before in zip(loggers, levels, strict=True):
+            logger.setLevel(before)
+
+
 def start_ray(address: str) -> None:
     """Connect to a cluster or, "local", start one. Raises UserError where that fails: Ray tells it in a traceback."""
     import ray
