@@ -4,6 +4,7 @@ Without torch: its actor starts in a fraction of the time that a pack's actor ta
 """
 
 import contextlib
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -47,7 +48,8 @@ class RemoteStore:
 
     def load(self, name: str) -> bytes | None:
         """Return the content of a checkpoint, None if there is none."""
-        return ray.get(self._actor.load.remote(name))
+        content: Any = ray.get(self._actor.load.remote(name))
+        return content
 
     def save(self, name: str, content: bytes) -> None:
         """Write a checkpoint, and wait until it is written."""

@@ -61,7 +61,7 @@ class Coordinator:
         return [verdicts[i][1] for i in scores]
 
     def report(self, pack: str, progress: PackProgress | None) -> bool:
-        """Note how far a pack is, None when it is finished; return whether its node is being drained: it should move."""
+        """Note how far a pack is, None when it is finished; return whether it should move: its node is drained."""
         if progress is None:
             self._packs.pop(pack, None)
             return False

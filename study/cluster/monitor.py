@@ -6,7 +6,7 @@ Ray Tune's callbacks would not do: they are called when a pack reports, which ma
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, cast
+from typing import Any, Protocol
 
 import ray
 from ray.actor import ActorHandle
@@ -78,8 +78,8 @@ class Monitor:
         packs: Mapping[str, PackProgress] = {}
         while not self._stop.wait(LOOK_EVERY_S):
             try:
-                answer = ray.get(self._coordinator.packs.remote(), timeout=5)
-                packs = cast(Mapping[str, PackProgress], answer)
+                answer: Any = ray.get(self._coordinator.packs.remote(), timeout=5)
+                packs = answer
             except ray.exceptions.RayError:
                 pass  # a busy cluster answers late: until then its last answer stands
             for i, observer in enumerate(self._observers):

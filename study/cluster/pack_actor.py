@@ -98,7 +98,7 @@ class PackTrainable(tune.Trainable):
         if self.training is None:
             self.training = self._begin()
         elif refill:
-            lanes = ray.get(self.job.coordinator.lanes_for.remote(self.trial_id))
+            lanes: Any = ray.get(self.job.coordinator.lanes_for.remote(self.trial_id))
             if lanes:
                 self.lanes += lanes
                 self.training.add(self.job.configs(lanes), [lane.seed for lane in lanes])

@@ -93,7 +93,7 @@ def map_packs(
     `arrays`: reference to `TrialData.to_arrays()`.
     """
     packs = packs_of(configs)
-    task = ray.remote(_task).options(num_cpus=resources.cpus_per_pack, num_gpus=resources.gpus_per_pack)
+    task: Any = ray.remote(_task).options(num_cpus=resources.cpus_per_pack, num_gpus=resources.gpus_per_pack)
     running = [task.remote(work, arrays, [configs[i] for i in pack], resources) for pack in packs]
     return in_order(packs, ray.get(running))
 

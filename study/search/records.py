@@ -111,7 +111,7 @@ class Configuration:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyIdentity:
-    """The options that make results comparable: a study, and each of its ledgers, is only resumed with the same ones."""
+    """The options that make results comparable: a study and each of its ledgers are only resumed with the same ones."""
 
     space: str
     """Name of the study's search space or ablation."""
@@ -202,9 +202,8 @@ def require_same(theirs: Mapping[str, Any], mine: Mapping[str, Any], where: str)
     """
     differing = [key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key)]
     if differing == ["knobs"]:
-        raise UserError(
-            f"needs the knobs of space {mine['space']} as they were when {where} was begun", option="resume"
-        )
+        rule = f"needs the knobs of space {mine['space']} as they were when {where} was begun"
+        raise UserError(rule, option="resume")
     if differing:
         shown = "; ".join(f"{k} was {theirs.get(k)!r}, now {mine.get(k)!r}" for k in differing if k != "knobs")
         raise UserError(f"must repeat the study's options, {where} holds another study: {shown}", option="resume")
