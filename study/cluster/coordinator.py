@@ -1,19 +1,20 @@
-"""The board on which all packs of a study are judged (successive halving) and report how far they are.
+"""The actor to which all packs of a study report: it judges their lanes together and knows how far they are.
 
-Without torch: its actor starts in a fraction of the time that one of a pack takes.
+Without torch: its actor starts in a fraction of the time that a pack's actor takes.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 
-from study.search.halving import RungBoard
+from study.cluster.session import draining_nodes
+from study.search.halving import SuccessiveHalving
+from study.search.records import Lane
 
-LOOK_EVERY_S = 1.0
-"""Seconds between looks at which nodes are being drained."""
+DRAINING_EVERY_S = 1.0
+"""Seconds between two questions to Ray which nodes are being drained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class PackProgress:
     space: str
     """Name of its search space."""
     lanes: int
-    """Configurations it began with."""
+    """Configurations it trains, those pruned since its last report included."""
     alive: int
     """Configurations not pruned yet."""
     epoch: int
@@ -33,51 +34,50 @@ class PackProgress:
 
 
 @ray.remote(num_cpus=0)
-class Board:
+class Coordinator:
     """One per study: judges the lanes of all packs of a search together and knows how far the running packs are."""
 
-    def __init__(self, rungs: Mapping[str, RungBoard]) -> None:
-        """`rungs`: of each search, by the name of its space."""
-        self._rungs = rungs
-        self._entered: dict[tuple[str, int], dict[int, tuple[float, bool]]] = {}
+    def __init__(self, halvings: Mapping[str, SuccessiveHalving]) -> None:
+        """`halvings`: of each search, by the name of its space."""
+        self._halvings = halvings
+        self._verdicts: dict[tuple[str, int], dict[int, tuple[float, bool]]] = {}
         self._packs: dict[str, PackProgress] = {}
-        self._given: dict[str, list[dict[str, Any]]] = {}
-        self._drained: Mapping[str, int] = {}
-        self._looked = 0.0
+        self._refills: dict[str, Sequence[Lane]] = {}
+        self._draining: Collection[str] = ()
+        self._draining_since = 0.0
 
     def judge(self, space: str, epoch: int, scores: Mapping[int, float]) -> list[bool]:
-        """For each configuration's score, whether it goes on (successive halving against all lanes so far).
+        """Return for each configuration's score whether the configuration goes on, against all lanes so far.
 
-        One that is trained again, because its pack died, keeps its verdict; with another score than it had, this one
-        takes the old one's place and is judged.
+        A configuration that is trained again, because its pack died, keeps its verdict; with another score than it
+        had, the new score takes the old one's place and is judged.
         """
-        entered = self._entered.setdefault((space, epoch), {})
-        new = {i: score for i, score in scores.items() if i not in entered or entered[i][0] != score}
-        for i in new.keys() & entered.keys():
-            self._rungs[space].scores[epoch].remove(entered[i][0])
-        verdicts = self._rungs[space].judge(epoch, list(new.values())) if new else []
-        entered |= {i: (score, verdict) for (i, score), verdict in zip(new.items(), verdicts, strict=True)}
-        return [entered[i][1] for i in scores]
+        halving, verdicts = self._halvings[space], self._verdicts.setdefault((space, epoch), {})
+        new = {i: score for i, score in scores.items() if i not in verdicts or verdicts[i][0] != score}
+        for i in new.keys() & verdicts.keys():
+            halving.withdraw(epoch, verdicts[i][0])
+        judged = halving.judge(epoch, list(new.values())) if new else []
+        verdicts |= {i: (score, goes_on) for (i, score), goes_on in zip(new.items(), judged, strict=True)}
+        return [verdicts[i][1] for i in scores]
 
     def report(self, pack: str, progress: PackProgress | None) -> bool:
-        """How far a pack is; None when it is finished. Whether it should move: its node is being drained."""
+        """Note how far a pack is, None when it is finished; return whether it should move: its node is drained."""
         if progress is None:
             self._packs.pop(pack, None)
             return False
         self._packs[pack] = progress
-        if time.monotonic() - self._looked >= LOOK_EVERY_S:
-            # no public name; Ray's own Data and Train ask this way
-            self._drained, self._looked = ray._private.state.state.get_draining_nodes(), time.monotonic()
-        return progress.node in self._drained
+        if time.monotonic() - self._draining_since >= DRAINING_EVERY_S:
+            self._draining, self._draining_since = draining_nodes(), time.monotonic()
+        return progress.node in self._draining
 
     def packs(self) -> dict[str, PackProgress]:
-        """Progress of the running packs."""
+        """Return the progress of the running packs."""
         return dict(self._packs)
 
-    def give(self, pack: str, lanes: list[dict[str, Any]]) -> None:
-        """Lanes to refill a pack with."""
-        self._given[pack] = lanes
+    def refill(self, pack: str, lanes: Sequence[Lane]) -> None:
+        """Lay lanes out for a running pack, which asks for them with `lanes_for`."""
+        self._refills[pack] = lanes
 
-    def take(self, pack: str) -> list[dict[str, Any]]:
-        """The lanes that a pack was given, once."""
-        return self._given.pop(pack, [])
+    def lanes_for(self, pack: str) -> Sequence[Lane]:
+        """Return the lanes that a pack is refilled with, once."""
+        return self._refills.pop(pack, [])

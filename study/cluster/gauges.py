@@ -1,17 +1,17 @@
 """What Prometheus sees of a study, as `ray_zerosweep_*` at every node's metrics endpoint; `grafana.json` draws it."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import torch
 from ray.util.metrics import Counter, Gauge
 
 from study.cluster.coordinator import PackProgress
-from study.search.pack_queue import Counts
+from study.search.pack_queue import PackQueue
 
 TAGS = ("study", "space")
 
 
-class PackMetrics:
+class PackGauges:
     """A pack actor's numbers; Ray tags them with its `WorkerId`."""
 
     def __init__(self, study: str, space: str) -> None:
@@ -23,25 +23,31 @@ class PackMetrics:
             gauge.set_default_tags({"study": study, "space": space})
 
     def update(self, images: int, seconds: float, alive: int) -> None:
-        """Publish how fast the pack trained on so many images (times lanes), and how many lanes it has left."""
+        """Publish how fast the pack trains and how many lanes it has left.
+
+        `images`: trained on in these seconds, times the lanes that saw them.
+        """
         self._images.set(images / max(seconds, 1e-9))
         self._alive.set(alive)
         if torch.cuda.is_available():
             self._memory.set(torch.cuda.max_memory_allocated())
 
     def end(self, best_h: float | None) -> None:
-        """The pack trains no more; its best H, if any lane has one."""
+        """Publish that the pack trains no more, and its best H, if any lane has one."""
         self._images.set(0)
         self._alive.set(0)
         if best_h is not None:
             self._best_h.set(best_h)
 
 
-class StudyMetrics:
-    """The driver's numbers: one study's search of one space."""
+class SearchGauges:
+    """The driver's numbers of one search; an observer of the `Monitor`."""
 
-    def __init__(self, study: str, space: str) -> None:
-        tags = {"study": study, "space": space}
+    every_s = 0.0
+
+    def __init__(self, queue: PackQueue, study: str) -> None:
+        self._counts, self._space = queue.counts, queue.space.name
+        tags = {"study": study, "space": self._space}
 
         def gauge(name: str, description: str, *more: str) -> Gauge:
             made = Gauge(f"zerosweep_{name}", description=description, tag_keys=(*TAGS, *more))
@@ -57,16 +63,22 @@ class StudyMetrics:
         self._died.set_default_tags(tags)
         self._deaths = 0
 
-    def update(self, counts: "Counts", packs: "Iterable[PackProgress]") -> None:
+    def look(self, packs: Mapping[str, PackProgress]) -> bool:
         """Publish how the search stands."""
-        for state in ("complete", "pruned", "failed"):
-            self._configs.set(getattr(counts, state), tags={"state": state})
+        counts = self._counts
+        for state, count in (("complete", counts.complete), ("pruned", counts.pruned), ("failed", counts.failed)):
+            self._configs.set(count, tags={"state": state})
         for gauge, value in ((self._best_score, counts.best), (self._best_h, counts.best_h)):
             if value is not None:
                 gauge.set(value)
-        alive = [pack.alive for pack in packs]
+        alive = [pack.alive for pack in packs.values() if pack.space == self._space]
         self._packs.set(len(alive))
         self._lanes.set(sum(alive))
         if counts.deaths > self._deaths:
             self._died.inc(counts.deaths - self._deaths)
             self._deaths = counts.deaths
+        return True
+
+    def end(self) -> None:
+        """Publish the end of the search."""
+        self.look({})

@@ -2,16 +2,53 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
 import ray
+from ray.actor import ActorHandle
 
 from data_prep.storage import Storage
-from study.cluster.worker_group import agreed
+from models.stacked import MethodConfig
+from study.cluster.checkpoint_store import RemoteStore
+from study.options import ResourceOptions
 from study.protocol.trial_data import TrialData
-from study.search.halving import RungBoard
-from study.search.pack_queue import Counts, PackSearcher
-from study.training.loop import Judge, Training, train_lanes
+from study.search.halving import SuccessiveHalving
+from study.search.pack_queue import Counts, PackQueue
+from study.search.records import Lane
+from study.training.lane_result import LaneResult
+from study.training.loop import Judge, OnEpoch, Training, TrainingOptions
+from study.training.pack_checkpoint import PackCheckpoint
+
+
+class PackTraining(Protocol):
+    """A pack in training, as its actor sees it; `training.loop.Training` is one."""
+
+    @property
+    def done(self) -> bool:
+        """Whether all configurations have ended."""
+
+    def advance(self) -> Mapping[int, LaneResult]:
+        """Train an epoch; return the results of the configurations that have ended with it, by index."""
+
+    def add(self, configs: Sequence[MethodConfig], seeds: Sequence[int]) -> None:
+        """Train more configurations in the room of ended ones; they take the next indices."""
+
+
+class TrainingFactory(Protocol):
+    """What begins the training of a pack."""
+
+    def __call__(
+        self,
+        configs: Sequence[MethodConfig],
+        *,
+        seeds: Sequence[int],
+        data: TrialData,
+        options: TrainingOptions,
+        judge: Judge | None = None,
+        on_epoch: OnEpoch | None = None,
+        checkpoint: PackCheckpoint | None = None,
+    ) -> PackTraining:
+        """Build the pack; nothing is trained yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,63 +59,61 @@ class PackJob:
     """Name of the study, for the dashboard."""
     space: str
     """Name of the search space."""
-    config: Callable[..., Any]
+    config: Callable[..., MethodConfig]
     """The method's configuration class."""
     arrays: ray.ObjectRef
     """`TrialData.to_arrays()`, put once: actors map it, read-only, instead of copying it."""
-    board: Any
-    """Handle of the `Board`."""
-    epochs: int
-    """Epochs of a lane that is not pruned."""
-    rungs: tuple[int, ...]
-    """Epochs after which lanes are judged."""
-    cpus: float
-    """CPUs of an actor."""
-    gpus: float
-    """GPUs of an actor."""
+    coordinator: ActorHandle
+    """Handle of the study's `Coordinator`."""
+    training: TrainingOptions
+    """How its configurations are trained and scored."""
+    resources: ResourceOptions
+    """What a pack's workers get."""
+    train: TrainingFactory = Training
+    """What trains them."""
     refill: bool = False
     """Whether packs report lanes as they end and take others in their room."""
-    train: Callable[..., Training] = train_lanes
-    """`trainer.train_lanes`, or a partial of it."""
-    keeper: Any = None
-    """Handle of the `Keeper` of the packs' checkpoints; None: there are none."""
-    checkpoint_every: int = 1
-    """Epochs between two checkpoints at least."""
-    workers: int = 1
-    """Processes that train a pack together, each with these CPUs and GPUs."""
+    store: RemoteStore | None = None
+    """Where the packs' checkpoints are; None: there are none."""
 
-    def training(self, lanes: Sequence[Mapping[str, Any]], data: TrialData, judge: Judge, **options: Any) -> Training:
-        """The training of a pack on a worker; `options` of `train_lanes`."""
-        if self.workers > 1:
-            judge = agreed(judge, data.source_labels_I.device)
+    def begin(
+        self,
+        lanes: Sequence[Lane],
+        data: TrialData,
+        judge: Judge,
+        on_epoch: OnEpoch | None = None,
+        checkpoint: PackCheckpoint | None = None,
+    ) -> PackTraining:
+        """Begin the training of a pack on a worker; `judge` is asked at the rungs, if there are any."""
         return self.train(
-            [self.config(**lane["params"]) for lane in lanes],
-            seeds=[lane["seed"] for lane in lanes],
+            self.configs(lanes),
+            seeds=[lane.seed for lane in lanes],
             data=data,
-            epochs=self.epochs,
-            rungs=self.rungs,
-            judge=judge if self.rungs else None,
-            **options,
+            options=self.training,
+            judge=judge if self.training.rungs else None,
+            on_epoch=on_epoch,
+            checkpoint=checkpoint,
         )
+
+    def configs(self, lanes: Sequence[Lane]) -> list[MethodConfig]:
+        """Return the lanes' configurations."""
+        return [self.config(**lane.params) for lane in lanes]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
     """The search of one space, as one of several that run together."""
 
-    searcher: PackSearcher
-    """What asks for its packs, with its ledger."""
-    train: Callable[..., Training] = train_lanes
-    """`train_lanes` or a partial of it."""
-    board: RungBoard = field(default_factory=RungBoard)
-    """An empty board; it hears the ledger's scores first, so that a resumed search judges as if it had not stopped."""
+    queue: PackQueue
+    """Its packs, with its ledger."""
+    training: TrainingOptions
+    """How its configurations are trained and scored."""
+    train: TrainingFactory = Training
+    """What trains them."""
+    halving: SuccessiveHalving = field(default_factory=SuccessiveHalving)
+    """Without scores; it hears the ledger's first, so that a resumed search judges as if it had not stopped."""
     mirror: Storage | None = None
     """Where to keep a copy of the ledger, whose own file must be local."""
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing is left to train, nor in training."""
-        return not self.searcher.left and not self.searcher.running
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,26 +1,29 @@
-"""Show how running searches stand."""
+"""Who looks at running searches, and how often: the terminal, Prometheus, the ledger's mirror, the running report.
+
+Ray Tune's callbacks would not do: they are called when a pack reports, which may take hours, and Tune waits for them.
+"""
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import ray
+from ray.actor import ActorHandle
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from data_prep.errors import UserError
-from data_prep.storage import push
+from data_prep.storage import Storage, push
 from study.cluster.coordinator import PackProgress
-from study.cluster.gauges import StudyMetrics
+from study.cluster.gauges import SearchGauges
 from study.cluster.jobs import Search
 from study.search.ledger import JOURNAL
-from study.search.pack_queue import Counts
+from study.search.pack_queue import Counts, PackQueue
 
-WATCH_EVERY_S = 0.5
-"""Seconds between looks at how the search stands."""
+LOOK_EVERY_S = 0.5
+"""Seconds between two looks at the running packs."""
 
 PLAIN_LINE_EVERY_S = 15.0
 """Seconds between progress lines where standard output is no terminal."""
@@ -28,22 +31,92 @@ PLAIN_LINE_EVERY_S = 15.0
 MIRROR_EVERY_S = 10.0
 """Seconds between copies of the ledger."""
 
+REPORT_EVERY_S = 30.0
+"""Seconds between two reports of the running study."""
 
-LOOK_EVERY_S = 30.0
-"""Seconds between calls of `look`."""
-
-
-PAUSE = 20
-"""Both rest so many times as long as they took: with 10,000 configurations a look takes seconds."""
+REST = 20
+"""An observer rests this many times as long as its last look took: of 10,000 configurations a report takes seconds."""
 
 
-# --- progress -------------------------------------------------------------------------------------------------------
+class Observer(Protocol):
+    """What looks at running searches now and then."""
+
+    @property
+    def every_s(self) -> float:
+        """Seconds between two looks at least."""
+
+    def look(self, packs: Mapping[str, PackProgress]) -> bool:
+        """Look at how the searches stand; return whether there was anything new, or the observer looks again at once.
+
+        `packs`: those that run.
+        """
+
+    def end(self) -> None:
+        """Look for the last time: the searches have ended, or were interrupted."""
+
+
+class Monitor:
+    """Lets observers look at running searches, each at its own pace, on a thread of its own."""
+
+    def __init__(self, observers: Sequence[Observer], coordinator: ActorHandle) -> None:
+        """`coordinator`: knows the running packs."""
+        self._observers, self._coordinator = observers, coordinator
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        for observer in self._observers:
+            observer.end()
+
+    def _watch(self) -> None:
+        due = [time.monotonic() + observer.every_s for observer in self._observers]
+        packs: Mapping[str, PackProgress] = {}
+        while not self._stop.wait(LOOK_EVERY_S):
+            try:
+                answer: Any = ray.get(self._coordinator.packs.remote(), timeout=5)
+                packs = answer
+            except ray.exceptions.RayError:
+                pass  # a busy cluster answers late: until then its last answer stands
+            for i, observer in enumerate(self._observers):
+                began = time.monotonic()
+                if began >= due[i] and observer.look(packs):
+                    due[i] = began + max(observer.every_s, REST * (time.monotonic() - began))
+
+
+def make_monitor(
+    searches: Sequence[Search],
+    coordinator: ActorHandle,
+    *,
+    study: str,
+    console: Console,
+    report: Callable[[], object] | None,
+) -> Monitor:
+    """Make the monitor of a study's searches.
+
+    `report`: called now and then when the first search has new results, to write the report of the running study.
+    """
+    queues = [search.queue for search in searches]
+    observers: list[Observer] = [SearchGauges(queue, study) for queue in queues]
+    observers += [LedgerMirror(search.queue, search.mirror, console) for search in searches if search.mirror]
+    if report:
+        observers.append(ReportWriter(queues[0], report))
+    # last of all: how the copy of a ledger ended is said before how its search did
+    observers.append(Terminal([SearchLines(s.queue, s.training.epochs) for s in searches], console))
+    return Monitor(observers, coordinator)
+
+
+# --- terminal -------------------------------------------------------------------------------------------------------
 
 
 def progress_line(
     counts: Counts, packs: Mapping[str, PackProgress], *, configs: int, already: int, epochs: int, seconds: float
 ) -> str:
-    """One line: configurations done, pruned, failed, best score, lanes alive, time left.
+    """Return one line: configurations done, pruned, failed, best score, lanes alive, time left.
 
     `already`: configurations that were finished before this run; `seconds`: how long this run has taken.
     """
@@ -66,131 +139,131 @@ def progress_line(
 
 
 def best_line(counts: Counts) -> str:
-    """A second line for terminals, "" while nothing is complete."""
+    """Return a second line for terminals, "" while nothing is complete."""
     values = [f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in counts.best_params.items()]
     return "\nbest: " + ", ".join(values) if values else ""
 
 
-class _View:
-    """One search on the terminal, in Prometheus and, where its ledger is mirrored, in storage."""
+class SearchLines:
+    """How one search stands, in words."""
 
-    def __init__(self, search: Search, study: str, epochs: int) -> None:
-        self.search, self.epochs = search, epochs
-        self.method = search.searcher.space.method
-        self.counts = search.searcher.counts
-        self.already = self.mirrored = self.counts.finished
-        self.began = time.monotonic()
-        self.mirror_at = self.began + MIRROR_EVERY_S
-        self.metrics = StudyMetrics(study, search.searcher.space.name)
-        self.told = False
+    def __init__(self, queue: PackQueue, epochs: int) -> None:
+        """`epochs`: of a configuration that is not pruned."""
+        self.queue, self.counts, self._epochs = queue, queue.counts, epochs
+        self._already = self.counts.finished
+        self._began = time.monotonic()
+        self.ended = False
+        """Whether its last line was printed."""
+
+    def packs_of(self, packs: Mapping[str, PackProgress]) -> dict[str, PackProgress]:
+        """Return the search's own packs; its clock starts with the first."""
+        own = {name: pack for name, pack in packs.items() if pack.space == self.queue.space.name}
+        if not own and not self.counts.packs:
+            self._began = time.monotonic()  # still waiting for its turn
+        return own
 
     def line(self, packs: Mapping[str, PackProgress]) -> str:
-        """How it stands."""
-        searcher = self.search.searcher
+        """Return the progress line; `packs`: the search's own."""
         line = progress_line(
             self.counts,
             packs,
-            configs=searcher.configs,
-            already=self.already,
-            epochs=self.epochs,
-            seconds=time.monotonic() - self.began,
+            configs=self.queue.configs,
+            already=self._already,
+            epochs=self._epochs,
+            seconds=time.monotonic() - self._began,
         )
-        return f"{self.method}: {line}"
-
-    def update(self, packs: Mapping[str, PackProgress]) -> dict[str, PackProgress]:
-        """Publish how it stands; returns those of the packs that are its own."""
-        mine = {name: pack for name, pack in packs.items() if pack.space == self.search.searcher.space.name}
-        if not mine and not self.counts.packs:
-            self.began = time.monotonic()  # still waiting for its turn
-        self.metrics.update(self.counts, mine.values())
-        return mine
-
-    def copy_ledger(self, console: Console) -> None:
-        """Mirror the ledger if it has grown."""
-        if self.search.mirror and self.counts.finished != self.mirrored:
-            self.mirrored, began = self.counts.finished, time.monotonic()
-            try:
-                push(self.search.mirror, self.search.searcher.ledger.folder / JOURNAL)
-            except UserError as error:  # the search goes on; storage may come back
-                console.print(f"the ledger could not be copied: {error}", soft_wrap=True, markup=False)
-            self.mirror_at = _rested(began, MIRROR_EVERY_S)
+        return f"{self.queue.space.method}: {line}"
 
 
-def _rested(began: float, at_least: float) -> float:
-    """When what began then, and has just ended, may be done again."""
-    return began + max(at_least, PAUSE * (time.monotonic() - began))
+class Terminal:
+    """Shows live lines on a terminal, a line now and then elsewhere, and a last line for each search that is over."""
 
+    every_s = 0.0
 
-@contextmanager
-def watch_searches(
-    searches: Sequence[Search],
-    study: str,
-    board: Any,
-    epochs: int,
-    console: Console,
-    look: Callable[[], Any] | None,
-) -> Iterator[None]:
-    """Show how searches stand: live lines on a terminal, a line now and then elsewhere, and metrics for Prometheus.
+    def __init__(self, searches: Sequence[SearchLines], console: Console) -> None:
+        self._searches, self._console = searches, console
+        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self._line_every_s = 0.0 if self._live else PLAIN_LINE_EVERY_S
+        self._shown = time.monotonic()
 
-    Mirrors the ledgers, too.
-    """
-    stop, views = threading.Event(), [_View(search, study, epochs) for search in searches]
-
-    first = searches[0].searcher
-    looked, look_at = first.counts.finished, time.monotonic() + LOOK_EVERY_S
-
-    def take_a_look() -> None:
-        nonlocal looked, look_at
-        if look and first.counts.finished != looked and time.monotonic() >= look_at:
-            looked, began = first.counts.finished, time.monotonic()
-            look()
-            look_at = _rested(began, LOOK_EVERY_S)
-
-    def tell(view: _View) -> None:
-        view.told = True
-        console.print(view.line({}), soft_wrap=True, markup=False)  # errors may hold brackets
-
-    def watch(show_every: float) -> None:
-        shown_at = time.monotonic()
-        while not stop.wait(WATCH_EVERY_S):
-            for view in views:
-                if time.monotonic() >= view.mirror_at:
-                    view.copy_ledger(console)
-            take_a_look()
-            try:
-                packs = ray.get(board.packs.remote(), timeout=5)
-            except ray.exceptions.RayError:
-                continue  # a busy cluster answers late; the next lines come soon
-            active = [(view, mine) for view in views if (mine := view.update(packs))]
-            for view in views:
-                if view.search.over and not view.told:
-                    tell(view)
-            if time.monotonic() - shown_at >= show_every:
-                shown_at = time.monotonic()
-                show([view.line(mine) + (best_line(view.counts) if live else "") for view, mine in active])
-
-    live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
-
-    def show(lines: Sequence[str]) -> None:
-        if live:
-            live.update(Text("\n".join(lines)))
+    def look(self, packs: Mapping[str, PackProgress]) -> bool:
+        """Print the last lines of searches that are over, and how the others stand."""
+        running = [(search, own) for search in self._searches if (own := search.packs_of(packs))]
+        for search in self._searches:
+            if search.queue.over:
+                self._print_last(search)
+        if time.monotonic() - self._shown < self._line_every_s:
+            return False
+        self._shown = time.monotonic()
+        if self._live:
+            lines = [search.line(own) + best_line(search.counts) for search, own in running]
+            self._live.start()
+            self._live.update(Text("\n".join(lines)))
         else:
-            for line in lines:
-                console.print(line, soft_wrap=True, markup=False)
+            for search, own in running:
+                self._print(search.line(own))
+        return True
 
-    thread = threading.Thread(target=watch, args=(0.0 if live else PLAIN_LINE_EVERY_S,), daemon=True)
-    if live:
-        live.start()
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        if live:
-            live.stop()
-        for view in views:
-            view.metrics.update(view.counts, ())
-            view.copy_ledger(console)
-            if not view.told and view.counts.finished + view.counts.packs:
-                tell(view)
+    def end(self) -> None:
+        """Print the last lines of all searches that were begun."""
+        if self._live:
+            self._live.stop()
+        for search in self._searches:
+            if search.counts.finished + search.counts.packs:
+                self._print_last(search)
+
+    def _print_last(self, search: SearchLines) -> None:
+        if not search.ended:
+            search.ended = True
+            self._print(search.line({}))
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True, markup=False)  # names and errors may hold brackets
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+class LedgerMirror:
+    """Copies a ledger that has grown to where it is mirrored."""
+
+    def __init__(self, queue: PackQueue, mirror: Storage, console: Console) -> None:
+        self.every_s = MIRROR_EVERY_S
+        self._journal, self._counts = queue.ledger.folder / JOURNAL, queue.counts
+        self._mirror, self._console = mirror, console
+        self._copied = self._counts.finished
+
+    def look(self, packs: Mapping[str, PackProgress]) -> bool:
+        """Copy the ledger if it has grown."""
+        if self._counts.finished == self._copied:
+            return False
+        self._copied = self._counts.finished
+        try:
+            push(self._mirror, self._journal)
+        except UserError as error:  # the search goes on; storage may come back
+            self._console.print(f"the ledger could not be copied: {error}", soft_wrap=True, markup=False)
+        return True
+
+    def end(self) -> None:
+        """Copy the ledger if it has grown."""
+        self.look({})
+
+
+class ReportWriter:
+    """Has the report of the running study written when a search has new results."""
+
+    def __init__(self, queue: PackQueue, write: Callable[[], object]) -> None:
+        self.every_s = REPORT_EVERY_S
+        self._counts, self._write = queue.counts, write
+        self._written = self._counts.finished
+
+    def look(self, packs: Mapping[str, PackProgress]) -> bool:
+        """Write the report if there are new results."""
+        if self._counts.finished == self._written:
+            return False
+        self._written = self._counts.finished
+        self._write()
+        return True
+
+    def end(self) -> None:
+        """Write nothing: the report of the finished study follows."""

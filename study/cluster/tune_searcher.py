@@ -1,41 +1,47 @@
-"""Ray Tune's side of the queue of packs."""
+"""Ray Tune's side of the queues of packs: a Tune trial is a pack."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray.tune.search import Searcher
 
-from study.search.pack_queue import PackSearcher
+from study.search.pack_queue import PackQueue
+from study.search.records import Lane, PackReport
 
 
-class SearchersInTurn(Searcher):
-    """Several searches as one: a pack of the first that has one to give, so that no actor waits for another's end.
+class TuneSearcher(Searcher):
+    """Suggests the packs of several queues: those of the first that has one, so that no actor waits for another's end.
 
-    With one actor each search sees and draws just what it would see and draw alone.
+    With one actor each queue sees and draws exactly what it would see and draw alone. A pack travels as the trial's
+    config `{"space": name, "lanes": [Lane, ...]}`, its result as `{"report": PackReport, "done": bool}`.
     """
 
-    def __init__(self, searchers: Sequence[PackSearcher]) -> None:
+    def __init__(
+        self, queues: Sequence[PackQueue], hand_over: Callable[[str, Sequence[Lane]], object] | None = None
+    ) -> None:
+        """`hand_over`: gives lanes to a running pack; only for queues that refill packs."""
         super().__init__()
-        self._searchers = searchers
-        self._asked: dict[str, PackSearcher] = {}
+        self._queues, self._hand_over = queues, hand_over
+        self._queue_of: dict[str, PackQueue] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a string
-        """A pack; None while a search must hear results first; FINISHED once all searches are."""
-        answers = []
-        for searcher in self._searchers:
-            answers.append(searcher.suggest(trial_id))
-            if isinstance(answers[-1], dict):
-                self._asked[trial_id] = searcher
-                return answers[-1]
-        return None if None in answers else Searcher.FINISHED
+        """Return a pack; None while a queue must hear reports first; FINISHED once all queues are over."""
+        for queue in self._queues:
+            if lanes := queue.next_pack(trial_id):
+                self._queue_of[trial_id] = queue
+                return {"space": queue.space.name, "lanes": lanes}
+        return Searcher.FINISHED if all(queue.over for queue in self._queues) else None
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Told to the search that asked for the pack."""
-        self._asked[trial_id].on_trial_result(trial_id, result)
+        """Pass the report of a running pack to its queue, and the lanes that take the freed room to the pack."""
+        lanes = self._queue_of[trial_id].report(trial_id, result["report"])
+        if lanes and self._hand_over:
+            self._hand_over(trial_id, lanes)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Told to the search that asked for the pack."""
-        self._asked.pop(trial_id).on_trial_complete(trial_id, result, error)
+        """Pass the last report of a pack to its queue; there is none where its actor died."""
+        report: PackReport | None = (result or {}).get("report")
+        self._queue_of.pop(trial_id).end(trial_id, report)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the ledgers are the state."""
+        """Save nothing: the ledgers are the state."""

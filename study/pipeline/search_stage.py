@@ -122,6 +122,7 @@ class SearchStage:
                         pack=packs.get(of_space.space.name, packs[spec.space.name]),  # a variant's is its space's
                         sampler=search.sampler,
                         seed=search.seed,
+                        refill=search.refill,
                     ),
                     training=choose_precision(of_space.space, spec.training, self.options.resources, self.arrays),
                     mirror=None if of_space.storage.is_local or ledger.url else of_space.storage,
@@ -133,7 +134,6 @@ class SearchStage:
                 searches,
                 self.arrays,
                 resources=self.options.resources,
-                refill=search.refill,
                 checkpoints=first,
                 console=self.study.console,
                 report=functools.partial(write_running_report, first, ledgers[0]) if first.is_local else None,
@@ -166,7 +166,6 @@ class SearchStage:
         return open_ledger(
             self._ledger_folder(storage),
             space=of_space.space,
-            objective=search.objective,
             identity=identity,
             resume=output.resume,
             url=output.ledger,

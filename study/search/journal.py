@@ -1,14 +1,14 @@
 """Optuna's journal file, as a study's one driver writes it."""
 
 import errno
-import fcntl
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from filelock import FileLock, Timeout
 from optuna.storages.journal import BaseJournalBackend, JournalFileSymlinkLock
 from optuna.storages.journal._storage import JournalOperation
 
@@ -21,10 +21,10 @@ _INTO_TRIAL = {
 
 
 class Journal(BaseJournalBackend):
-    """The same file as `JournalFileBackend`'s, which Optuna and its dashboard open, in a fraction of the time.
+    """Write the file of Optuna's `JournalFileBackend`, which its dashboard opens, in a fraction of the time.
 
-    That one locks the file, syncs the disk and reads back for every attribute; here what is written within `together`
-    does so once, and a trial that is new there is one line. It is read once, from its beginning to its end.
+    `JournalFileBackend` locks the file, syncs the disk and reads back for every attribute. Here all that is written
+    within `together` does so once, and a new trial is one line. The file is read once, from its beginning to its end.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,14 +32,14 @@ class Journal(BaseJournalBackend):
             path.touch()
         self._path, self._lock = path, JournalFileSymlinkLock(str(path))
         self._read = 0  # bytes
-        self._waiting: list[dict[str, Any]] | None = None  # logged within `together`
-        self._waiting_read = 0
+        self._pending: list[dict[str, Any]] | None = None  # logged within `together`
+        self._pending_read = 0
         self._usable = True
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        """What was logged since the last call, which is what Optuna's number says; others may have written, too."""
+        """Yield what was logged since the last call, which is what Optuna's number says; by other processes, too."""
         self._check()
-        if not self._waiting_read:
+        if not self._pending_read:
             with self._path.open("rb") as file:
                 file.seek(self._read)
                 for line in file:
@@ -47,14 +47,14 @@ class Journal(BaseJournalBackend):
                         return
                     self._read += len(line)
                     yield json.loads(line)
-        for log in (self._waiting or [])[self._waiting_read :]:
-            self._waiting_read += 1
+        for log in (self._pending or [])[self._pending_read :]:
+            self._pending_read += 1
             yield log
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Write, or keep until the end of `together`. Raises OSError."""
-        if self._waiting is not None:
-            self._waiting += json.loads(json.dumps(logs))  # as they will be read
+        """Write logs, or hold them back until the end of `together`. Raises OSError."""
+        if self._pending is not None:
+            self._pending += json.loads(json.dumps(logs))  # as they will be read
             return
         self._lock.acquire()
         try:
@@ -64,24 +64,24 @@ class Journal(BaseJournalBackend):
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Write what is logged meanwhile in one piece; nobody else writes until then. Raises OSError."""
-        if self._waiting is not None:  # part of a larger piece
+        """Write everything logged meanwhile in one piece; no other process writes until then. Raises OSError."""
+        if self._pending is not None:  # part of a larger piece
             yield
             return
         self._lock.acquire()
-        self._waiting = []
+        self._pending = []
         try:
             yield
         finally:
             try:
-                if self._waiting:
-                    self._read += self._write(_folded(self._waiting))
+                if self._pending:
+                    self._read += self._write(_folded(self._pending))
             finally:
-                self._waiting, self._waiting_read = None, 0
+                self._pending, self._pending_read = None, 0
                 self._lock.release()
 
     def _write(self, logs: list[dict[str, Any]]) -> int:
-        """Number of bytes appended."""
+        """Append logs to the file; return the number of bytes."""
         self._check()
         content = b"".join(json.dumps(log, separators=(",", ":")).encode() + b"\n" for log in logs)
         try:
@@ -100,8 +100,8 @@ class Journal(BaseJournalBackend):
 
 
 def _folded(logs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Parameters and attributes of a trial that is created here as part of its creation."""
-    kept: list[dict[str, Any]] = []
+    """Return logs with the parameters and attributes of a trial that is created in them as part of its creation."""
+    folded: list[dict[str, Any]] = []
     new: dict[str, Any] | None = None
     for log in logs:
         op = log["op_code"]
@@ -112,26 +112,38 @@ def _folded(logs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             new["params"][log["param_name"]] = log["param_value_internal"]
             new["distributions"][log["param_name"]] = log["distribution"]
         elif new and op in _INTO_TRIAL:
-            into, what = _INTO_TRIAL[op]
-            new[into] |= log[what]
+            of_trial, of_log = _INTO_TRIAL[op]
+            new[of_trial] |= log[of_log]
         else:
-            kept.append(log)
-    return kept
+            folded.append(log)
+    return folded
 
 
-def lock(path: Path, holding: str) -> IO[str]:
-    """Hold a study for this process; the kernel lets go when the process dies, however it dies. Raises `UserError`."""
-    file = path.open("w")
+@contextmanager
+def hold_file(path: Path, study: str) -> Iterator[None]:
+    """Hold a study for this process by a lock on a file; the kernel lets go when the process dies, however it dies.
+
+    `study`: how to name the study. Raises `UserError` where another process holds it, OSError where `path` cannot be
+    written.
+    """
+    lock = FileLock(path)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise UserError(f"--name must be a study that nobody runs: another process holds {holding}") from None
-    return file
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise already_running(study) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def already_running(study: str) -> UserError:
+    """Return the error for a study that another process runs."""
+    return UserError(f"must be a study that nobody runs: another process holds {study}", option="name")
 
 
 def mend(journal: Path) -> None:
-    """Undo what a killed driver may have left: Optuna's lock file, and a torn last line, which Optuna cannot read."""
+    """Remove what a killed driver may have left: Optuna's lock file, and a torn last line, which Optuna cannot read."""
     journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
     if not journal.exists():
         return

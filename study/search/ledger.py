@@ -1,17 +1,16 @@
-"""The ledger: an Optuna study in a journal file or a database. It alone says which configurations were asked for and
-what became of them; Tune's own snapshots are never read.
+"""The ledger: an Optuna study in a journal file or a database. It alone says which configurations were drawn and what
+became of them; Tune's own snapshots are never read.
 
 A *configuration* is a parameter assignment with an index and a seed. Normally it is one Optuna trial; when the pack or
 the driver that trains it dies, that trial is FAILed with a reason and a new trial takes the configuration over.
 """
 
 import functools
-import json
 import math
 import platform
 import warnings
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -26,32 +25,26 @@ from optuna.trial import FrozenTrial, TrialState
 
 from data_prep.errors import UserError
 from search_spaces import Knob, Space, Value
-from study.search.journal import Journal, lock, mend
-from study.search.records import Configuration, Lane, Objective, State
+from study.search.journal import Journal, hold_file, mend
+from study.search.records import Configuration, Lane, Objective, Outcome, State, StudyIdentity, require_same
 
 OBJECTIVES: dict[str, tuple[str, ...]] = {"h": ("score",), "seen,unseen": ("val_seen", "val_unseen")}
 """What Optuna maximises: the result's score, or two of its metrics."""
 
 JOURNAL = "study.journal"
-
+"""Name of the journal in a study's folder."""
 
 VERSIONS = {"python": platform.python_version()} | {name: version(name) for name in ("torch", "ray", "optuna")}
 
 # user attributes of trials
 INDEX, SEED, RESULT, REASON, RETRY_OF = "config_index", "seed", "result", "reason", "retry_of"
-
-
-DEATHS = "deaths"  # packs that have died under the configuration
-
-
-LOOKED_AT = ("val_h_mean", "val_seen", "val_unseen")  # metrics of the result, attributes of their own for dashboards
-
-
+DEATHS = "deaths"  # packs that have died while they trained the configuration
 REQUEUED = "requeued"  # the trial is void, another one takes its configuration over, with this number of deaths
 
+DASHBOARD_METRICS = ("val_h_mean", "val_seen", "val_unseen")
+"""Metrics of the result that are attributes of their own as well, where Optuna's dashboard shows them."""
+
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
 warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
 
@@ -61,8 +54,8 @@ class Ledger:
     def __init__(self, folder: Path, *, url: str | None = None, name: str | None = None) -> None:
         """`folder`: of the study; `url`: of the database, where the study is called `name`."""
         self.folder, self.url, self.name = folder, url, name or folder.name
-        self.held = ExitStack()
-        """What keeps other processes from the study."""
+        self.locks = ExitStack()
+        """Locks that keep other processes from the study."""
         self._journal = None if url else Journal(folder / JOURNAL)
         self.storage: BaseStorage
         if self._journal:
@@ -75,21 +68,22 @@ class Ledger:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the study was created with."""
+        """The identity with which the study was created, as `StudyIdentity.ledger_json` gives it."""
         return self.study.user_attrs["identity"]
 
     @property
     def objective(self) -> Objective:
+        """What the study maximises."""
         return self.identity["objective"]
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def trials(self) -> list[FrozenTrial]:
-        """All trials, void ones too; not copied: do not change them."""
+        """Return all trials, void ones too; not copied: do not change them."""
         return self.study.get_trials(deepcopy=False)
 
     def finished(self) -> list[Configuration]:
-        """Finished configurations in the order asked, each exactly once."""
+        """Return the finished configurations in the order of their draws, each exactly once."""
         identity = self.identity
         front = {t.number for t in self.study.best_trials} if identity["objective"] == "seen,unseen" else set()
         done = [
@@ -100,7 +94,7 @@ class Ledger:
         return sorted(done, key=lambda c: c.index)
 
     def best(self, n: int) -> list[Configuration]:
-        """The n completed configurations with the highest score; in a two-objective study the Pareto front first."""
+        """Return the n completed configurations with the highest score; of two objectives the Pareto front first."""
         complete = [c for c in self.finished() if c.state == "complete"]
         return sorted(complete, key=lambda c: (not c.pareto, -(c.score or 0.0), c.index))[:n]
 
@@ -116,7 +110,10 @@ class Ledger:
         given: Mapping[str, Value] | None = None,
         replaces: Lane | None = None,
     ) -> Lane:
-        """A new trial: `given` parameters, or those the sampler draws. `replaces`: the lane whose place it takes."""
+        """Add a trial with `given` or drawn parameters, and return its lane.
+
+        `replaces`: the lane whose configuration the trial takes over.
+        """
         attrs: dict[str, int] = {SEED: seed}
         if replaces:
             attrs |= {RETRY_OF: replaces.number, DEATHS: replaces.deaths}
@@ -145,38 +142,44 @@ class Ledger:
             deaths=replaces.deaths if replaces else 0,
         )
 
-    def tell(self, lane: Lane, result: Mapping[str, Any]) -> State | None:
-        """Finish a lane's trial with its result (a `LaneResult` as a dict); None if it had been told before.
+    def tell(self, lane: Lane, outcome: Outcome) -> State | None:
+        """Finish a lane's trial with its outcome; return its state, None if the trial had been finished before.
 
         PRUNED trials keep their curve as intermediate values; Optuna allows none in two-objective studies, there (and
         for every trial) the curve is part of the user attribute `result`.
         """
         if self.storage.get_trial(lane.trial_id).state.is_finished():
             return None
-        state: State = result["state"]
-        values, error = None, result["error"]
+        state, values, error = outcome.state, None, outcome.error
         if state == "complete":
-            named = {"score": result["score"], **result["metrics"]}
-            values = [float(named[name]) for name in OBJECTIVES[self.objective]]
+            named = {"score": outcome.score, **outcome.metrics}
+            values = [float(cast(float, named[name])) for name in OBJECTIVES[self.objective]]
             if not all(map(math.isfinite, values)):
                 state, values, error = "failed", None, f"objective was not finite: {values}"
-        shown = {k: v for k, v in result["metrics"].items() if k in LOOKED_AT}
-        kept = {k: result[k] for k in ("score", "metrics", "curve", "epochs", "train_seconds")}
+        shown = {k: v for k, v in outcome.metrics.items() if k in DASHBOARD_METRICS}
+        result = {
+            "score": outcome.score,
+            "metrics": dict(outcome.metrics),
+            "curve": list(outcome.curve),
+            "epochs": outcome.epochs,
+            "train_seconds": outcome.train_seconds,
+            "versions": VERSIONS,
+        }
         optuna_state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[state]
         with self.together():
             if state == "failed":
                 self.storage.set_trial_user_attr(lane.trial_id, REASON, error)
             elif self.objective == "h":
-                for epoch, score in result["curve"]:
+                for epoch, score in outcome.curve:
                     self.storage.set_trial_intermediate_value(lane.trial_id, epoch, score)
-            for name, value in {**shown, "epochs": result["epochs"]}.items():
+            for name, value in {**shown, "epochs": outcome.epochs}.items():
                 self.storage.set_trial_user_attr(lane.trial_id, name, value)
-            self.storage.set_trial_user_attr(lane.trial_id, RESULT, {**kept, "versions": VERSIONS})
+            self.storage.set_trial_user_attr(lane.trial_id, RESULT, result)
             self.study.tell(lane.number, values, optuna_state, skip_if_finished=True)
         return state
 
     def fail(self, trial_id: int, reason: str, *, requeue_with: int | None) -> None:
-        """Mark a trial that will not finish; unless None, `requeue_with` deaths its configuration is trained again."""
+        """Fail a trial; where `requeue_with` is a number of deaths, its configuration is going to be trained again."""
         with self.together():
             self.storage.set_trial_user_attr(trial_id, REASON, reason)
             if requeue_with is not None:
@@ -184,7 +187,7 @@ class Ledger:
             self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
     def recover(self) -> list[Lane]:
-        """Void the trials that a dead driver left unfinished; all configurations that nobody has taken over."""
+        """Fail the trials that a dead driver left unfinished; return the configurations that no trial took over."""
         trials = self.trials()
         taken_over = {t.user_attrs.get(RETRY_OF) for t in trials}
         orphans = []
@@ -209,32 +212,32 @@ class Ledger:
         return orphans
 
     def together(self) -> AbstractContextManager[None]:
-        """Write what is written meanwhile in one piece: a journal's every write waits for the disk."""
+        """Write everything that is written meanwhile in one piece: a journal's every write waits for the disk."""
         return self._journal.together() if self._journal else nullcontext()
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
     @property
     def shown(self) -> str:
-        """Where it is, for messages."""
+        """Where the study is, for messages."""
         return f"{self.url}, {self.name}" if self.url else str(self.folder)
 
     @property
     def begun(self) -> bool:
-        """Whether the study is there; a journal has one only, a database those of others."""
+        """Whether the study is there; a journal has one study only, a database has others' too."""
         names = optuna.get_all_study_names(self.storage)
         return self.name in names if self.url else bool(names)
 
     def load(self) -> None:
-        """Open the study that is there."""
+        """Load the study that is there."""
         self.study = optuna.load_study(study_name=self.name if self.url else None, storage=self.storage)
 
     def close(self) -> None:
         """Let other processes have the study."""
-        self.held.close()
+        self.locks.close()
 
     def write_journal(self) -> Path:
-        """The study as a journal in its folder, for readers without the database; returns its path."""
+        """Write the study as a journal into its folder, for readers without the database; return its path."""
         part = self.folder / f"{JOURNAL}.part"
         part.unlink(missing_ok=True)
         journal = Journal(part)
@@ -258,66 +261,74 @@ def open_ledger(
     folder: Path,
     *,
     space: Space,
-    objective: Objective = "h",
-    identity: Mapping[str, Any],
+    identity: StudyIdentity,
     resume: bool = False,
     url: str | None = None,
     name: str | None = None,
 ) -> Ledger:
     """Create a study in `folder`, or with `resume` go on with one that is there; hold it until it is closed.
 
-    `identity`: every option that makes results comparable (benchmark, clip, fingerprint, select, folds, epochs, ...)
-    with JSON values; a study is only resumed with the same ones. `url`: of a database to keep it in, as `name`.
+    `identity`: the study is only resumed with the same one. `url`: of a database to keep it in, as `name`.
     Raises `UserError`.
     """
-    knobs = {k.name: [k.scope, k.low, k.high, k.log, k.choices, k.when] for k in space.knobs}
-    mine = json.loads(json.dumps({"space": space.name, "objective": objective, **identity, "knobs": knobs}))
-    with ExitStack() as held:
+    mine = identity.ledger_json(space)
+    with ExitStack() as locks:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(lock(folder / "driver.lock", str(folder)))
+            locks.enter_context(hold_file(folder / "driver.lock", str(folder)))
             mend(folder / JOURNAL)
             ledger = Ledger(folder, url=url, name=name)
         except OSError as error:
-            raise UserError(f"--storage must be a writable folder, got {folder}: {error.strerror or error}") from error
+            rule = f"must be a writable folder, got {folder}: {error.strerror or error}"
+            raise UserError(rule, option="storage") from error
         if url:  # a driver elsewhere has another folder
             from study.search.database import hold
 
-            held.enter_context(closing(hold(url, ledger.name)))
+            locks.enter_context(hold(url, ledger.name))
         if not ledger.begun:
             ledger.study = optuna.create_study(
                 study_name=ledger.name,
                 storage=ledger.storage,
-                directions=[StudyDirection.MAXIMIZE] * len(OBJECTIVES[objective]),
+                directions=[StudyDirection.MAXIMIZE] * len(OBJECTIVES[identity.objective]),
             )
         elif resume:
             ledger.load()
         else:
-            raise UserError(f"--name must be new or --resume given: {ledger.shown} already holds a study")
+            raise UserError(f"must be new, or resume given: {ledger.shown} already holds a study", option="name")
         if "identity" not in ledger.study.user_attrs:  # new, or its driver died right here
             ledger.study.set_user_attr("identity", mine)
-        _check_identity(ledger.shown, ledger.identity, mine)
-        ledger.held = held.pop_all()
+        require_same(ledger.identity, mine, ledger.shown)
+        ledger.locks = locks.pop_all()
     return ledger
 
 
 def read_ledger(folder: Path, *, url: str | None = None, name: str | None = None) -> Ledger:
-    """An existing study without holding it, for looking only."""
+    """Load a study that is there, to read it only: other processes may write to it."""
     ledger = Ledger(folder, url=url, name=name)
     ledger.load()
     return ledger
 
 
 def suggest_params(trial: optuna.Trial, space: Space) -> dict[str, Value]:
-    """Values of all active knobs; a conditional knob is asked for only where its condition holds."""
+    """Draw the values of all active knobs; a conditional knob is drawn only where its condition holds."""
     params: dict[str, Value] = {}
     for knob in space.knobs:
         if knob in space.active(params):
-            params[knob.name] = cast(Value, trial._suggest(knob.name, _distribution(knob)))
+            params[knob.name] = _suggest(trial, knob)
     return params
 
 
+def _suggest(trial: optuna.Trial, knob: Knob) -> Value:
+    if knob.choices is not None:
+        return cast(Value, trial.suggest_categorical(knob.name, knob.choices))
+    assert knob.low is not None and knob.high is not None  # Knob sees to it
+    if knob.is_int:
+        return trial.suggest_int(knob.name, int(knob.low), int(knob.high), log=knob.log)
+    return trial.suggest_float(knob.name, knob.low, knob.high, log=knob.log)
+
+
 def _distribution(knob: Knob) -> BaseDistribution:
+    """Return the distribution of `_suggest`'s draws."""
     if knob.choices is not None:
         return CategoricalDistribution(knob.choices)
     assert knob.low is not None and knob.high is not None  # Knob sees to it
@@ -344,12 +355,3 @@ def _configuration(trial: FrozenTrial, space: str, pareto: bool) -> Configuratio
         reason=attrs.get(REASON, ""),
         pareto=pareto,
     )
-
-
-def _check_identity(where: str, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
-    differing = [key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key)]
-    if differing == ["knobs"]:
-        raise UserError(f"--resume needs the knobs of space {mine['space']} as they were when {where} was begun")
-    if differing:
-        shown = "; ".join(f"{k} was {theirs.get(k)!r}, now {mine.get(k)!r}" for k in differing if k != "knobs")
-        raise UserError(f"--resume must repeat the study's options, {where} holds another study: {shown}")

@@ -1,32 +1,80 @@
-"""What a search keeps of its configurations."""
+"""What travels between a search, its ledger and whoever trains its configurations."""
 
-from dataclasses import dataclass
-from typing import Literal
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
 
-from search_spaces import Value
+from data_prep.errors import UserError
+from search_spaces import Space, Value
 
 Objective = Literal["h", "seen,unseen"]
 
-
 State = Literal["complete", "pruned", "failed"]
+
+SamplerName = Literal["tpe", "random", "nsga2"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lane:
-    """A configuration that was asked for, and the trial that stands for it now."""
+    """A configuration that is to be trained, and the trial that stands for it now."""
 
     number: int
     """Number of the trial."""
     trial_id: int
     """The storage's id of the trial."""
     index: int
-    """0, 1, 2, ... in the order asked; kept when the configuration is trained again."""
+    """0, 1, 2, ... in the order of the draws; the same when the configuration is trained again."""
     seed: int
-    """Seed of its training; kept as well."""
+    """Seed of its training; the same when the configuration is trained again."""
     params: dict[str, Value]
     """Active knobs and their values."""
     deaths: int = 0
-    """Packs that have died under it."""
+    """Packs that have died while they trained the configuration."""
+
+
+class Outcome(Protocol):
+    """What became of one configuration's training; `training.lane_result.LaneResult` is one."""
+
+    @property
+    def state(self) -> State:
+        """Trained to the end, stopped at a rung, or diverged."""
+
+    @property
+    def score(self) -> float | None:
+        """What selection maximises, at the last epoch trained; None if failed."""
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Selection metrics at the last epoch trained."""
+
+    @property
+    def curve(self) -> Sequence[tuple[int, float]]:
+        """(epoch, score) at every rung and at the end."""
+
+    @property
+    def epochs(self) -> int:
+        """Epochs trained."""
+
+    @property
+    def train_seconds(self) -> float:
+        """The configuration's share of the pack's time."""
+
+    @property
+    def error(self) -> str:
+        """Why it failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackReport:
+    """What a pack tells its search."""
+
+    ended: Mapping[int, Outcome] = field(default_factory=dict)
+    """Outcomes of the configurations that have ended, by the number of their trial."""
+    moved: bool = False
+    """Whether the pack has left its node, which is being drained; its configurations are to be trained elsewhere."""
+    crash: str = ""
+    """The error that ended the pack, "" if none did."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +82,7 @@ class Configuration:
     """A finished configuration, as the ledger has it."""
 
     index: int
-    """0, 1, 2, ... in the order asked."""
+    """0, 1, 2, ... in the order of the draws."""
     number: int
     """Number of the Optuna trial that finished it."""
     config_id: str
@@ -59,3 +107,103 @@ class Configuration:
     """Why it failed."""
     pareto: bool
     """On the Pareto front of a two-objective study."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyIdentity:
+    """The options that make results comparable: a study and each of its ledgers are only resumed with the same ones."""
+
+    space: str
+    """Name of the study's search space or ablation."""
+    benchmark: str
+    """Benchmark, as the user names it; of a ledger, as its features do."""
+    clip: str | None
+    """CLIP checkpoint, None for the benchmark's own; of a ledger, as its features name it."""
+    rotation: int | str
+    """Rotation of the unseen classes, or "all"; of a ledger, its own."""
+    templates: tuple[str, ...]
+    """Prompts, empty for the benchmark's own."""
+    epochs: int
+    """Epochs of a configuration that is not pruned."""
+    seed: int
+    """Seed of everything."""
+    objective: Objective
+    """What is maximised."""
+    select: str
+    """What selection may look at: pseudo-unseen or oracle."""
+    folds: int
+    """Folds of the seen classes."""
+    ledger: str | None
+    """Database that has the ledgers, None for journals."""
+    fingerprint: str | None = None
+    """Fingerprint of a ledger's features; this field and those below are filled by `of_search`."""
+    pruning: bool | None = None
+    """Whether a ledger's configurations are pruned."""
+    sampler: SamplerName | None = None
+    """What draws a ledger's configurations."""
+    criterion: str | None = None
+    """What scores a ledger's configurations."""
+    precision: str | None = None
+    """Precision of the matrix products in which a ledger's configurations are trained."""
+
+    def of_search(
+        self,
+        *,
+        benchmark: str,
+        clip: str,
+        fingerprint: str,
+        rotation: int,
+        pruning: bool,
+        sampler: SamplerName,
+        criterion: str,
+        precision: str,
+    ) -> "StudyIdentity":
+        """Return the identity of one of the study's ledgers, whose features are known by now."""
+        return replace(
+            self,
+            benchmark=benchmark,
+            clip=clip,
+            fingerprint=fingerprint,
+            rotation=rotation,
+            pruning=pruning,
+            sampler=sampler,
+            criterion=criterion,
+            precision=precision,
+        )
+
+    def study_json(self) -> dict[str, Any]:
+        """Return the content of study.json."""
+        names = ("space", "benchmark", "clip", "rotation", "templates", "epochs", "seed", "objective", "select")
+        return self._json(*names, "folds", "ledger")
+
+    def ledger_json(self, space: Space) -> dict[str, Any]:
+        """Return what the ledger of a space says of itself."""
+        names = ("objective", "benchmark", "clip", "fingerprint", "rotation", "epochs", "pruning", "sampler", "seed")
+        fields = self._json(*names, "select", "folds", "criterion", "precision")
+        knobs = {k.name: [k.scope, k.low, k.high, k.log, k.choices, k.when] for k in space.knobs}
+        return {"space": space.name, **fields, "knobs": json.loads(json.dumps(knobs))}
+
+    def _json(self, *names: str) -> dict[str, Any]:
+        """Return fields as they are when they are read again."""
+        return json.loads(json.dumps({name: vars(self)[name] for name in names}))
+
+    def require(self, theirs: Mapping[str, Any], where: str) -> None:
+        """Refuse to resume the study at `where`, whose study.json says `theirs`, unless it is this one.
+
+        Raises `UserError`.
+        """
+        require_same(theirs, self.study_json(), where)
+
+
+def require_same(theirs: Mapping[str, Any], mine: Mapping[str, Any], where: str) -> None:
+    """Refuse to go on with what lies at `where` unless it says of itself what the options say now.
+
+    `theirs`, `mine`: JSON of two identities. Raises `UserError`.
+    """
+    differing = [key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key)]
+    if differing == ["knobs"]:
+        rule = f"needs the knobs of space {mine['space']} as they were when {where} was begun"
+        raise UserError(rule, option="resume")
+    if differing:
+        shown = "; ".join(f"{k} was {theirs.get(k)!r}, now {mine.get(k)!r}" for k in differing if k != "knobs")
+        raise UserError(f"must repeat the study's options, {where} holds another study: {shown}", option="resume")

@@ -1,10 +1,10 @@
-"""A search space and a train function of milliseconds, in place of a real method."""
+"""A search space and a training of milliseconds, in place of a real method."""
 
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ import torch
 from search_spaces import Knob, Space
 from study.evaluation.leaderboard import Row
 from study.protocol.trial_data import TrialData
-from study.search.records import Configuration
+from study.search.records import Configuration, StudyIdentity
 from study.training.lane_result import LaneResult
+from study.training.loop import Judge, OnEpoch, TrainingOptions
+from study.training.pack_checkpoint import PackCheckpoint
 
 SPACE = Space(
     name="toy",
@@ -40,10 +42,26 @@ SPACE = Space(
     ),
 )
 EPOCHS, RUNGS = 4, (1, 2)
+OPTIONS = TrainingOptions(epochs=EPOCHS, rungs=RUNGS)
+
+IDENTITY = StudyIdentity(
+    space="toy",
+    benchmark="toy",
+    clip="toy",
+    rotation=0,
+    templates=(),
+    epochs=EPOCHS,
+    seed=0,
+    objective="h",
+    select="pseudo-unseen",
+    folds=3,
+    ledger=None,
+)
+"""Of any search in tests: who resumes one must give the same."""
 
 
 def trial_data() -> TrialData:
-    """Data of the right type; `train` does not look at it."""
+    """Data of the right type; `Training` does not look at it."""
     return TrialData(
         source_features_ID=torch.eye(4),
         source_labels_I=torch.arange(4),
@@ -61,7 +79,7 @@ def trial_data() -> TrialData:
 
 
 def lane_result(params: dict[str, Any], seed: int, epoch: int = EPOCHS) -> LaneResult:
-    """What `train` makes of a configuration that it trains for so many epochs."""
+    """What `Training` makes of a configuration that it has trained for `epoch` epochs."""
     if params["x"] > 0.97:
         return LaneResult(state="failed", error="loss was not finite by epoch 1", epochs=1, train_seconds=0.1)
 
@@ -78,50 +96,64 @@ def lane_result(params: dict[str, Any], seed: int, epoch: int = EPOCHS) -> LaneR
     )
 
 
-def train(
-    configs: Sequence[dict[str, Any]],
-    *,
-    seeds: Sequence[int],
-    data: TrialData,
-    epochs: int,
-    rungs: Sequence[int],
-    judge: Callable[[int, list[tuple[int, float]]], list[bool]] | None,
-    on_epoch: Callable[[int, int], None],
-    checkpoints: None = None,
-    seconds: float = 0.0,
-    threads: int = 1,
-    die_once: Path | None = None,
-    fail_once: Path | None = None,
-) -> Iterator[dict[int, LaneResult]]:
-    """Same interface as `train_lanes`, all at the end.
+class Training:
+    """`training.loop.Training` in milliseconds: an epoch sleeps and looks up what `lane_result` makes of it.
 
     Kills its actor, or raises, where the given file exists (and removes it).
     """
-    assert not data.source_features_ID.requires_grad and torch.get_num_threads() == threads
-    assert len({(c["layers"], c.get("width")) for c in configs}) == 1, "lanes must share their static knobs"
-    results: dict[int, LaneResult] = {}
-    alive = list(range(len(configs)))
-    for epoch in range(1, epochs + 1):
-        time.sleep(seconds / epochs)
-        if fail_once and fail_once.exists():
-            fail_once.unlink()
+
+    def __init__(
+        self,
+        configs: Sequence[dict[str, Any]],
+        *,
+        seeds: Sequence[int],
+        data: TrialData,
+        options: TrainingOptions,
+        judge: Judge | None = None,
+        on_epoch: OnEpoch | None = None,
+        checkpoint: PackCheckpoint | None = None,
+        seconds: float = 0.0,
+        threads: int = 1,
+        die_once: Path | None = None,
+        fail_once: Path | None = None,
+    ) -> None:
+        assert not data.source_features_ID.requires_grad and torch.get_num_threads() == threads
+        assert len({(c["layers"], c.get("width")) for c in configs}) == 1, "lanes must share their static knobs"
+        self.options, self.judge, self.on_epoch = options, judge, on_epoch
+        self.seconds, self.die_once, self.fail_once = seconds, die_once, fail_once
+        self.lanes = list(zip(configs, seeds, strict=True))
+        self.epochs = dict.fromkeys(range(len(configs)), 0)  # of those alive
+
+    @property
+    def done(self) -> bool:
+        return not self.epochs
+
+    def add(self, configs: Sequence[dict[str, Any]], seeds: Sequence[int]) -> None:
+        self.epochs |= dict.fromkeys(range(len(self.lanes), len(self.lanes) + len(configs)), 0)
+        self.lanes += zip(configs, seeds, strict=True)
+
+    def advance(self) -> dict[int, LaneResult]:
+        time.sleep(self.seconds / self.options.epochs)
+        self.epochs = {i: epoch + 1 for i, epoch in self.epochs.items()}
+        if self.fail_once and self.fail_once.exists():
+            self.fail_once.unlink()
             raise RuntimeError("out of luck [/tcp/pair.cc:553]")  # brackets, as C++ libraries write them
-        if die_once and die_once.exists() and epoch == EPOCHS:
-            die_once.unlink()
+        if self.die_once and self.die_once.exists() and EPOCHS in self.epochs.values():
+            self.die_once.unlink()
             os.kill(os.getpid(), 9)
-        for i in alive:
-            results[i] = lane_result(configs[i], seeds[i], epoch)
-        alive = [i for i in alive if results[i].state != "failed"]
-        if judge and epoch in rungs and alive:
-            keep = judge(epoch, [(i, results[i].curve[-1][1]) for i in alive])
-            for i, goes_on in zip(alive, keep, strict=True):
+        results = {i: lane_result(*self.lanes[i], epoch) for i, epoch in self.epochs.items()}
+        for rung in set(self.options.rungs) if self.judge else ():
+            at_rung = [i for i, epoch in self.epochs.items() if epoch == rung and results[i].state != "failed"]
+            scores = [(i, results[i].curve[-1][1]) for i in at_rung]
+            for i, goes_on in zip(at_rung, self.judge(rung, scores) if scores else (), strict=True):
                 if not goes_on:
                     results[i].state = "pruned"
-            alive = [i for i, goes_on in zip(alive, keep, strict=True) if goes_on]
-        on_epoch(epoch, len(alive))
-        if not alive:
-            break
-    yield results
+        ended = {i: r for i, r in results.items() if r.state != "complete" or r.epochs == self.options.epochs}
+        going_on = sum(r.state == "complete" for r in results.values())
+        if self.on_epoch and going_on:
+            self.on_epoch(max(self.epochs.values()), going_on)
+        self.epochs = {i: epoch for i, epoch in self.epochs.items() if i not in ended}
+        return ended
 
 
 def register() -> None:

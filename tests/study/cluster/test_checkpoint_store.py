@@ -13,17 +13,19 @@ from data_prep.storage import locate
 from models.baselines import LinearProbeConfig
 from models.pva import PVAConfig
 from models.sre_clip import SREConfig
-from study.cluster.checkpoint_store import Keeper
-from study.cluster.coordinator import Board
+from study.cluster.checkpoint_store import RemoteStore, start_checkpoint_store
+from study.cluster.coordinator import Coordinator
 from study.cluster.jobs import PackJob
 from study.cluster.pack_actor import PackTrainable
+from study.options import ResourceOptions
 from study.protocol.trial_data import TrialData
-from study.search.halving import RungBoard
+from study.search.halving import SuccessiveHalving
+from study.search.records import Lane, PackReport
 from study.training import pack_checkpoint as checkpoints
 from study.training.lane_result import LaneResult
-from study.training.loop import train_lanes
+from study.training.loop import Training, TrainingOptions
 from study.training.pack import Pack
-from study.training.pack_checkpoint import Checkpoints, Moving
+from study.training.pack_checkpoint import Moving, PackCheckpoint
 
 SRE = SREConfig(gcn_width=8, gcn_layers=2, batch_size=16, lr=3e-3)
 PVA = PVAConfig(latent_dim=8, hidden=8, tau=0.2, batch_size=16)
@@ -31,23 +33,23 @@ EPOCHS, RUNGS = 6, (1, 3)
 
 
 class Judge:
-    """Of a search: its board, with the verdicts already given, as the `Board` has them."""
+    """Of a search: successive halving with the verdicts already given, as the `Coordinator` has them."""
 
     def __init__(self) -> None:
-        self.board, self.verdicts = RungBoard(), dict[tuple[int, int], bool]()
+        self.halving, self.verdicts = SuccessiveHalving(), dict[tuple[int, int], bool]()
 
     def __call__(self, epoch: int, scores: list[tuple[int, float]]) -> list[bool]:
         new = [(i, score) for i, score in scores if (epoch, i) not in self.verdicts]
-        for (i, _), verdict in zip(new, self.board.judge(epoch, [s for _, s in new]) if new else (), strict=True):
+        for (i, _), verdict in zip(new, self.halving.judge(epoch, [s for _, s in new]) if new else (), strict=True):
             self.verdicts[epoch, i] = verdict
         return [self.verdicts[epoch, i] for i, _ in scores]
 
 
 @pytest.fixture(scope="module")
-def keeper(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    keeper = Keeper.remote(locate(tmp_path_factory.mktemp("study")))  # type: ignore[attr-defined]
-    yield keeper
-    ray.kill(keeper)
+def store(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RemoteStore]:
+    store = start_checkpoint_store(locate(tmp_path_factory.mktemp("study")))
+    yield store
+    store.close()
 
 
 def comparable(results: dict[int, LaneResult]) -> list[dict[str, Any]]:
@@ -56,10 +58,10 @@ def comparable(results: dict[int, LaneResult]) -> list[dict[str, Any]]:
 
 def trained(configs: Sequence[Any], data: TrialData, judge: Any, **options: Any) -> dict[int, LaneResult]:
     results: dict[int, LaneResult] = {}
-    for ended in train_lanes(
-        configs, seeds=range(len(configs)), data=data, epochs=EPOCHS, rungs=RUNGS, judge=judge, **options
-    ):
-        results |= ended
+    how = TrainingOptions(epochs=EPOCHS, rungs=RUNGS)
+    training = Training(configs, seeds=range(len(configs)), data=data, options=how, judge=judge, **options)
+    while not training.done:
+        results |= training.advance()
     return results
 
 
@@ -70,7 +72,7 @@ class Killed(Exception):
 @pytest.mark.parametrize("config", [SRE, PVA], ids=["sre", "pva"])
 @pytest.mark.parametrize("driver_too", [False, True], ids=["pack", "driver"])
 def test_a_pack_killed_again_and_again_ends_as_if_undisturbed(
-    data: TrialData, keeper: Any, monkeypatch: pytest.MonkeyPatch, config: Any, driver_too: bool
+    data: TrialData, store: RemoteStore, monkeypatch: pytest.MonkeyPatch, config: Any, driver_too: bool
 ) -> None:
     """To the bit, with lanes pruned at two rungs and one that diverges; killed an epoch after every checkpoint."""
     monkeypatch.setattr(checkpoints, "COST", 0)
@@ -80,7 +82,7 @@ def test_a_pack_killed_again_and_again_ends_as_if_undisturbed(
     assert sorted(r.state for r in expected.values()) == ["complete", "failed", "pruned", "pruned", "pruned"]
     epochs: list[int] = []
 
-    class Mortal(Checkpoints):
+    class Mortal(PackCheckpoint):
         saved = False
 
         def save(self, pack: Pack, results: Sequence[LaneResult] = ()) -> None:
@@ -93,35 +95,35 @@ def test_a_pack_killed_again_and_again_ends_as_if_undisturbed(
     name, judge, results = f"{type(config).__name__}-{driver_too}", Judge(), dict[int, LaneResult]()
     while not results:
         judge = Judge() if driver_too else judge
-        kept = Mortal(keeper, name, seconds=0.0)
+        checkpoint = Mortal(store, name, seconds=0.0)
         with contextlib.suppress(Killed):
-            results = trained(configs, data, judge, checkpoints=kept)
+            results = trained(configs, data, judge, checkpoint=checkpoint)
     assert epochs == [1, 2, 2, 3, 3, 4, 4, 5, 5]
     assert comparable(results) == comparable(expected)
-    assert judge.board.scores == undisturbed.board.scores
-    kept.remove()
-    assert Checkpoints(keeper, name).load() is None
+    assert judge.halving.scores == undisturbed.halving.scores
+    checkpoint.remove()
+    assert PackCheckpoint(store, name).load() is None
 
 
-def test_a_pack_that_must_move_leaves_a_checkpoint_whatever_the_time(data: TrialData, keeper: Any) -> None:
-    kept = Checkpoints(keeper, "moving", every=100, seconds=1000.0)
+def test_a_pack_that_must_move_leaves_a_checkpoint_whatever_the_time(data: TrialData, store: RemoteStore) -> None:
+    checkpoint = PackCheckpoint(store, "moving", every=100, seconds=1000.0)
     heard: list[int] = []
 
     def on_epoch(epoch: int, alive: int) -> None:
         heard.append(epoch)
-        kept.moving = epoch == 4
+        checkpoint.moving = epoch == 4
 
     with pytest.raises(Moving):
-        trained([SRE, replace(SRE, lr=1e-3)], data, None, checkpoints=kept, on_epoch=on_epoch)
+        trained([SRE, replace(SRE, lr=1e-3)], data, None, checkpoint=checkpoint, on_epoch=on_epoch)
     assert heard == [1, 2, 3, 4]
-    kept.moving = False
-    results = trained([SRE, replace(SRE, lr=1e-3)], data, None, checkpoints=kept, on_epoch=on_epoch)
+    checkpoint.moving = False
+    results = trained([SRE, replace(SRE, lr=1e-3)], data, None, checkpoint=checkpoint, on_epoch=on_epoch)
     assert heard == [1, 2, 3, 4, 5, 6]
     assert comparable(results) == comparable(trained([SRE, replace(SRE, lr=1e-3)], data, None))
 
 
 def test_checkpoints_are_apart_by_epochs_by_seconds_and_by_what_they_cost(
-    keeper: Any, monkeypatch: pytest.MonkeyPatch
+    store: RemoteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
     monkeypatch.setattr(checkpoints, "monotonic", lambda: now)
@@ -138,68 +140,66 @@ def test_checkpoints_are_apart_by_epochs_by_seconds_and_by_what_they_cost(
             written.append(self.epoch[0])
             return {}
 
-    kept, written = Checkpoints(keeper, "apart", every=2, seconds=10.0), list[int]()
-    assert kept.load() is None
+    checkpoint, written = PackCheckpoint(store, "apart", every=2, seconds=10.0), list[int]()
+    assert checkpoint.load() is None
     for epoch in range(1, 101):
         now += 1.0
-        kept.save(Pack(epoch))  # type: ignore[arg-type]
+        checkpoint.save(Pack(epoch))  # type: ignore[arg-type]
     assert written == [10, 36, 62, 88]  # every other epoch, 10 s after the start, then 25 s apart
-    kept.save(Pack(1000))  # type: ignore[arg-type]  # the last: a refit's other packs may take hours
+    checkpoint.save(Pack(1000))  # type: ignore[arg-type]  # the last: a refit's other packs may take hours
     assert written[-1] == 1000
 
 
 def test_storage_that_fails_costs_checkpoints_but_no_pack(ray_cluster: None, data: TrialData, tmp_path: Path) -> None:
     (tmp_path / "packs").write_text("no folder")
-    keeper: Any = Keeper.remote(locate(tmp_path) / "packs")  # type: ignore[attr-defined]
-    kept = Checkpoints(keeper, "pack", seconds=0.0)
-    assert comparable(trained([SRE], data, None, checkpoints=kept)) == comparable(trained([SRE], data, None))
-    kept.remove()
-    assert Checkpoints(keeper, "pack").load() is None
+    store = start_checkpoint_store(locate(tmp_path) / "packs")
+    checkpoint = PackCheckpoint(store, "pack", seconds=0.0)
+    assert comparable(trained([SRE], data, None, checkpoint=checkpoint)) == comparable(trained([SRE], data, None))
+    checkpoint.remove()
+    assert PackCheckpoint(store, "pack").load() is None
     assert [p.name for p in tmp_path.iterdir()] == ["packs"]
-    ray.kill(keeper)
+    store.close()
 
 
 def test_an_actor_moves_once_and_begins_anew_where_a_checkpoint_does_not_fit(data: TrialData, tmp_path: Path) -> None:
-    board: Any = Board.remote({"probe": RungBoard()})  # type: ignore[attr-defined]
-    keeper: Any = Keeper.remote(locate(tmp_path))  # type: ignore[attr-defined]
+    coordinator: Any = Coordinator.remote({"probe": SuccessiveHalving()})  # type: ignore[attr-defined]
+    store = start_checkpoint_store(locate(tmp_path))
     job = PackJob(
         study="study",
         space="probe",
         config=LinearProbeConfig,
         arrays=ray.put(data.to_arrays()),
-        board=board,
-        epochs=EPOCHS,
-        rungs=(),
-        cpus=1,
-        gpus=0,
-        keeper=keeper,
+        coordinator=coordinator,
+        training=TrainingOptions(epochs=EPOCHS),
+        resources=ResourceOptions(),
+        store=store,
     )
 
     class Actor(PackTrainable):
         def setup(self, config: dict[str, Any], jobs: dict[str, PackJob] = {"probe": job}) -> None:  # type: ignore[override]  # noqa: B006
             super().setup(config, jobs=jobs)
 
-    lanes = [{"number": i, "index": i, "seed": i, "params": {"lr": 1e-3 * (i + 1)}} for i in range(2)]
+    lanes = [Lane(number=i, trial_id=i, index=i, seed=i, params={"lr": 1e-3 * (i + 1)}) for i in range(2)]
     pack = {"space": "probe", "lanes": lanes}
-    undisturbed = Actor(pack).step()["lanes"]
+    undisturbed = Actor(pack).step()["report"].ended
     assert not list(tmp_path.iterdir())  # it took no ten seconds
 
     actor = Actor(pack)
-    actor.checkpoints.moving = True
-    assert actor.step() == {"lanes": [], "moved": True, "done": False}
+    assert actor.checkpoint
+    actor.checkpoint.moving = True
+    assert actor.step() == {"report": PackReport(moved=True), "done": False}
     with pytest.raises(Moving):  # Tune lets go of the actor
         actor.step()
     (file,) = tmp_path.iterdir()
-    kept = file.read_bytes()
-    for moved, lane in zip(Actor(pack).step()["lanes"], undisturbed, strict=True):
-        assert moved | {"train_seconds": 0} == lane | {"train_seconds": 0}
-    ray.get(keeper.load.remote(""))  # has dealt with all before
+    content = file.read_bytes()
+    assert comparable(Actor(pack).step()["report"].ended) == comparable(undisturbed)
+    store.load("")  # it has dealt with all before
     assert not file.exists()
 
-    file.write_bytes(kept[: len(kept) // 2])
+    file.write_bytes(content[: len(content) // 2])
     actor = Actor(pack)
-    assert "crash" in actor.step()
+    assert actor.step()["report"].crash
     actor.reset(pack)
-    assert [lane["score"] for lane in actor.step()["lanes"]] == [lane["score"] for lane in undisturbed]
-    ray.kill(board)
-    ray.kill(keeper)
+    assert comparable(actor.step()["report"].ended) == comparable(undisturbed)
+    ray.kill(coordinator)
+    store.close()

@@ -15,6 +15,7 @@ from models.pva import PVAConfig
 from models.sre_clip import SREConfig
 from study.cluster.refit_run import refit
 from study.cluster.session import cpus_per_worker
+from study.options import ResourceOptions
 from study.protocol.trial_data import TrialData, seen_classes, trainable_images
 from study.training.pack import Pack
 from study.training.refit import Refit, refit_pack
@@ -64,7 +65,7 @@ class Stop(Exception):
 
 
 def test_an_interrupted_refit_goes_on_from_its_checkpoint(data: TrialData) -> None:
-    class Kept:
+    class Checkpoint:
         """Checkpoints in memory; dies after three epochs."""
 
         state: Any = None
@@ -79,11 +80,11 @@ def test_an_interrupted_refit_goes_on_from_its_checkpoint(data: TrialData) -> No
             if len(self.epochs) == 3:
                 raise Stop
 
-    kept: Any = Kept()
+    checkpoint: Any = Checkpoint()
     with pytest.raises(Stop):
-        refit_pack([SRE], seeds=[1, 2], data=data, epochs=5, checkpoints=kept)
-    (done,) = refit_pack([SRE], seeds=[1, 2], data=data, epochs=5, checkpoints=kept)
-    assert kept.epochs == [1, 2, 3, 4, 5]
+        refit_pack([SRE], seeds=[1, 2], data=data, epochs=5, checkpoint=checkpoint)
+    (done,) = refit_pack([SRE], seeds=[1, 2], data=data, epochs=5, checkpoint=checkpoint)
+    assert checkpoint.epochs == [1, 2, 3, 4, 5]
     (undisturbed,) = refit_pack([SRE], seeds=[1, 2], data=data, epochs=5)
     for name, tensor in undisturbed.weights.items():
         assert torch.equal(done.weights[name], tensor), name
@@ -96,10 +97,7 @@ def test_two_workers_refit_what_one_does(ray_cluster: None, data: TrialData, tmp
         seeds=[3, 4],
         arrays=ray.put(data.to_arrays()),
         epochs=5,
-        cpus=1,
-        gpus=0,
-        workers=2,
-        checkpoint_every=2,
+        resources=ResourceOptions(refit_workers=2, checkpoint_every=2),
         storage=locate(str(tmp_path)),
     )
     here: list[Refit] = []
@@ -118,7 +116,11 @@ def test_a_refits_workers_take_whole_nodes(monkeypatch: pytest.MonkeyPatch) -> N
     alive = [{"Alive": True, "Resources": r} for r in (head, node, node, gpu)]
     dead = {"Alive": False, "Resources": {"CPU": 1.0}}
     monkeypatch.setattr(ray, "nodes", lambda: [*alive, dead])
-    assert cpus_per_worker(0, 1, 0) == 1
-    assert cpus_per_worker(1, 1, 0) == cpus_per_worker(3, 1, 0) == 6  # the smallest node's, wherever it is placed
-    assert cpus_per_worker(4, 1, 0) == 3  # two on a node
-    assert cpus_per_worker(2, 2, 1) == 3 and cpus_per_worker(12, 2, 0) == 2
+
+    def cpus(workers: int, cpus: float = 1, gpus: float = 0) -> float:
+        return cpus_per_worker(ResourceOptions(refit_workers=workers, cpus_per_pack=cpus, gpus_per_pack=gpus))
+
+    assert cpus(0) == 1
+    assert cpus(1) == cpus(3) == 6  # the smallest node's, wherever it is placed
+    assert cpus(4) == 3  # two on a node
+    assert cpus(2, 2, 1) == 3 and cpus(12, 2) == 2

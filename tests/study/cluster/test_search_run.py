@@ -3,14 +3,13 @@
 import contextlib
 import functools
 import io
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,24 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 import search_spaces
-from study.cluster.coordinator import Board, PackProgress
+from study.cluster.coordinator import Coordinator, PackProgress
 from study.cluster.jobs import PackJob, Search, SearchOutcome
 from study.cluster.monitor import best_line, progress_line
 from study.cluster.pack_actor import PackTrainable
 from study.cluster.search_run import run_searches
 from study.cluster.session import concurrent_packs
+from study.options import ResourceOptions
 from study.outputs.folder import open_storage
 from study.protocol.trial_data import TrialData
-from study.search.halving import RungBoard
+from study.search.halving import SuccessiveHalving
 from study.search.ledger import open_ledger, read_ledger
-from study.search.pack_queue import Counts, PackSearcher
-from study.training.loop import TrainingOptions, train_lanes, train_pack
+from study.search.pack_queue import Counts, PackQueue
+from study.search.records import Lane, PackReport
+from study.training.lane_result import LaneResult
+from study.training.loop import TrainingOptions, train_pack
 
-IDENTITY = {"benchmark": "toy", "select": "pseudo-unseen"}
+ONE_AT_A_TIME = ResourceOptions(cpus_per_pack=2)
+"""On the two CPUs of the session's cluster."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,38 +47,32 @@ def toy_travels(ray_cluster: None) -> None:
 
 def search(folder: Path, *, configs: int = 12, resume: bool = False, **options: Any) -> SearchOutcome:
     """One search with packs of four; `options` go to it and to `run_searches`."""
-    with open_ledger(folder, space=toy.SPACE, identity=IDENTITY, resume=resume) as book:
-        searcher = PackSearcher(book, toy.SPACE, configs=configs, pack=4, sampler="random", seed=5)
-        of_search = {name: options.pop(name) for name in ("train", "board", "mirror") if name in options}
-        options = {"console": Console(file=io.StringIO()), **options}
-        (done,) = run_searches(
-            [Search(searcher=searcher, **{"train": toy.train, **of_search})],
-            toy.trial_data().to_arrays(),
-            epochs=toy.EPOCHS,
-            rungs=toy.RUNGS,
-            **options,
-        )
+    with open_ledger(folder, space=toy.SPACE, identity=toy.IDENTITY, resume=resume) as book:
+        queue = PackQueue(book, toy.SPACE, configs=configs, pack=4, sampler="random", seed=5)
+        of_search = {name: options.pop(name) for name in ("train", "halving", "mirror") if name in options}
+        options = {"console": Console(file=io.StringIO()), "resources": ResourceOptions(), **options}
+        search = Search(queue=queue, training=toy.OPTIONS, **{"train": toy.Training, **of_search})
+        (done,) = run_searches([search], toy.trial_data().to_arrays(), **options)
         return done
 
 
 def without_ray(folder: Path, configs: int = 12) -> None:
     """The same search in this process, pack after pack."""
-    board = RungBoard()
-    with open_ledger(folder, space=toy.SPACE, identity=IDENTITY) as book:
-        searcher = PackSearcher(book, toy.SPACE, configs=configs, pack=4, sampler="random", seed=5)
-        while isinstance(pack := searcher.suggest("pack"), dict):
-            lanes = pack["lanes"]
-            (results,) = toy.train(
-                [lane["params"] for lane in lanes],
-                seeds=[lane["seed"] for lane in lanes],
+    halving = SuccessiveHalving()
+    with open_ledger(folder, space=toy.SPACE, identity=toy.IDENTITY) as book:
+        queue = PackQueue(book, toy.SPACE, configs=configs, pack=4, sampler="random", seed=5)
+        while lanes := queue.next_pack("pack"):
+            training = toy.Training(
+                [lane.params for lane in lanes],
+                seeds=[lane.seed for lane in lanes],
                 data=toy.trial_data(),
-                epochs=toy.EPOCHS,
-                rungs=toy.RUNGS,
-                judge=lambda epoch, scores: board.judge(epoch, [score for _, score in scores]),
-                on_epoch=lambda epoch, alive: None,
+                options=toy.OPTIONS,
+                judge=lambda epoch, scores: halving.judge(epoch, [score for _, score in scores]),
             )
-            told = [{"number": lane["number"], **asdict(results[i])} for i, lane in enumerate(lanes)]
-            searcher.on_trial_complete("pack", {"lanes": told})
+            ended: dict[int, LaneResult] = {}
+            while not training.done:
+                ended |= training.advance()
+            queue.end("pack", PackReport(ended={lanes[i].number: result for i, result in ended.items()}))
 
 
 def outcome(folder: Path) -> list[Any]:
@@ -89,9 +86,9 @@ def each_once(folder: Path, configs: int) -> bool:
 def test_one_worker_does_what_a_plain_loop_does(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     said = io.StringIO()
     mirror = open_storage(str(tmp_path / "mirror"), "study")
-    train = functools.partial(toy.train, threads=2)
+    train = functools.partial(toy.Training, threads=2)
     console = Console(file=said, width=200)
-    done = search(tmp_path / "study", cpus_per_pack=2, train=train, console=console, mirror=mirror)
+    done = search(tmp_path / "study", resources=ONE_AT_A_TIME, train=train, console=console, mirror=mirror)
     without_ray(tmp_path / "loop")
     assert outcome(tmp_path / "study") == outcome(tmp_path / "loop")
     assert not done.interrupted and done.concurrent == 1 and done.counts.packs == 3
@@ -114,13 +111,12 @@ def test_searches_run_together_and_each_as_if_alone(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         searches = []
         for folder, space in spaces.items():
-            book = stack.enter_context(open_ledger(tmp_path / folder, space=space, identity=IDENTITY))
-            searcher = PackSearcher(book, space, configs=12, pack=4, sampler="random", seed=5)
-            searches.append(Search(searcher=searcher, train=functools.partial(toy.train, threads=2)))
-        arrays = toy.trial_data().to_arrays()
-        done = run_searches(
-            searches, arrays, epochs=toy.EPOCHS, rungs=toy.RUNGS, cpus_per_pack=2, console=Console(file=said, width=200)
-        )
+            book = stack.enter_context(open_ledger(tmp_path / folder, space=space, identity=toy.IDENTITY))
+            queue = PackQueue(book, space, configs=12, pack=4, sampler="random", seed=5)
+            train = functools.partial(toy.Training, threads=2)
+            searches.append(Search(queue=queue, training=toy.OPTIONS, train=train))
+        arrays, console = toy.trial_data().to_arrays(), Console(file=said, width=200)
+        done = run_searches(searches, arrays, resources=ONE_AT_A_TIME, console=console)
     without_ray(tmp_path / "alone")  # the same draws: those of a seed and an index
     for folder in spaces:
         assert outcome(tmp_path / folder) == outcome(tmp_path / "alone") and each_once(tmp_path / folder, 12)
@@ -135,8 +131,8 @@ def test_packs_whose_actor_dies_or_that_raise_are_trained_again(tmp_path: Path) 
     die, fail = tmp_path / "die", tmp_path / "fail"
     die.touch()
     fail.touch()
-    train = functools.partial(toy.train, threads=2, die_once=die, fail_once=fail)
-    done = search(tmp_path / "study", cpus_per_pack=2, train=train)
+    train = functools.partial(toy.Training, threads=2, die_once=die, fail_once=fail)
+    done = search(tmp_path / "study", resources=ONE_AT_A_TIME, train=train)
     without_ray(tmp_path / "undisturbed")
     assert outcome(tmp_path / "study") == outcome(tmp_path / "undisturbed")
     assert done.counts.deaths == 2 and not die.exists() and not fail.exists()
@@ -153,21 +149,17 @@ def test_refilled_packs_train_every_configuration_once_and_as_it_would_be_alone(
     tmp_path: Path, data: TrialData
 ) -> None:
     space = replace(search_spaces.load("linear-probe"), benchmark="toy")
-    arrays, train = data.to_arrays(), functools.partial(train_lanes, criterion="h")
-    with open_ledger(tmp_path / "study", space=space, identity=IDENTITY) as book:
-        searcher = PackSearcher(book, space, configs=10, pack=3, sampler="random", seed=5)
-        console = Console(file=io.StringIO())
-        (done,) = run_searches(
-            [Search(searcher=searcher, train=train)], arrays, epochs=4, rungs=(1, 2), refill=True, console=console
-        )
+    options, console = TrainingOptions(epochs=4, rungs=(1, 2), criterion="h"), Console(file=io.StringIO())
+    with open_ledger(tmp_path / "study", space=space, identity=toy.IDENTITY) as book:
+        queue = PackQueue(book, space, configs=10, pack=3, sampler="random", seed=5, refill=True)
+        search = Search(queue=queue, training=options)
+        (done,) = run_searches([search], data.to_arrays(), resources=ResourceOptions(), console=console)
         finished = book.finished()
     assert [c.index for c in finished] == list(range(10)) and not done.interrupted
     assert done.counts.pruned and done.counts.packs < 4  # four without refilling
     for c in finished:
         config = space.config(**c.params)
-        (alone,) = train_pack(
-            [config], seeds=[c.seed], data=data, options=TrainingOptions(epochs=4, rungs=(1, 2), criterion="h")
-        )
+        (alone,) = train_pack([config], seeds=[c.seed], data=data, options=options)
         assert c.curve == [(e, pytest.approx(s, abs=1e-5)) for e, s in alone.curve[: len(c.curve)]]
 
 
@@ -183,7 +175,7 @@ from pathlib import Path
 ray.init(address={address!r}, log_to_driver=False, logging_level="ERROR")
 toy.register()
 resume = sys.argv[1] == "resume"
-train = functools.partial(toy.train, seconds=1.0)
+train = functools.partial(toy.Training, seconds=1.0)
 done = test_search_run.search(Path({folder!r}), configs={configs}, resume=resume, train=train)
 print("interrupted" if done.interrupted else "finished")
 """
@@ -221,87 +213,84 @@ def test_ctrl_c_then_kill_minus_nine_then_resume(tmp_path: Path) -> None:
     assert out.decode().strip() == "interrupted", err.decode()
     assert not err.decode().strip()
     assert {t.state for t in read_ledger(folder).trials()}.isdisjoint({TrialState.RUNNING, TrialState.WAITING})
-    kept = finished(folder)
+    before = finished(folder)
 
     driver = start_driver(folder, "resume")
-    wait_for(lambda: finished(folder) > kept, driver)
+    wait_for(lambda: finished(folder) > before, driver)
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
-    assert kept < finished(folder) < CONFIGS
+    assert before < finished(folder) < CONFIGS
 
     assert not search(folder, configs=CONFIGS, resume=True).interrupted and each_once(folder, CONFIGS)
     without_ray(tmp_path / "undisturbed", configs=CONFIGS)  # the draws and seeds are those of a study nobody disturbed
     assert [o[:3] for o in outcome(folder)] == [o[:3] for o in outcome(tmp_path / "undisturbed")]
 
 
-def test_a_resumed_board_knows_the_ledgers_scores(tmp_path: Path) -> None:
+def test_a_resumed_search_judges_with_the_ledgers_scores(tmp_path: Path) -> None:
     without_ray(tmp_path / "study", configs=8)
-    board = RungBoard()
-    search(tmp_path / "study", configs=8, resume=True, board=board)
+    halving = SuccessiveHalving()
+    search(tmp_path / "study", configs=8, resume=True, halving=halving)
     curves = [dict(c.curve) for c in read_ledger(tmp_path / "study").finished()]
-    assert board.scores == {epoch: [c[epoch] for c in curves if epoch in c] for epoch in toy.RUNGS}
+    assert halving.scores == {epoch: [c[epoch] for c in curves if epoch in c] for epoch in toy.RUNGS}
 
 
 def test_an_actor_takes_pack_after_pack() -> None:
     import torch
 
-    board: Any = Board.remote({"toy": RungBoard()})  # type: ignore[attr-defined]
+    coordinator: Any = Coordinator.remote({"toy": SuccessiveHalving()})  # type: ignore[attr-defined]
     threads = torch.get_num_threads()
     job = PackJob(
         study="study",
         space="toy",
         config=dict,
         arrays=ray.put(toy.trial_data().to_arrays()),
-        board=board,
-        epochs=toy.EPOCHS,
-        rungs=toy.RUNGS,
-        cpus=0.5,
-        gpus=0,
-        train=toy.train,
+        coordinator=coordinator,
+        training=toy.OPTIONS,
+        resources=ResourceOptions(cpus_per_pack=0.5),
+        train=toy.Training,
     )
 
     class Actor(PackTrainable):
         def setup(self, config: dict[str, Any], jobs: Mapping[str, PackJob] = {"toy": job}) -> None:  # noqa: B006
             super().setup(config, jobs=jobs)
 
-    def lanes(*xs: float) -> dict[str, Any]:
-        return {
-            "space": "toy",
-            "lanes": [
-                {"number": i, "index": i, "seed": i, "params": {"layers": 0, "lr": 0.1, "x": x}}
-                for i, x in enumerate(xs)
-            ],
-        }
+    def pack(*params: dict[str, Any]) -> dict[str, Any]:
+        lanes = [Lane(number=i + 10, trial_id=i, index=i, seed=i, params=p) for i, p in enumerate(params)]
+        return {"space": "toy", "lanes": lanes}
+
+    def at(x: float) -> dict[str, Any]:
+        return {"layers": 0, "lr": 0.1, "x": x}
 
     try:
-        actor = Actor(lanes(0.4, 0.99, 0.9))
+        actor = Actor(pack(at(0.4), at(0.99), at(0.9)))
         assert repr(actor) == "packs(study=study, spaces=toy, cpus=0.5)"
         result = actor.step()
-        assert [x["state"] for x in result["lanes"]] == ["complete", "failed", "pruned"] and result["done"]
-        assert json.loads(json.dumps(result)) is not None
-        assert actor.reset(lanes(0.5))
-        assert [x["number"] for x in actor.step()["lanes"]] == [0]
-        assert actor.reset({"space": "toy", "lanes": [{"number": 0, "index": 0, "seed": 0, "params": {}}]})
-        assert actor.step() == {"lanes": [], "crash": "KeyError: 'layers'", "done": True}
+        states = {number: outcome.state for number, outcome in result["report"].ended.items()}
+        assert states == {10: "complete", 11: "failed", 12: "pruned"} and result["done"]
+        assert actor.reset(pack(at(0.5)))
+        assert list(actor.step()["report"].ended) == [10]
+        assert actor.reset(pack({}))
+        assert actor.step() == {"report": PackReport(crash="KeyError: 'layers'"), "done": True}
     finally:
         torch.set_num_threads(threads)
-        ray.kill(board)
+        ray.kill(coordinator)
 
 
-def test_packs_must_fit_the_cluster() -> None:
-    assert concurrent_packs(1, 0) == 2 and concurrent_packs(0.5, 0) == 4 and concurrent_packs(2, 0) == 1
-    with pytest.raises(ValueError, match="--cpus-per-pack and --gpus-per-pack must fit the cluster, got 3 and 0"):
-        concurrent_packs(3, 0)
-    with pytest.raises(ValueError, match="got 1 and 1 for 2 CPUs and 0 GPUs"):
-        concurrent_packs(1, 1)
+def concurrent(cpus: float, gpus: float, workers: int = 1) -> int:
+    return concurrent_packs(ResourceOptions(cpus_per_pack=cpus, gpus_per_pack=gpus, workers_per_pack=workers))
+
+
+def test_packs_must_fit_the_cluster(tmp_path: Path) -> None:
+    assert [concurrent(1, 0), concurrent(0.5, 0), concurrent(2, 0), concurrent(1, 0, workers=2)] == [2, 4, 1, 1]
+    assert [concurrent(3, 0), concurrent(1, 1), concurrent(1, 0, workers=3)] == [0, 0, 0]
+    with pytest.raises(ValueError, match="the cluster must hold a pack"):
+        search(tmp_path / "study", resources=ResourceOptions(cpus_per_pack=3))
 
 
 def test_workers_that_the_autoscaler_may_start_count(monkeypatch: pytest.MonkeyPatch) -> None:
     most = {"CPU": 36, "GPU": 8}
     monkeypatch.setattr("ray._private.state.state.get_max_resources_from_cluster_config", lambda: most)
-    assert concurrent_packs(1, 0.5) == 16 and concurrent_packs(4, 0) == 9
-    with pytest.raises(ValueError, match="got 1 and 9 for 36 CPUs and 8 GPUs"):
-        concurrent_packs(1, 9)
+    assert concurrent(1, 0.5) == 16 and concurrent(4, 0) == 9 and concurrent(1, 9) == 0
 
 
 def test_progress_line() -> None:

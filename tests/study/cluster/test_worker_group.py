@@ -3,10 +3,10 @@
 import functools
 import io
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
+import toy
 from rich.console import Console
 from small import run
 
@@ -14,10 +14,12 @@ from models.sre_clip import SREConfig
 from search_spaces import Knob, Space
 from study.cluster.jobs import Search
 from study.cluster.search_run import run_searches
+from study.options import ResourceOptions
 from study.protocol.trial_data import TrialData
 from study.search.ledger import open_ledger
-from study.search.pack_queue import PackSearcher
+from study.search.pack_queue import PackQueue
 from study.search.records import Configuration
+from study.training.loop import TrainingOptions
 
 SPACE = Space(
     name="two",
@@ -33,14 +35,13 @@ SPACE = Space(
 
 
 def searched(folder: Path, data: TrialData, workers: int) -> list[Configuration]:
-    with open_ledger(folder, space=SPACE, identity={}) as book:
-        searcher = PackSearcher(book, SPACE, configs=8, pack=4, sampler="random", seed=1)
-        options: dict[str, Any] = {"epochs": 4, "rungs": (1, 2), "console": Console(file=io.StringIO())}
-        arrays = ray.put(data.to_arrays())
-        cpus = 2 // workers  # one pack at a time: who is pruned depends on who came before
-        (done,) = run_searches(
-            [Search(searcher=searcher)], arrays, cpus_per_pack=cpus, workers_per_pack=workers, **options
-        )
+    with open_ledger(folder, space=SPACE, identity=toy.IDENTITY) as book:
+        queue = PackQueue(book, SPACE, configs=8, pack=4, sampler="random", seed=1)
+        search = Search(queue=queue, training=TrainingOptions(epochs=4, rungs=(1, 2)))
+        # one pack at a time: who is pruned depends on who came before
+        resources = ResourceOptions(cpus_per_pack=2 // workers, workers_per_pack=workers)
+        arrays, console = ray.put(data.to_arrays()), Console(file=io.StringIO())
+        (done,) = run_searches([search], arrays, resources=resources, console=console)
         assert done.concurrent == 1 and not done.counts.deaths
         return book.finished()
 

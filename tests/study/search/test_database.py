@@ -17,13 +17,12 @@ import pytest
 import small
 import toy
 
-import study.search.database
 from data_prep.errors import UserError
 from study import run_study
+from study.search import database
 from study.search.ledger import Ledger, open_ledger, read_ledger
-from study.search.pack_queue import PackSearcher
-
-IDENTITY = {"benchmark": "toy"}
+from study.search.pack_queue import PackQueue
+from study.search.records import PackReport
 
 
 @pytest.fixture(scope="module")
@@ -56,19 +55,16 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def ledger(folder: Path, **options: Any) -> Ledger:
-    return open_ledger(folder, **{"space": toy.SPACE, "identity": IDENTITY, **options})
+    return open_ledger(folder, **{"space": toy.SPACE, "identity": toy.IDENTITY, **options})
 
 
 def search(book: Ledger, packs: int) -> None:
-    """So many packs told, and one more asked for."""
-    searcher = PackSearcher(book, toy.SPACE, configs=12, pack=4, sampler="tpe", seed=7)
+    """Train this many packs, and begin one more."""
+    queue = PackQueue(book, toy.SPACE, configs=12, pack=4, sampler="tpe", seed=7)
     for i in range(packs):
-        pack: Any = searcher.suggest(str(i))
-        if isinstance(pack, dict):
-            results = [vars(toy.lane_result(lane["params"], lane["seed"])) for lane in pack["lanes"]]
-            told = [{"number": lane["number"], **r} for lane, r in zip(pack["lanes"], results, strict=True)]
-            searcher.on_trial_complete(str(i), {"lanes": told})
-    searcher.suggest("running when the driver dies")
+        lanes = queue.next_pack(str(i))
+        queue.end(str(i), PackReport(ended={x.number: toy.lane_result(x.params, x.seed) for x in lanes}))
+    queue.next_pack("running when the driver dies")
 
 
 def outcome(book: Ledger) -> list[Any]:
@@ -100,27 +96,28 @@ def test_one_driver_at_a_time(tmp_path: Path, url: str) -> None:
         with pytest.raises(UserError, match="another process holds held in"):
             ledger(tmp_path / "b", **where, resume=True)
         ledger(tmp_path / "c", url=url, name="free").close()
-    with pytest.raises(UserError, match="--name must be new or --resume given: .*, held already holds a study"):
+    with pytest.raises(UserError, match="name must be new, or resume given: .*, held already holds a study"):
         ledger(tmp_path / "b", **where)
 
 
 def test_the_study_of_a_driver_that_was_killed_is_free(tmp_path: Path, url: str) -> None:
     def drive(holds: Any) -> None:
-        _held = study.database.hold(url, "killed")
-        holds.set()
-        time.sleep(60)
+        with database.hold(url, "killed"):
+            holds.set()
+            time.sleep(60)
 
     fork = multiprocessing.get_context("fork")
     holds = fork.Event()
     driver = fork.Process(target=drive, args=[holds])
     driver.start()
     assert holds.wait(20)
-    with pytest.raises(UserError, match="another process holds"):
-        study.database.hold(url, "killed")
+    with pytest.raises(UserError, match="another process holds"), database.hold(url, "killed"):
+        pass
     driver.kill()
     driver.join()
     time.sleep(0.2)  # the server notices
-    study.database.hold(url, "killed").close()
+    with database.hold(url, "killed"):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -139,14 +136,14 @@ def test_one_clear_line_before_any_work(
 ) -> None:
     assert small.main(["--ledger", given, "--storage", str(tmp_path)]) == 2
     error = " ".join(capsys.readouterr().err.split())
-    assert pytest.raises(UserError, study.database.connect, given).match(f"--ledger {message}")
+    assert pytest.raises(UserError, database.connect, given).match(f"ledger {message}")
     assert error.startswith("error: --ledger") and "secret" not in error and not list(tmp_path.iterdir())
 
 
 def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(UserError, match=r'pip install "zerosweep\[postgres\]"'):
-        study.database.connect("postgresql://me@host/db")
+        database.connect("postgresql://me@host/db")
 
 
 def test_a_study_in_a_database(pva_study: Path) -> None:
@@ -170,7 +167,7 @@ def test_a_journal_is_written_no_more_after_a_failure(tmp_path: Path, monkeypatc
         def full(fd: int) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("study.journal.os.fsync", full)
+        monkeypatch.setattr("study.search.journal.os.fsync", full)
         with pytest.raises(OSError, match="No space"):
             search(book, packs=1)
         monkeypatch.undo()
