@@ -9,9 +9,10 @@ from typing import Any
 import pyarrow as pa
 
 ORACLE = "oracle"
-
+"""Value of `Row.select` where selection looked at test labels."""
 
 ORACLE_NOTE = "ORACLE: configurations were selected with test labels. An upper bound, not a result."
+"""Warning in every output of an oracle study."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,19 +40,19 @@ class Row:
     rank: int = 0
     """1 is the best `test_h_mean`; `rank_rows` sets it. Published rows have none: 0."""
     method: str
-    """Method's name."""
+    """Name of the method."""
     config_id: str
     """The configuration's id in the study, or the baseline's."""
     select: str
     """What selection looked at: pseudo-unseen, or oracle."""
     benchmark: str
-    """Benchmark."""
+    """Benchmark that the row was measured on."""
     clip: str
-    """Checkpoint."""
+    """Name of the CLIP checkpoint."""
     val_h_mean: float | None = None
-    """Selection: H, mean over folds."""
+    """H on the selection folds, mean over folds."""
     val_h_std: float | None = None
-    """Its deviation over folds."""
+    """Deviation of that H over folds."""
     test_known_micro: float | None = None
     """Accuracy over images of seen classes; this and the other test numbers are means over seeds."""
     test_unknown_micro: float | None = None
@@ -65,21 +66,21 @@ class Row:
     test_h_mean: float | None = None
     """H = 2SU / (S + U)."""
     test_h_std: float | None = None
-    """Its deviation over seeds."""
+    """Deviation of H over seeds."""
     h_gain: float | None = None
     """H minus zero-shot CLIP's."""
     h_gain_lo: float | None = None
     """Lower end of the gain's paired-bootstrap 95 % interval over test images."""
     h_gain_hi: float | None = None
-    """Upper end."""
+    """Upper end of the gain's interval."""
     n_seeds: int = 0
-    """Refits."""
+    """Number of refits; 0 for published rows."""
     train_seconds: float | None = None
     """Time of the refits."""
     feature_fingerprint: str
     """Fingerprint of the feature cache."""
     source: str = "this study"
-    """Who measured it: this study, or a publication."""
+    """Who measured the numbers: this study, or a publication."""
     params: str = "{}"
     """The configuration, as JSON."""
     selected: bool = False
@@ -93,24 +94,24 @@ class Row:
     test_h_oracle_tau: float | None = None
     """H at the threshold that is best on the test images: what choosing the threshold honestly cost is its distance."""
     h_behind: float | None = None
-    """How far H lies behind the selected row of the study's own method (in an ablation: the full model's)."""
+    """H of the study's own method (its selected row; in an ablation the full model's) minus the row's H."""
     h_behind_lo: float | None = None
     """Lower end of that difference's paired-bootstrap 95 % interval."""
     h_behind_hi: float | None = None
-    """Upper end."""
+    """Upper end of that interval."""
     val_score: float | None = None
-    """Selection: what it maximises, the criterion's value; without one of its own a configuration is not selected."""
+    """Value of the criterion that selection maximises; a row without one is not selected."""
 
 
 _ARROW: dict[Any, pa.DataType] = {int: pa.int64(), bool: pa.bool_(), str: pa.string(), float | None: pa.float64()}
 
 
 SCHEMA = pa.schema([(f.name, _ARROW[f.type]) for f in fields(Row)])
-"""The columns, in order."""
+"""The columns of leaderboard.parquet, in order."""
 
 
 def mean_over_seeds(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """A row's test columns from `protocol.evaluate`'s metrics of every seed."""
+    """Return a row's test columns: means over seeds of the numbers that `metrics.evaluate` gives of each seed."""
     mean = {name: statistics.fmean(s[name] for s in seeds) for name in seeds[0]}
     h = mean.pop("test_h")
     return {
@@ -122,7 +123,7 @@ def mean_over_seeds(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def rank_rows(rows: Sequence[Row]) -> list[Row]:
-    """Rows by mean test H, best first, with their ranks and every method's selected row."""
+    """Return the rows by mean test H, best first, with their ranks, and each method's selected row marked."""
 
     def key(value: float | None) -> float:
         return -math.inf if value is None else value
