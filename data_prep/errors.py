@@ -11,8 +11,8 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str, *, option: str = "") -> None:
-        super().__init__(message, option)
         self.message, self.option = message, option
+        super().__init__(self.on_command_line())  # tyro shows args[0] of what a dataclass of options raises
 
     def __str__(self) -> str:
         """Return the message for Python callers, who know the option by its Python name."""

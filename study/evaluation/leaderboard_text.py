@@ -46,7 +46,7 @@ class Column:
 
 
 def method_with_marks(row: Row) -> str:
-    """Return the method's name, followed by what is special about the row."""
+    """Return the method's name, followed by marks: oracle, selected, Pareto."""
     marks = {ORACLE: row.select == ORACLE, "selected": row.selected, "Pareto": row.pareto}
     shown = ", ".join(mark for mark, holds in marks.items() if holds)
     return f"{row.method} ({shown})" if shown else row.method

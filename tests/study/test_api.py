@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -19,14 +21,16 @@ def test_four_lines(pva_study: Path, embedded_cache: Path) -> None:
     assert set(table.feature_fingerprint) == {features.fingerprint} and "PVA" in set(table.method)
     best = table[(table.method == "PVA") & table.selected].iloc[0]
     assert {trace.y[0]: trace.x[0] for trace in figure.data}["PVA"] == pytest.approx(100 * best.h_gain)
-    with pytest.raises(ValueError, match="chart must be one of gain, configurations, .*; got 'pie'"):
+    with pytest.raises(UserError, match="chart must be one of gain, configurations, .*; got 'pie'"):
         plot(pva_study, "pie")
+    with pytest.raises(UserError, match="study must be the folder of a finished study, .* has no leaderboard.parquet"):
+        read_leaderboard(pva_study / "adapters")
 
 
 def test_unknown_options_and_bad_values_are_said_at_once() -> None:
     from study import run_study
 
-    with pytest.raises(ValueError, match="options must be those of the command line, got konfigs=3"):
+    with pytest.raises(UserError, match="options must be those of the command line, got konfigs=3"):
         run_study(konfigs=3)
     with pytest.raises(ValueError, match="--configs must be at least 1, got 0"):
         run_study(configs=0)

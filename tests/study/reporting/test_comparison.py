@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import UserError
+from study.compare import main
 from study.evaluation.leaderboard import Row, rank_rows
 from study.outputs.folder import open_storage
 from study.outputs.leaderboard_files import write_leaderboard
@@ -85,6 +86,14 @@ def test_the_page_holds_rows_and_diagram(five: list[Path]) -> None:
     assert page.count("<tr") == 1 + 15 and "chart-ranks" in page and "p = 0.0224" in page
 
 
-def test_no_study_is_one_clear_line(tmp_path: Path) -> None:
+def test_the_command_writes_page_and_table(five: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main([*map(str, five), "--out", str(tmp_path / "out")]) == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["comparison.html", "comparison.parquet"]
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "out" / "comparison.html")
+
+
+def test_no_study_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(UserError, match="folders with a leaderboard.parquet"):
         load_studies([tmp_path])
+    assert main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: studies must be folders with a leaderboard.parquet, got {tmp_path}\n"

@@ -17,6 +17,7 @@ from optuna.trial import create_trial
 import search_spaces
 from data_prep.storage import locate
 from study.outputs.results import read_results
+from study.report import main as report_again
 from study.reporting.overview import leaderboard_table
 from study.reporting.report import write_report
 from study.reporting.running import write_running_report
@@ -216,6 +217,15 @@ def test_rerun_of_no_configuration_is_one_clear_line(capsys: Any, tmp_path: Path
     (tmp_path / "x.json").write_text("{}")
     assert main(["--rerun", str(tmp_path / "x.json")]) == 2
     assert "--rerun must be a file configs/ID.json" in capsys.readouterr().err
+
+
+def test_the_command_writes_the_report_or_one_clear_line(
+    pva_study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report_again([str(pva_study)]) == 0
+    assert capsys.readouterr().out == f"{pva_study / 'report.html'}\n"
+    assert report_again([str(tmp_path / "[/none]")]) == 2  # brackets are no markup
+    assert capsys.readouterr().err.startswith("error: a finished study must have a leaderboard, there is none: ")
 
 
 def test_a_study_of_an_older_version_still_has_a_report(pva_study: Path, tmp_path: Path) -> None:
