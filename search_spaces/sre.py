@@ -1,6 +1,6 @@
 """SRE-CLIP Adapter's search space.
 
-Defaults are rounded from what the studies of the embedded benchmark's four rotations selected (README, Results).
+Defaults are rounded from the selected configurations of studies of the embedded benchmark's four rotations.
 Ranges are those in which random configurations of that benchmark neither stood still nor fell apart.
 """
 
