@@ -60,7 +60,7 @@ def build_wordnet(dictionary: Path | None = None, out: Path | None = None) -> No
 
 
 def lookup(names: Annotated[tuple[str, ...], tyro.conf.Positional]) -> None:
-    """Show what class names may mean: the wnids to choose from for classes.csv.
+    """Show the meanings of class names: the wnids to choose from for classes.csv.
 
     Args:
         names: Class names, such as: mouse "killer whale".

@@ -1,4 +1,4 @@
-"""CLIP checkpoints: a folder or a Hugging Face id, what identifies its content, and the model itself."""
+"""CLIP checkpoints: find one by folder or Hugging Face id, identify its content, load the model."""
 
 import json
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Checkpoint:
 
     @property
     def weight_bytes(self) -> int:
-        """Size of its weights on disk: what an image costs, roughly."""
+        """Size of its weights on disk; the cost of an image grows with it."""
         files = list(self.folder.glob("*.safetensors")) or list(self.folder.glob("pytorch_model*.bin"))
         return sum(path.stat().st_size for path in files)
 

@@ -56,7 +56,7 @@ class Encoded:
     logit_scale: float
     """exp of the checkpoint's parameter."""
     precision: str
-    """float32, bfloat16 or float16: what the matrix products were computed in."""
+    """Type of the matrix products: float32, bfloat16 or float16."""
     batch: int
     """Images encoded at once."""
     shards: Storage
@@ -184,7 +184,7 @@ class Preprocess:
             config = json.loads((self.checkpoint.folder / "config.json").read_text()).get("text_config") or {}
             self._longest = config.get("max_position_embeddings", 77)
         # Padded to the longest only, and without a mask: the text tower is causal and pools at the first end token, so
-        # what comes after that token cannot change the feature.
+        # tokens behind that one cannot change the feature.
         encoding = self._tokenizer(texts, padding=True, truncation=True, max_length=self._longest, return_tensors="np")
         return encoding["input_ids"]
 
@@ -339,7 +339,7 @@ def _run(units: list[dict[str, Any]], checkpoint: Checkpoint, batch: int, tokens
         )
     )
     # Its plan and its own progress bars are noise here: the caller shows progress in shards. (Not the logger
-    # "ray.data": Ray configures that one anew for every run.)
+    # "ray.data": Ray configures that one again for every run.)
     ray.data.DataContext.get_current().enable_progress_bars = False
     with quiet_loggers("ray.data._internal"):
         yield from dataset.iter_rows()

@@ -17,11 +17,7 @@ from data_prep.parquet import file_sha256, parquet_bytes
 from data_prep.storage import Storage
 
 HASHES_PER_TASK = 100  # a thread's task costs as much as ten files whose hash is known
-
-
-HASHES_PER_REPORT = 1000  # fewer are hashed anew in no time
-
-
+HASHES_PER_REPORT = 1000  # fewer take no time to hash again, and are not remembered
 SAVE_MEMO_EVERY_S = 60
 
 

@@ -1,4 +1,4 @@
-"""The manifest of a feature cache: what it was computed from, and the hashes of its files. It makes the cache."""
+"""The manifest of a feature cache: its inputs and the hashes of its files. Without a manifest there is no cache."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a cache was computed from, and the hashes of its files."""
+    """The inputs of a cache, and the hashes of its files."""
 
     fingerprint: str
     """Hex SHA-256 of `inputs`."""

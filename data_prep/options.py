@@ -1,4 +1,4 @@
-"""The options of `prepare`: what a feature cache is made of, and where it is kept."""
+"""The options of `prepare`: benchmark, checkpoint and folder of a feature cache."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ class FeatureOptions:
     rebuild: bool = False
     """Build it even if it is there."""
     allow_partial: bool = False
-    """Go on with what is there of an incomplete data set. The cache says that it is partial."""
+    """Take the part of an incomplete data set that is there. The cache says that it is partial."""
     templates: tuple[str, ...] = ()
     """A template set (single, imagenet7, imagenet80, ...) or prompts with {}; the benchmark's own if left out."""
     tokens: bool = False

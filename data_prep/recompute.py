@@ -1,4 +1,4 @@
-"""Whether a cache holds what its checkpoint gives: a sample of texts and images is encoded again and compared."""
+"""Encode a sample of a cache's texts and images again, and compare the features with the stored ones."""
 
 from pathlib import Path
 from typing import Any

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from data_prep.errors import UserError
 
 NOUNS = Path(__file__).parent / "assets" / "wordnet_nouns.parquet"
-NOT_IN_WORDNET = "-"  # what a class table says in place of a wnid for a class WordNet lacks
+NOT_IN_WORDNET = "-"  # stands in a class table in place of the wnid of a class that WordNet lacks
 SHOWN_CANDIDATES = 8
 
 

@@ -3,7 +3,7 @@
 Gradients are averaged over workers, so losses that are means over the batch need nothing else. A loss of a *batch
 statistic* (the mean prediction, the number of trusted images) needs the statistic of the whole batch: `over_workers`
 gives it. Its gradient passes to the worker's own part unchanged, which is exact once gradients are averaged. So N
-workers train what one worker trains, to float tolerance. Without a process group everything here does nothing.
+workers train like one worker, to float tolerance. Without a process group everything here does nothing.
 """
 
 from collections.abc import Sequence

@@ -150,7 +150,7 @@ class _Row:
 class PromptLearner(LaneModule):
     """Text features of classes under each lane's learned context.
 
-    `template`: where "{}" stands for the name; what follows it stays as it is. What precedes it initialises the
+    `template`: where "{}" stands for the name; the words behind it stay as they are. The words before it initialise the
     context (`init="text"`, one vector per token) or is replaced by `n_ctx` vectors of noise (`init="noise"`).
     `per_class`: every class has a context of its own; those of classes never trained stay at their start.
     Raises `ValueError` for a class without a name, a prompt longer than the encoder takes, or texts without encoder.

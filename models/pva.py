@@ -6,8 +6,8 @@ novel classes by adapter features with CLIP's own as a residual. Trained: adapte
 images alone; novel class names enter at inference. Frozen: CLIP.
 
 Source: "Improving Zero-Shot Generalization for CLIP with Variational Adapter", ECCV 2024 (the adapters, the three
-losses L_cls, L_kl and L_align, the separation by a threshold, f_out = f_adapter + lambda f_CLIP). Ours: the start as an
-isometry, the same for both modalities, so that an untrained latent space *is* CLIP's; L_out; the relative score.
+losses L_cls, L_kl and L_align, the separation by a threshold, f_out = f_adapter + lambda f_CLIP). Ours: the start as
+one isometry for both modalities, so that an untrained latent space *is* CLIP's; L_out; the relative score.
 
 Posterior of a feature x (D,) of an image, or of a class text t_c; an encoder per modality:
 
@@ -122,7 +122,7 @@ class PVAConfig:
     w_align: float = 0.5
     """Weight of the alignment, per latent dimension."""
     w_out: float = 0.3
-    """Weight of the cross-entropy of adapter features (with residual 1): what trains the way back to CLIP's space."""
+    """Weight of the cross-entropy of adapter features (with residual 1), which trains the way back to CLIP's space."""
     kappa: float = 1.0
     """Weight of novel names in the relative score."""
     residual_lambda: float = 1.0

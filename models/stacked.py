@@ -215,7 +215,7 @@ class StackedModule(LaneModule, ABC):
 
     @abstractmethod
     def total(self, losses: dict[str, Tensor]) -> Tensor:
-        """Return the weighted sum (K,) of `losses`: what each lane minimises."""
+        """Return the weighted sum (K,) of `losses`, which each lane minimises."""
 
     @abstractmethod
     def logits(self, images_BD: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is searched. One module per space; each exports `SPACE`, and every knob says its range, scale, scope and why.
+"""Search spaces, one module each; each exports `SPACE`, and every knob says its range, scale, scope and why.
 
 A *lane* knob may differ between the configurations that one pack trains together; a *static* knob changes tensor
 shapes or the graph of operations, so all lanes of a pack share its value.
@@ -31,7 +31,7 @@ class Knob:
     default: Value
     """Value tried first, and used where the knob is not active."""
     why: str
-    """One line: what it does and why this range."""
+    """One line: its effect, and the reason for this range."""
     low: float | None = None
     """Smallest value (numeric knobs)."""
     high: float | None = None

@@ -1,6 +1,7 @@
 """SRE-CLIP Adapter's search space.
 
-Defaults are rounded from what the studies of the embedded benchmark's four rotations selected (see README.md).
+Defaults are rounded from the selected configurations of studies of the embedded benchmark's four rotations
+(README.md of this folder).
 Ranges are those in which random configurations of that benchmark neither stood still nor fell apart.
 """
 

@@ -29,8 +29,8 @@ def get_benchmark(name: str, data_root: Path | None = None, *, allow_partial: bo
 
     name: a key of BENCHMARKS (CoOp's take options, see coop.py), "folder:<path>" for your own images (a relative path
     starts at `data_root`, if given), or "A->B" to train on A and test on B (see transfer.py). data_root: where the
-    published data sets were unpacked; each benchmark's file states the layout. allow_partial: take what is there of an
-    incomplete data set, and say so in `Benchmark.partial`.
+    published data sets were unpacked; each benchmark's file states the layout. allow_partial: take the part of an
+    incomplete data set that is there, and say so in `Benchmark.partial`.
     Raises UserError for an unknown name (with the nearest valid one) and for whatever is wrong with the data.
     """
     if transfer.ARROW in name:

@@ -1,9 +1,9 @@
-"""What a benchmark states about itself.
+"""The facts that a benchmark states about itself.
 
 Every benchmark has two domains. Of domain-adaptive ones the source is the labelled domain and the target the other.
-Generalized zero-shot and base-to-novel benchmarks have one domain of images; of those the source is what may be learned
-from with labels, the training and validation images of seen (base) classes, and the target is the test images of all
-classes: seen and unseen ones are told apart by `ClassTable.unseen_RC`. Splits are the published ones; a benchmark that
+Generalized zero-shot and base-to-novel benchmarks have one domain of images; of those the source is the
+training and validation images of seen (base) classes, whose labels may be learned from, and the target is the test
+images of all classes: `ClassTable.unseen_RC` says which are unseen. Splits are the published ones; a benchmark that
 publishes none calls its source images train and its target images test.
 """
 
