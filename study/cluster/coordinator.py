@@ -24,7 +24,7 @@ class PackProgress:
     space: str
     """Name of its search space."""
     lanes: int
-    """Configurations it trains, those pruned since its last report included."""
+    """Configurations it has, those included that have ended and are not reported yet."""
     alive: int
     """Configurations not pruned yet."""
     epoch: int

@@ -12,7 +12,7 @@ from study.options import ResourceOptions
 
 
 def start_session(resources: ResourceOptions) -> None:
-    """Connect to the cluster of `--address` or RAY_ADDRESS, or start a Ray on this machine; do nothing if one runs.
+    """Connect to the cluster of `address` or RAY_ADDRESS, or start a Ray on this machine; do nothing if one runs.
 
     Raises `UserError` where that fails.
     """

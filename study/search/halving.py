@@ -24,7 +24,7 @@ class SuccessiveHalving:
         self.scores.setdefault(epoch, []).extend(scores)
 
     def withdraw(self, epoch: int, score: float) -> None:
-        """Take one score out: the lane that had it is about to enter another one."""
+        """Remove a score: the lane that had it is about to enter another one."""
         self.scores[epoch].remove(score)
 
     def judge(self, epoch: int, scores: Sequence[float]) -> list[bool]:

@@ -13,6 +13,22 @@ import torch
 import torch.nn.functional as F
 
 from study.protocol.trial_data import TrialData
+from study.search.records import StudyIdentity
+
+IDENTITY = StudyIdentity(
+    space="sre",
+    benchmark="icons2emoji",
+    clip=None,
+    rotation=0,
+    templates=(),
+    epochs=20,
+    seed=0,
+    objective="h",
+    select="pseudo-unseen",
+    folds=3,
+    ledger=None,
+)
+"""Of searches that nobody resumes."""
 
 SIZES = {
     # source images, target images, classes, unseen classes, graph nodes, CLIP dimension

@@ -1,10 +1,10 @@
 """Does the study scale, in nodes and in configurations?
 
     python tests/bench/scale_out.py nodes                     # the same work on 1, 2, 4 simulated nodes
-    python tests/bench/scale_out.py ledger --configs 10000    # searcher, ledger, leaderboard: time and memory
+    python tests/bench/scale_out.py ledger --configs 10000    # queue, ledger, leaderboard: time and memory
 
 `nodes` runs packs that sleep, on nodes of one CPU each, so that this machine's cores do not decide: what is measured is
-what scheduling, ledger and searcher add. `ledger` asks and tells without Ray, as one driver does.
+what scheduling, ledger and queue add. `ledger` fills and ends packs without Ray, as one driver does.
 """
 
 import argparse
@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +35,14 @@ from rich.console import Console  # noqa: E402
 from study.cluster.jobs import Search  # noqa: E402
 from study.cluster.search_run import run_searches  # noqa: E402
 from study.evaluation.leaderboard import rank_rows  # noqa: E402
+from study.options import ResourceOptions  # noqa: E402
 from study.outputs.folder import open_storage  # noqa: E402
 from study.outputs.leaderboard_files import read_leaderboard, write_leaderboard  # noqa: E402
 from study.reporting.running import write_running_report  # noqa: E402
 from study.search.ledger import Ledger, open_ledger  # noqa: E402
-from study.search.pack_queue import PackSearcher, SamplerName  # noqa: E402
+from study.search.pack_queue import PackQueue  # noqa: E402
+from study.search.records import PackReport, SamplerName  # noqa: E402
+from study.training.loop import TrainingOptions  # noqa: E402
 
 
 def nodes(counts: list[int], *, packs: int, seconds: float, pack: int = 8) -> None:
@@ -70,47 +72,46 @@ def nodes(counts: list[int], *, packs: int, seconds: float, pack: int = 8) -> No
 
 
 def run(*, packs: int, seconds: float, pack: int) -> list[float]:
-    """When packs of one search were told, in seconds after the first was asked for."""
-    with tempfile.TemporaryDirectory() as name, open_ledger(Path(name), space=toy.SPACE, identity={}) as book:
-        searcher = PackSearcher(book, toy.SPACE, configs=packs * pack, pack=pack, sampler="random")
-        train = functools.partial(toy.train, seconds=seconds)
-        search = Search(searcher=searcher, train=train)
+    """When packs of one search ended, in seconds after the first began."""
+    with tempfile.TemporaryDirectory() as name, open_ledger(Path(name), space=toy.SPACE, identity=toy.IDENTITY) as book:
+        queue = PackQueue(book, toy.SPACE, configs=packs * pack, pack=pack, sampler="random")
+        train = functools.partial(toy.Training, seconds=seconds)
+        search = Search(queue=queue, training=TrainingOptions(epochs=toy.EPOCHS), train=train)
         quiet = Console(file=io.StringIO())
-        run_searches([search], toy.trial_data().to_arrays(), epochs=toy.EPOCHS, console=quiet)
+        run_searches([search], toy.trial_data().to_arrays(), resources=ResourceOptions(), console=quiet)
         trials = book.trials()
     first = min(t.datetime_start for t in trials if t.datetime_start)
-    told = {t.number // pack: t.datetime_complete for t in trials if t.datetime_complete}  # of a pack's last lane
-    return sorted((end - first).total_seconds() for end in told.values())
+    ends = {t.number // pack: t.datetime_complete for t in trials if t.datetime_complete}  # of a pack's last lane
+    return sorted((end - first).total_seconds() for end in ends.values())
 
 
 def ledger(configs: int, *, sampler: SamplerName, pack: int, url: str | None) -> None:
     """CPU time and memory per configuration, tenth by tenth; then how long its readers take."""
 
     def opened(folder: Path, **options: Any) -> Ledger:
-        return open_ledger(folder, space=toy.SPACE, identity={}, url=url, name=f"bench-{os.getpid()}", **options)
+        return open_ledger(
+            folder, space=toy.SPACE, identity=toy.IDENTITY, url=url, name=f"bench-{os.getpid()}", **options
+        )
 
     print("| configurations | CPU ms each | seconds | memory of the driver, MB |\n|--:|--:|--:|--:|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "study"
         with opened(folder) as book:
-            searcher = PackSearcher(book, toy.SPACE, configs=configs, pack=pack, sampler=sampler)
-            asked, step = 0, max(1, configs // 10)
+            queue = PackQueue(book, toy.SPACE, configs=configs, pack=pack, sampler=sampler)
+            done, step = 0, max(1, configs // 10)
             started, clock = time.process_time(), time.perf_counter()
-            while isinstance(lanes := searcher.suggest("pack"), dict):
-                told = [
-                    {"number": x["number"], **asdict(toy.lane_result(x["params"], x["seed"]))} for x in lanes["lanes"]
-                ]
-                searcher.on_trial_complete("pack", {"lanes": told})
-                if (asked + len(told)) // step > asked // step:
+            while lanes := queue.next_pack("pack"):
+                queue.end("pack", PackReport(ended={x.number: toy.lane_result(x.params, x.seed) for x in lanes}))
+                if (done + len(lanes)) // step > done // step:
                     each = 1000 * (time.process_time() - started) / step
                     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
                     spent = time.perf_counter() - clock
-                    print(f"| {asked + len(told)} | {each:.2f} | {spent:.1f} | {memory:.0f} |", flush=True)
+                    print(f"| {done + len(lanes)} | {each:.2f} | {spent:.1f} | {memory:.0f} |", flush=True)
                     started = time.process_time()
-                asked += len(told)
+                done += len(lanes)
         with timed("opened again and recovered"):
             book = opened(folder, resume=True)
-            PackSearcher(book, toy.SPACE, configs=configs, pack=pack, sampler=sampler)
+            PackQueue(book, toy.SPACE, configs=configs, pack=pack, sampler=sampler)
         with timed(f"a leaderboard of all {configs}"):
             storage = open_storage(name, "board")
             write_leaderboard(storage, rank_rows([toy.row(c) for c in book.best(configs)]))

@@ -31,9 +31,11 @@ from data_prep.feature_store import load  # noqa: E402
 from search_spaces.sre import SPACE  # noqa: E402
 from study.cluster.jobs import Search  # noqa: E402
 from study.cluster.search_run import TUNE_ENVIRONMENT, run_searches  # noqa: E402
+from study.options import ResourceOptions  # noqa: E402
 from study.protocol.trial_data import TrialData, trial_data  # noqa: E402
 from study.search.ledger import open_ledger  # noqa: E402
-from study.search.pack_queue import PackSearcher  # noqa: E402
+from study.search.pack_queue import PackQueue  # noqa: E402
+from study.training.loop import TrainingOptions  # noqa: E402
 
 
 def epochs_of(trial: dict[str, Any], data: TrialData) -> Iterator[dict[str, float]]:
@@ -81,9 +83,10 @@ def tuned(trainable: Any, trials: list[dict[str, Any]], arrays: dict[str, Any], 
 def packs(configs: int, epochs: int, pack: int, arrays: dict[str, Any]) -> list[Any]:
     """(c): the configurations, as the ledger has them."""
     with tempfile.TemporaryDirectory() as folder:
-        with open_ledger(Path(folder) / "study", space=SPACE, identity={}) as ledger:
-            searcher = PackSearcher(ledger, SPACE, configs=configs, pack=pack, sampler="random")
-            run_searches([Search(searcher=searcher)], arrays, epochs=epochs)
+        with open_ledger(Path(folder) / "study", space=SPACE, identity=common.IDENTITY) as ledger:
+            queue = PackQueue(ledger, SPACE, configs=configs, pack=pack, sampler="random")
+            search = Search(queue=queue, training=TrainingOptions(epochs=epochs))
+            run_searches([search], arrays, resources=ResourceOptions())
             return ledger.finished()
 
 

@@ -7,7 +7,6 @@ By the clock: only on a machine that does nothing else.
 `python tests/bench/time_to_best.py` prints one ratio per line and writes time_to_best.json; the baseline takes long.
 """
 
-import functools
 import os
 import sys
 import tempfile
@@ -32,11 +31,13 @@ from data_prep.feature_store import load  # noqa: E402
 from search_spaces.sre import SPACE  # noqa: E402
 from study.cluster.jobs import Search  # noqa: E402
 from study.cluster.search_run import TUNE_ENVIRONMENT, run_searches  # noqa: E402
+from study.options import ResourceOptions  # noqa: E402
 from study.protocol.trial_data import TrialData, trial_data  # noqa: E402
 from study.search.halving import rung_epochs  # noqa: E402
 from study.search.ledger import open_ledger, suggest_params  # noqa: E402
-from study.search.pack_queue import PackSearcher  # noqa: E402
-from study.training.loop import train_lanes  # noqa: E402
+from study.search.pack_queue import PackQueue  # noqa: E402
+from study.search.records import PackReport  # noqa: E402
+from study.training.loop import TrainingOptions  # noqa: E402
 
 
 def trial(config: dict[str, Any], data: dict[str, Any], epochs: int) -> None:
@@ -66,16 +67,16 @@ class Best(tune.Callback):
             self.steps.append((time.perf_counter() - self.started, result["val_h_mean"]))
 
 
-class Watched(PackSearcher):
-    """The study's searcher, noting when configurations are told."""
+class Watched(PackQueue):
+    """The study's queue, noting when packs end with what H."""
 
     def watch(self) -> None:
         self.started, self.steps = time.perf_counter(), list[tuple[float, float]]()
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        super().on_trial_complete(trial_id, result, error)
-        lanes = (result or {}).get("lanes", [])  # their scores are H
-        best = max((score for lane in lanes for _, score in lane["curve"]), default=0.0)
+    def end(self, pack_id: str, report: PackReport | None) -> None:
+        super().end(pack_id, report)
+        outcomes = report.ended.values() if report else ()  # their scores are H
+        best = max((score for outcome in outcomes for _, score in outcome.curve), default=0.0)
         self.steps.append((time.perf_counter() - self.started, best))
 
 
@@ -95,11 +96,11 @@ def main() -> None:
     rungs = tuple(rung_epochs(args.epochs))
 
     with tempfile.TemporaryDirectory() as folder:
-        with open_ledger(Path(folder) / "study", space=SPACE, identity={}) as ledger:
-            ours = Watched(ledger, SPACE, configs=args.configs, pack=args.pack)
+        with open_ledger(Path(folder) / "study", space=SPACE, identity=common.IDENTITY) as ledger:
+            ours = Watched(ledger, SPACE, configs=args.configs, pack=args.pack, refill=args.refill)
             ours.watch()
-            search = Search(searcher=ours, train=functools.partial(train_lanes, criterion="h"))
-            run_searches([search], arrays, epochs=args.epochs, rungs=rungs, refill=args.refill)
+            training = TrainingOptions(epochs=args.epochs, rungs=rungs, criterion="h")
+            run_searches([Search(queue=ours, training=training)], arrays, resources=ResourceOptions())
         baseline = Best({*rungs, args.epochs})
         tune.Tuner(
             tune.with_resources(tune.with_parameters(trial, data=arrays, epochs=args.epochs), {"cpu": 1}),

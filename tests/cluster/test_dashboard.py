@@ -60,8 +60,9 @@ def main() -> None:
 
     from study.cluster.jobs import Search
     from study.cluster.search_run import run_searches
+    from study.options import ResourceOptions
     from study.search.ledger import open_ledger
-    from study.search.pack_queue import PackSearcher
+    from study.search.pack_queue import PackQueue
 
     *others, x = toy.SPACE.knobs
     space = replace(toy.SPACE, knobs=(*others, replace(x, low=0.9, default=0.95)))  # a third fails: x > 0.97
@@ -108,13 +109,14 @@ def main() -> None:
 
     with (
         tempfile.TemporaryDirectory() as name,
-        open_ledger(Path(name) / "of" / "study", space=space, identity={}) as book,
+        open_ledger(Path(name) / "of" / "study", space=space, identity=toy.IDENTITY) as book,
     ):
-        searcher = PackSearcher(book, space, configs=CONFIGS, pack=PACK, sampler="random", seed=1)
+        queue = PackQueue(book, space, configs=CONFIGS, pack=PACK, sampler="random", seed=1)
         die = Path(name) / "die"
         die.touch()
-        search = Search(searcher=searcher, train=partial(toy.train, seconds=2.0, die_once=die))
-        run = partial(run_searches, epochs=toy.EPOCHS, rungs=toy.RUNGS, console=Console(file=io.StringIO()))
+        train = partial(toy.Training, seconds=2.0, die_once=die)
+        search = Search(queue=queue, training=toy.OPTIONS, train=train)
+        run = partial(run_searches, resources=ResourceOptions(), console=Console(file=io.StringIO()))
         study = threading.Thread(target=run, args=([search], toy.trial_data().to_arrays()))
         study.start()
         busy = {"packs", "lanes_alive", "pack_lanes_alive", "images_per_second"}
@@ -123,7 +125,7 @@ def main() -> None:
         actors = [a["repr_name"] for a in found if a["state"] == "ALIVE" and a["repr_name"]]
         jobs = [[job["type"], job["status"]] for job in json.loads(get(f"{dashboard}/api/jobs/"))]
         study.join()
-        counts = searcher.counts
+        counts = queue.counts
         after = until(
             lambda: (g := gauges()) and g["configs"].get("complete") == counts.complete and not g["packs"] and g
         )

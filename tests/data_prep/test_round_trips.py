@@ -14,6 +14,8 @@ from study.cluster.jobs import Search, SearchOutcome
 from study.pipeline import study as pipeline
 from study.protocol.trial_data import TrialData
 from study.run import main
+from study.search.records import PackReport
+from study.training.loop import train_pack
 
 STUDY = (
     "--configs 8 --pack 8 --epochs 2 --folds 2 --seeds 1 --top 1 --baselines none --allow-partial "
@@ -29,26 +31,20 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def search_here(searches: Sequence[Search], arrays: ray.ObjectRef, *, rungs: Any, **options: Any) -> Any:
+def search_here(searches: Sequence[Search], arrays: ray.ObjectRef, **_: Any) -> list[SearchOutcome]:
     """What Tune schedules, in this process."""
-    ((searcher, train, board),) = [(search.searcher, search.train, search.board) for search in searches]
-    data = TrialData.from_arrays(ray.get(arrays))
-    while isinstance(pack := searcher.suggest("pack"), dict):
-        lanes = pack["lanes"]
-        ended = train(
-            [searcher.space.config(**lane["params"]) for lane in lanes],
-            seeds=[lane["seed"] for lane in lanes],
+    (search,) = searches
+    queue, data = search.queue, TrialData.from_arrays(ray.get(arrays))
+    while lanes := queue.next_pack("pack"):
+        results = train_pack(
+            [queue.space.config(**lane.params) for lane in lanes],
+            seeds=[lane.seed for lane in lanes],
             data=data,
-            epochs=options["epochs"],
-            rungs=rungs,
-            judge=lambda epoch, scores: board.judge(epoch, [score for _, score in scores]),
-            on_epoch=lambda epoch, alive: None,
+            options=search.training,
         )
-        results = {i: result for some in ended for i, result in some.items()}
-        told = [{"number": lane["number"], **vars(results[i])} for i, lane in enumerate(lanes)]
-        searcher.on_trial_complete("pack", {"lanes": told})
-    finished = searcher.counts.finished
-    return [SearchOutcome(interrupted=False, counts=searcher.counts, seconds=1.0, concurrent=1, trained=finished)]
+        queue.end("pack", PackReport(ended={x.number: r for x, r in zip(lanes, results, strict=True)}))
+    finished = queue.counts.finished
+    return [SearchOutcome(interrupted=False, counts=queue.counts, seconds=1.0, concurrent=1, trained=finished)]
 
 
 @pytest.mark.parametrize("name", [*miniatures.NAMES, "cub->dtd"])

@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +50,21 @@ from search_spaces import Space  # noqa: E402
 from study.cluster.jobs import Search, SearchOutcome  # noqa: E402
 from study.cluster.search_run import run_searches  # noqa: E402
 from study.evaluation.leaderboard import rank_rows  # noqa: E402
+from study.options import ResourceOptions  # noqa: E402
 from study.outputs.folder import open_storage  # noqa: E402
 from study.outputs.leaderboard_files import read_leaderboard, write_leaderboard  # noqa: E402
 from study.protocol.trial_data import TrialData  # noqa: E402
 from study.search.ledger import Ledger, open_ledger, read_ledger  # noqa: E402
-from study.search.pack_queue import PackSearcher  # noqa: E402
-from study.training.loop import Training, train_lanes, train_pack  # noqa: E402
+from study.search.pack_queue import PackQueue  # noqa: E402
+from study.search.records import PackReport  # noqa: E402
+from study.training.loop import OnEpoch, Training, TrainingOptions, train_pack  # noqa: E402
+from study.training.pack_checkpoint import PackCheckpoint  # noqa: E402
 
 SPACE = search_spaces.load("linear-probe")
 assert isinstance(SPACE, Space)
 CONFIGS, PACK, EPOCHS = 24, 4, 16
-IDENTITY = {"benchmark": "toy", "select": "pseudo-unseen"}
+OPTIONS = TrainingOptions(epochs=EPOCHS, criterion="h")
+IDENTITY = replace(toy.IDENTITY, space="linear-probe", epochs=EPOCHS)
 SECONDS = 0.8
 """What a pack takes."""
 
@@ -69,7 +73,7 @@ SECONDS = 0.8
 class Outcome:
     """What became of one disturbed search."""
 
-    asked: int = CONFIGS
+    requested: int = CONFIGS
     finished: int = 0
     duplicated: int = 0
     lost: int = 0
@@ -103,29 +107,36 @@ def data() -> TrialData:
 
 
 def train(
-    configs: list[Any], *, log: Path, on_epoch: Callable[[int, int], None], memory: int = PACK, **options: Any
+    configs: list[Any],
+    *,
+    seeds: list[int],
+    on_epoch: OnEpoch,
+    checkpoint: PackCheckpoint,
+    log: Path,
+    memory: int = PACK,
+    **options: Any,
 ) -> Training:
-    """`train_lanes`, slowly, with a line in `log` for every epoch; out of memory above so many configurations."""
-    options["checkpoints"].seconds = 0.2
+    """Train slowly, with a line in `log` for every epoch; out of memory with more than `memory` configurations."""
+    checkpoint.seconds = 0.2
 
     def slowly(epoch: int, alive: int) -> None:
         time.sleep(SECONDS / EPOCHS)
         if epoch > 2 and alive > memory and configs[0].lr < 1e-3:
             raise MemoryError("as if the memory had no room for more")
         with log.open("a") as file:
-            file.write(f"{options['seeds'][0]} {epoch}\n")
+            file.write(f"{seeds[0]} {epoch}\n")
         on_epoch(epoch, alive)
 
-    return train_lanes(configs, on_epoch=slowly, criterion="h", **options)
+    return Training(configs, seeds=seeds, on_epoch=slowly, checkpoint=checkpoint, **options)
 
 
 def search(folder: Path, *, resume: bool = False, memory: int = PACK, mirror: Storage | None = None) -> SearchOutcome:
     with open_ledger(folder, space=SPACE, identity=IDENTITY, resume=resume) as book:
         slow = functools.partial(train, log=_log(folder), memory=memory)
         (done,) = run_searches(
-            [Search(searcher=_searcher(book), train=slow, mirror=mirror)],
+            [Search(queue=_queue(book), training=OPTIONS, train=slow, mirror=mirror)],
             data().to_arrays(),
-            epochs=EPOCHS,
+            resources=ResourceOptions(),
             checkpoints=mirror or locate(folder),
             console=Console(file=io.StringIO()),
         )
@@ -136,20 +147,19 @@ def _log(folder: Path) -> Path:
     return folder.parent / "epochs"
 
 
-def _searcher(book: Ledger) -> PackSearcher:
-    return PackSearcher(book, SPACE, configs=CONFIGS, pack=PACK, sampler="random", seed=5)
+def _queue(book: Ledger) -> PackQueue:
+    return PackQueue(book, SPACE, configs=CONFIGS, pack=PACK, sampler="random", seed=5)
 
 
 @functools.cache
 def undisturbed() -> list[Any]:
     """What a plain loop makes of the same configurations."""
     with tempfile.TemporaryDirectory() as name, open_ledger(Path(name), space=SPACE, identity=IDENTITY) as book:
-        searcher = _searcher(book)
-        while isinstance(pack := searcher.suggest("pack"), dict):
-            configs, seeds = zip(*((SPACE.config(**x["params"]), x["seed"]) for x in pack["lanes"]), strict=True)
-            results = train_pack(configs, seeds=seeds, data=data(), epochs=EPOCHS, criterion="h")
-            told = [{"number": x["number"], **asdict(r)} for x, r in zip(pack["lanes"], results, strict=True)]
-            searcher.on_trial_complete("pack", {"lanes": told})
+        queue = _queue(book)
+        while lanes := queue.next_pack("pack"):
+            configs, seeds = zip(*((SPACE.config(**lane.params), lane.seed) for lane in lanes), strict=True)
+            results = train_pack(configs, seeds=seeds, data=data(), options=OPTIONS)
+            queue.end("pack", PackReport(ended={x.number: r for x, r in zip(lanes, results, strict=True)}))
         return _essence(book)
 
 
@@ -239,8 +249,8 @@ def once(ready: Callable[[], bool], moment: float, act: Callable[[], None]) -> I
     thread.join(timeout=30)
 
 
-def asked(folder: Path) -> Callable[[], bool]:
-    """Whether the first configuration was asked for."""
+def drawing(folder: Path) -> Callable[[], bool]:
+    """Return whether the first configuration was drawn."""
     journal = folder / "study.journal"
     return lambda: journal.exists() and '"config_index"' in journal.read_text()
 
@@ -277,7 +287,7 @@ def driver_killed(machines: Machines, folder: Path, rng: random.Random) -> Outco
     """With -9, at a random moment from its first configuration or from its first epochs on; then resumed."""
     command = [sys.executable, str(Path(__file__)), "--drive", str(folder), "--address", machines.cluster.address]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    begun = rng.choice([asked, training])
+    begun = rng.choice([drawing, training])
     with once(begun(folder), rng.uniform(0.0, 2.5), lambda: driver.send_signal(signal.SIGKILL)):
         driver.wait(timeout=120)
     search(folder, resume=True)
@@ -286,9 +296,9 @@ def driver_killed(machines: Machines, folder: Path, rng: random.Random) -> Outco
 
 def storage_fails(machines: Machines, folder: Path, rng: random.Random) -> Outcome:
     """The storage to which the ledger is copied is gone for a while, then back."""
-    import study.cluster.search_run
+    from study.cluster import monitor
 
-    study.driver.MIRROR_EVERY_S = 0.3
+    monitor.MIRROR_EVERY_S = 0.3
     storage, away = open_storage(str(folder.parent / "store"), folder.name), folder.parent / "away"
 
     def fail() -> None:
@@ -298,7 +308,7 @@ def storage_fails(machines: Machines, folder: Path, rng: random.Random) -> Outco
         Path(storage.root).unlink()
         away.rename(storage.root)
 
-    with once(asked(folder), rng.uniform(0.5, 4.0), fail) as disturbed:
+    with once(drawing(folder), rng.uniform(0.5, 4.0), fail) as disturbed:
         search(folder, mirror=storage)
     outcome = judge(folder, disturbed=bool(disturbed))
     outcome.equal &= storage.read("study.journal") == (folder / "study.journal").read_bytes()
@@ -319,7 +329,7 @@ def disk_full(machines: Machines, folder: Path, rng: random.Random) -> Outcome:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], check=True)
     try:
         filler, failed = folder / "filler", False
-        with once(asked(folder), rng.uniform(0.5, 4.0), lambda: _fill(filler)):
+        with once(drawing(folder), rng.uniform(0.5, 4.0), lambda: _fill(filler)):
             try:
                 search(folder)
             except Exception:  # Tune wraps the journal's "No space left on device"
@@ -381,7 +391,7 @@ def main() -> int:
         ray.init(address=options.address, log_to_driver=False, logging_level="ERROR")
         search(options.drive)
         return 0
-    names = "fault | times | in time | asked | finished | duplicated | lost | epochs again | as undisturbed"
+    names = "fault | times | in time | requested | finished | duplicated | lost | epochs again | as undisturbed"
     print(f"| {names} |\n" + "|---" * 9 + "|")
     machines, good = Machines(), True
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of `finally`: no node may stay
@@ -397,7 +407,7 @@ def main() -> int:
                 with tempfile.TemporaryDirectory() as name:
                     rng = random.Random(f"{options.seed}/{fault.__name__}/{i}")
                     outcomes.append(fault(machines, Path(name) / "study", rng))
-            sums = [sum(getattr(o, f) for o in outcomes) for f in ("asked", "finished", "duplicated", "lost")]
+            sums = [sum(getattr(o, f) for o in outcomes) for f in ("requested", "finished", "duplicated", "lost")]
             equal, disturbed = sum(o.equal for o in outcomes), sum(o.disturbed for o in outcomes)
             good &= equal == len(outcomes) and sums[0] == sums[1] and not sums[2] + sums[3]
             again = f"{sum(o.again for o in outcomes) / len(outcomes):.1f}"

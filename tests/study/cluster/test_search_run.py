@@ -20,9 +20,8 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 import search_spaces
-from study.cluster.coordinator import Coordinator, PackProgress
+from study.cluster.coordinator import Coordinator
 from study.cluster.jobs import PackJob, Search, SearchOutcome
-from study.cluster.monitor import best_line, progress_line
 from study.cluster.pack_actor import PackTrainable
 from study.cluster.search_run import run_searches
 from study.cluster.session import concurrent_packs
@@ -31,7 +30,7 @@ from study.outputs.folder import open_storage
 from study.protocol.trial_data import TrialData
 from study.search.halving import SuccessiveHalving
 from study.search.ledger import open_ledger, read_ledger
-from study.search.pack_queue import Counts, PackQueue
+from study.search.pack_queue import PackQueue
 from study.search.records import Lane, PackReport
 from study.training.lane_result import LaneResult
 from study.training.loop import TrainingOptions, train_pack
@@ -291,21 +290,3 @@ def test_workers_that_the_autoscaler_may_start_count(monkeypatch: pytest.MonkeyP
     most = {"CPU": 36, "GPU": 8}
     monkeypatch.setattr("ray._private.state.state.get_max_resources_from_cluster_config", lambda: most)
     assert concurrent(1, 0.5) == 16 and concurrent(4, 0) == 9 and concurrent(1, 9) == 0
-
-
-def test_progress_line() -> None:
-    counts = Counts(complete=6, pruned=5, failed=1, best=0.51234, best_h=0.41234)
-    packs = {
-        "a": PackProgress(space="toy", lanes=8, alive=8, epoch=5),
-        "b": PackProgress(space="toy", lanes=8, alive=2, epoch=10),
-    }
-    line = progress_line(counts, packs, configs=48, already=4, epochs=20, seconds=60)
-    # 8 configurations of this run, 2 + 7 worth of running ones: 17 of 44 in 60 s
-    assert line == (
-        "12/48 configs · 5 pruned · 1 failed · best score 0.5123 (H 41.23) · 10/16 lanes alive in 2 packs · "
-        "about 1:35 left"
-    )
-    assert progress_line(Counts(), {}, configs=8, already=0, epochs=20, seconds=1) == "0/8 configs"
-    counts.add("complete", 0.6, 0.4, {"lr": 0.00123456, "adapter": "tokens"})
-    counts.add("complete", 0.5, 0.4, {"lr": 0.5, "adapter": "tokens"})
-    assert best_line(counts) == "\nbest: lr 0.00123, adapter tokens" and best_line(Counts()) == ""

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from study.reporting.report import write_report
 from study.reporting.running import write_running_report
 from study.run import main
 from study.search.ledger import JOURNAL, open_ledger, read_ledger
+from study.search.records import State, StudyIdentity
+from study.training.lane_result import LaneResult
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
@@ -38,14 +41,16 @@ def large_study(pva_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     (folder / JOURNAL).unlink()
     space, sampler = search_spaces.load("pva"), RandomSampler(seed=0)
     assert isinstance(space, search_spaces.Space)
-    identity = {k: v for k, v in read_ledger(pva_study).identity.items() if k not in ("space", "objective", "knobs")}
+    fields = {k: v for k, v in read_ledger(pva_study).identity.items() if k != "knobs"}
+    identity = StudyIdentity(**fields, templates=(), ledger=None)
     with open_ledger(folder, space=space, identity=identity) as ledger:
-        for i, state in enumerate(("complete", "pruned", "failed")):
+        states: tuple[State, ...] = ("complete", "pruned", "failed")
+        for i, state in enumerate(states):
             lane = ledger.ask(space, sampler, index=i, seed=i)
             metrics = {"val_h_mean": 0.5, "val_h_std": 0.01, "val_seen": 0.625, "val_unseen": 0.375, "tau": 0.125}
             curve = [(epoch, 0.123456 * epoch) for epoch in (5, 10, 20)]
-            told = {"score": 0.5, "metrics": metrics, "curve": curve, "epochs": 20, "train_seconds": 1.0}
-            ledger.tell(lane, {**told, "state": state, "error": "loss was not finite by epoch 1"})
+            result = LaneResult(state=state, score=0.5, metrics=metrics, curve=curve, epochs=20, train_seconds=1.0)
+            ledger.tell(lane, replace(result, error="loss was not finite by epoch 1"))
         kinds, draw = ledger.trials(), np.random.default_rng(0).random
         others = []
 
@@ -54,15 +59,16 @@ def large_study(pva_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
         for i in range(len(kinds), LARGE):  # what was written for a kind, with other numbers, in one line each
             like, score = kinds[2 if i % 50 == 0 else i % 2], float(draw())
-            result = {**like.user_attrs["result"], "score": score, "curve": [[e, score * e / 20] for e in (5, 10, 20)]}
-            result["metrics"] = {k: v * score for k, v in result["metrics"].items()}
+            curve = [[e, score * e / 20] for e in (5, 10, 20)]
+            of_trial = {**like.user_attrs["result"], "score": score, "curve": curve}
+            of_trial["metrics"] = {k: v * score for k, v in of_trial["metrics"].items()}
             others.append(
                 create_trial(
                     state=like.state,
                     value=score if like.value else None,
                     params={k: within(like.distributions[k], v) for k, v in like.params.items()},
                     distributions=like.distributions,
-                    user_attrs={**like.user_attrs, "config_index": i, "result": result},
+                    user_attrs={**like.user_attrs, "config_index": i, "result": of_trial},
                 )
             )
         ledger.study.add_trials(others)
