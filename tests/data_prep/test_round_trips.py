@@ -1,21 +1,13 @@
 """Every benchmark's miniature from its published layout to a leaderboard: features, FeatureSet, a study of 8."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import miniatures
 import pandas as pd
 import pytest
-import ray
 
 from data_prep.benchmarks.icons2emoji import ASSETS
-from study.cluster.jobs import Search, SearchOutcome
-from study.pipeline import study as pipeline
-from study.protocol.trial_data import TrialData
 from study.run import main
-from study.search.records import PackReport
-from study.training.loop import train_pack
 
 STUDY = (
     "--configs 8 --pack 8 --epochs 2 --folds 2 --seeds 1 --top 1 --baselines none --allow-partial "
@@ -31,30 +23,20 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def search_here(searches: Sequence[Search], arrays: ray.ObjectRef, **_: Any) -> list[SearchOutcome]:
-    """What Tune schedules, in this process."""
-    (search,) = searches
-    queue, data = search.queue, TrialData.from_arrays(ray.get(arrays))
-    while lanes := queue.next_pack("pack"):
-        results = train_pack(
-            [queue.space.config(**lane.params) for lane in lanes],
-            seeds=[lane.seed for lane in lanes],
-            data=data,
-            options=search.training,
-        )
-        queue.end("pack", PackReport(ended={x.number: r for x, r in zip(lanes, results, strict=True)}))
-    finished = queue.counts.finished
-    return [SearchOutcome(interrupted=False, counts=queue.counts, seconds=1.0, concurrent=1, trained=finished)]
-
-
 @pytest.mark.parametrize("name", [*miniatures.NAMES, "cub->dtd"])
 def test_from_the_published_layout_to_a_leaderboard(
-    name: str, root: Path, tmp_path: Path, ray_cluster: None, without_ray: None, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    root: Path,
+    tmp_path: Path,
+    ray_cluster: None,
+    without_ray: None,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     miniatures.shorten_class_lists(monkeypatch)
     if name not in WITH_RAY:
-        monkeypatch.setattr(pipeline, "run_searches", search_here)
-        monkeypatch.setattr(pipeline, "write_report", lambda *_, **__: "")  # the same for every benchmark
+        request.getfixturevalue("without_tune")
+        monkeypatch.setattr("study.pipeline.study.write_report", lambda *_: "")  # the same for every benchmark
     space = "sre" if miniatures.is_adaptation(name) else "pva"
     where = ["--data-root", str(root), "--storage", str(tmp_path), "--cache", str(tmp_path), "--name", "study"]
     source, _, target = name.partition("->")

@@ -96,7 +96,7 @@ def test_all_rotations_are_averaged(small_study: Path, embedded_cache: Path) -> 
     assert mean.loc["Calibrated CLIP", "h_gain"] == pytest.approx(sum(gains) / 4, abs=1e-6)
 
 
-def test_an_oracle_study_is_marked(small_study: Path, embedded_cache: Path) -> None:
+def test_an_oracle_study_is_marked(small_study: Path, embedded_cache: Path, without_tune: None) -> None:
     arguments = ("--name", "oracle", "--select", "oracle", "--configs", "1", "--pack", "1")
     assert run(small_study.parent, embedded_cache, *arguments) == 0
     folder = small_study.parent / "oracle"
@@ -115,7 +115,7 @@ def test_an_oracle_study_is_marked(small_study: Path, embedded_cache: Path) -> N
     assert "chosen by the test labels" in again and 'role="alert"' not in again
 
 
-def test_two_objectives_mark_their_pareto_front(small_study: Path, embedded_cache: Path) -> None:
+def test_two_objectives_mark_their_pareto_front(small_study: Path, embedded_cache: Path, without_tune: None) -> None:
     arguments = ("--name", "pareto", "--objective", "seen,unseen", "--top", "4")
     assert run(small_study.parent, embedded_cache, *arguments) == 0
     table = pd.read_parquet(small_study.parent / "pareto" / "leaderboard.parquet")
@@ -123,7 +123,9 @@ def test_two_objectives_mark_their_pareto_front(small_study: Path, embedded_cach
     assert len(ours) == 4 and ours.pareto.any() and not table[table.method != "SRE-CLIP"].pareto.any()
 
 
-def test_baselines_stand_beside_the_method_with_the_same_budget(small_study: Path, embedded_cache: Path) -> None:
+def test_baselines_stand_beside_the_method_with_the_same_budget(
+    small_study: Path, embedded_cache: Path, without_tune: None
+) -> None:
     arguments = "--space pva --name beside --configs 1 --epochs 1 --baselines calibrated-stacking,coop".split()
     assert run(small_study.parent, embedded_cache, *arguments) == 0
     folder = small_study.parent / "beside"
@@ -161,7 +163,7 @@ def test_an_ablation_refits_the_winner_and_each_variant(small_study: Path, embed
 
 
 def test_an_ablation_may_search_every_variant_again(
-    small_study: Path, embedded_cache: Path, capsys: pytest.CaptureFixture[str]
+    small_study: Path, embedded_cache: Path, without_tune: None
 ) -> None:
     arguments = "--space pva-ablation --name again-pva --re-search --configs 1 --pack 1 --epochs 1 --seeds 1".split()
     assert run(small_study.parent, embedded_cache, *arguments) == 0
