@@ -11,6 +11,7 @@ import ray
 
 from data_prep.benchmarks.icons2emoji import ASSETS
 from study.cluster.jobs import Search, SearchOutcome
+from study.pipeline import search_stage
 from study.pipeline import study as pipeline
 from study.protocol.trial_data import TrialData
 from study.run import main
@@ -53,7 +54,7 @@ def test_from_the_published_layout_to_a_leaderboard(
 ) -> None:
     miniatures.shorten_class_lists(monkeypatch)
     if name not in WITH_RAY:
-        monkeypatch.setattr(pipeline, "run_searches", search_here)
+        monkeypatch.setattr(search_stage, "run_searches", search_here)
         monkeypatch.setattr(pipeline, "write_report", lambda *_, **__: "")  # the same for every benchmark
     space = "sre" if miniatures.is_adaptation(name) else "pva"
     where = ["--data-root", str(root), "--storage", str(tmp_path), "--cache", str(tmp_path), "--name", "study"]
