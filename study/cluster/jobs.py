@@ -15,9 +15,9 @@ from study.protocol.trial_data import TrialData
 from study.search.halving import SuccessiveHalving
 from study.search.pack_queue import Counts, PackQueue
 from study.search.records import Lane
-from study.training.lane_result import LaneResult
 from study.training.loop import Judge, OnEpoch, Training, TrainingOptions
 from study.training.pack_checkpoint import PackCheckpoint
+from study.training.scoring import LaneResult
 
 
 class PackTraining(Protocol):

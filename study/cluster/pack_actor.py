@@ -16,8 +16,8 @@ from study.cluster.jobs import PackJob, PackTraining
 from study.cluster.tasks import data_on_worker
 from study.cluster.worker_group import WorkerGroup, verdicts_of_first
 from study.search.records import Lane, PackReport
-from study.training.lane_result import LaneResult
 from study.training.pack_checkpoint import Moving, PackCheckpoint
+from study.training.scoring import LaneResult
 
 REPORT_EVERY_S = 0.2
 """Seconds between a pack's reports of its progress: an epoch of a small benchmark takes milliseconds."""

@@ -13,9 +13,9 @@ from search_spaces import Space
 from study.options import ResourceOptions
 from study.protocol.scores import Criterion
 from study.protocol.trial_data import TrialData
-from study.training.lane_result import LaneResult
 from study.training.loop import TrainingOptions, bfloat16_keeps_ranking, train_pack
 from study.training.methods import static_fields
+from study.training.scoring import LaneResult
 
 R = TypeVar("R", covariant=True)
 

@@ -25,7 +25,7 @@ from data_prep.errors import UserError
 from data_prep.feature_store import FeatureSet
 from data_prep.wordnet import resolve_wnids, wordnet
 from data_prep.wordnet_graph import hypernym_graph
-from models.stacked import MethodConfig
+from models.stacked import MethodConfig, StackedModule
 from study.protocol.trial_data import TrialData
 from study.training.methods import METHODS, Method
 
@@ -66,7 +66,7 @@ class Adapter:
         """Method of the configuration."""
         return METHODS[type(self.config)]
 
-    def module(self, clip_path: str = "") -> Any:
+    def module(self, clip_path: str = "") -> StackedModule:
         """Build the module, a pack of one lane; classes added since the training have their untrained values.
 
         `clip_path`: folder or hub id of the checkpoint; methods with learned prompts need its text encoder.

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.trial import TrialState
@@ -20,15 +19,15 @@ from study.outputs.leaderboard_files import read_leaderboard
 from study.outputs.prediction_tables import PredictionTables, read_prediction_tables
 from study.outputs.provenance import RecordedOptions, RunRecord
 from study.search.ledger import JOURNAL, Ledger, read_ledger
-from study.search.records import Configuration
+from study.search.records import Configuration, SearchedSpace
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResults:
     """What a ledger holds of a finished search."""
 
-    identity: Mapping[str, Any]
-    """What the ledger was created with: space, knobs, sampler, epochs and so on."""
+    space: SearchedSpace
+    """Its space: knobs with their ranges, sampler, epochs."""
     configurations: list[Configuration]
     """Finished configurations in the order in which they were drawn."""
     optuna_study: optuna.Study
@@ -109,7 +108,9 @@ def read_search(storage: Storage) -> SearchResults | None:
             return None
         ledger = read_ledger(folder)
         return SearchResults(
-            identity=ledger.identity, configurations=ledger.finished(), optuna_study=score_study(ledger)
+            space=SearchedSpace.from_json(ledger.identity),
+            configurations=ledger.finished(),
+            optuna_study=score_study(ledger),
         )
 
 

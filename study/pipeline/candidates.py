@@ -13,8 +13,8 @@ from study.evaluation.leaderboard import Entry
 from study.outputs.folder import open_storage
 from study.outputs.leaderboard_files import read_leaderboard
 from study.search.records import Configuration
-from study.training.lane_result import LaneResult
 from study.training.methods import method_of
+from study.training.scoring import LaneResult
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,7 +66,7 @@ def _about(results: Results) -> str:
     configurations, search, data = sum(len(r.configurations) for r in parts), parts[0].search, results.run.data
     words = "Given configurations were scored"
     if configurations:
-        knobs = len(search.identity.get("knobs", ())) if search else 0
+        knobs = len(search.space.knobs) if search else 0
         words = f"{configurations} configurations of its {knobs} knobs were compared"
     if data:
         words += (

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import optuna
 import plotly.graph_objects as go
@@ -13,11 +12,11 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 import search_spaces
-from search_spaces import Ablation
+from search_spaces import Ablation, Value
 from study.outputs.results import Results
 from study.reporting.page import Cell, Chart, Section, Table
 from study.reporting.style import MUTED, OWN
-from study.search.records import Configuration
+from study.search.records import Configuration, KnobRange
 
 FEWEST_FOR_IMPORTANCES = 4
 """Completed configurations from which on importances are shown."""
@@ -28,11 +27,11 @@ def search_section(results: Results) -> Section | None:
     search = results.search
     if search is None or not any(c.state == "complete" for c in search.configurations):
         return None
-    done, identity = search.configurations, search.identity
+    done, searched = search.configurations, search.space
     states = {s: sum(c.state == s for c in done) for s in ("complete", "pruned", "failed")}
-    space = search_spaces.load(identity["space"]) if identity["space"] in search_spaces.names() else None
+    space = search_spaces.load(searched.name) if searched.name in search_spaces.names() else None
     why = {} if space is None or isinstance(space, Ablation) else {k.name: k.why for k in space.knobs}
-    tables = [knobs_table(identity["knobs"], json.loads(results.own.params) if results.own else {}, why)]
+    tables = [knobs_table(searched.knobs, json.loads(results.own.params) if results.own else {}, why)]
     failed = [c for c in done if c.state == "failed"]
     if failed:
         tables.append(failures_table(failed))
@@ -41,9 +40,9 @@ def search_section(results: Results) -> Section | None:
         id="search",
         title="What was searched, and what mattered",
         paragraphs=[
-            f"{len(done)} configurations of {len(identity['knobs'])} knobs, {identity['epochs']} epochs each: "
+            f"{len(done)} configurations of {len(searched.knobs)} knobs, {searched.epochs} epochs each: "
             f"{states['complete']} trained to the end, {states['pruned']} stopped early because half of the others "
-            f"were better, {states['failed']} failed. Sampler: {identity['sampler']}."
+            f"were better, {states['failed']} failed. Sampler: {searched.sampler}."
             + (f" Baselines were searched with the same budget: {others}." if others else "")
         ],
         charts=[history_chart(search.optuna_study), lanes_chart(done), *knob_charts(search.optuna_study)],
@@ -167,14 +166,15 @@ def importances_of(done: Sequence[FrozenTrial]) -> dict[str, float]:
     return get_param_importances(study, evaluator=evaluator, normalize=False)
 
 
-def knobs_table(knobs: Mapping[str, Sequence[Any]], chosen: Mapping[str, Any], why: Mapping[str, str]) -> Table:
-    """List the knobs (as the ledger's identity has them) with their ranges, the values chosen, and the reasons."""
+def knobs_table(knobs: Mapping[str, KnobRange], chosen: Mapping[str, Value], why: Mapping[str, str]) -> Table:
+    """List the knobs with their ranges, the values chosen, and the reasons."""
 
-    def values(knob: Sequence[Any]) -> str:
-        _, low, high, log, choices, _ = knob
-        return ", ".join(map(str, choices)) if choices else f"{low:g} to {high:g}{', log scale' if log else ''}"
+    def values(knob: KnobRange) -> str:
+        if knob.choices:
+            return ", ".join(map(str, knob.choices))
+        return f"{knob.low:g} to {knob.high:g}{', log scale' if knob.log else ''}"
 
-    def shown(value: Any) -> str:
+    def shown(value: Value) -> str:
         return f"{value:.4g}" if isinstance(value, float) else str(value)
 
     return Table(

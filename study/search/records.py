@@ -110,6 +110,49 @@ class Configuration:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KnobRange:
+    """The range of one knob, as it was when the search began."""
+
+    scope: str
+    """Whether lanes of one pack may differ in it: lane or static."""
+    low: float | None
+    """Smallest value of a numeric knob."""
+    high: float | None
+    """Largest value of a numeric knob."""
+    log: bool
+    """Whether it is drawn on a logarithmic scale."""
+    choices: tuple[Value, ...] | None
+    """Values of a categorical knob."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchedSpace:
+    """What a ledger says of its search."""
+
+    name: str
+    """Name of the search space."""
+    epochs: int
+    """Epochs of a configuration that is not pruned."""
+    sampler: str
+    """What drew the configurations."""
+    knobs: Mapping[str, KnobRange]
+    """Range of each knob."""
+
+    @classmethod
+    def from_json(cls, identity: Mapping[str, Any]) -> "SearchedSpace":
+        """Read the identity of a ledger (see `StudyIdentity.ledger_json`), also of older versions."""
+        knobs = {
+            name: KnobRange(
+                scope=scope, low=low, high=high, log=log, choices=None if choices is None else tuple(choices)
+            )
+            for name, (scope, low, high, log, choices, *_) in identity.get("knobs", {}).items()
+        }
+        return cls(
+            name=identity["space"], epochs=identity.get("epochs", 0), sampler=identity.get("sampler", ""), knobs=knobs
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyIdentity:
     """The options that make results comparable: a study and each of its ledgers are only resumed with the same ones."""
 

@@ -16,10 +16,9 @@ from models.data_parallel import workers
 from models.stacked import MethodConfig
 from study.protocol.scores import Criterion
 from study.protocol.trial_data import TrialData
-from study.training.lane_result import LaneResult
 from study.training.pack import Pack, Precision, folds_of, pack_on_folds
 from study.training.pack_checkpoint import PackCheckpoint
-from study.training.scoring import score_lanes
+from study.training.scoring import LaneResult, score_lanes
 
 Judge = Callable[[int, list[tuple[int, float]]], list[bool]]
 """(epoch, [(configuration's index, score)]) -> whether each goes on."""

@@ -6,7 +6,7 @@ Suffixes: K lanes, I source images, T target images, B batch, C classes, D CLIP 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -229,7 +229,14 @@ def _shuffled(n: int, count: int, generator: torch.Generator) -> Tensor:
     return torch.cat([torch.randperm(n, generator=generator) for _ in range(math.ceil(count / n))])[:count]
 
 
-def pack_on_folds(configs: Sequence[MethodConfig], *, seeds: Sequence[int], data: TrialData, **options: Any) -> Pack:
+def pack_on_folds(
+    configs: Sequence[MethodConfig],
+    *,
+    seeds: Sequence[int],
+    data: TrialData,
+    epochs: int,
+    precision: Precision = "float32",
+) -> Pack:
     """Return a pack with a lane per configuration and fold, a configuration's folds side by side."""
     folds = folds_of(data)
     return Pack(
@@ -238,7 +245,8 @@ def pack_on_folds(configs: Sequence[MethodConfig], *, seeds: Sequence[int], data
         seen_KC=torch.stack([seen_classes(data, fold) for fold in folds]).repeat(len(configs), 1),
         trainable_KI=torch.stack([trainable_images(data, fold) for fold in folds]).repeat(len(configs), 1),
         data=data,
-        **options,
+        epochs=epochs,
+        precision=precision,
     )
 
 

@@ -14,8 +14,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from models.data_parallel import workers
-from study.training.lane_result import LaneResult
 from study.training.pack import Pack
+from study.training.scoring import LaneResult
 
 LEAST_SECONDS = 10.0
 """Between two checkpoints of a pack; most packs have ended by then."""

@@ -7,10 +7,10 @@ import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
+from models.stacked import MethodConfig
 from study.protocol.trial_data import TrialData, seen_classes, trainable_images
 from study.training.pack import Division, Pack
 from study.training.pack_checkpoint import PackCheckpoint
@@ -35,7 +35,7 @@ class Refit:
 
 
 def refit_pack(
-    configs: Sequence[Any],
+    configs: Sequence[MethodConfig],
     *,
     seeds: Sequence[int],
     data: TrialData,

@@ -15,9 +15,9 @@ from search_spaces import Knob, Space
 from study.evaluation.leaderboard import Row
 from study.protocol.trial_data import TrialData
 from study.search.records import Configuration, StudyIdentity
-from study.training.lane_result import LaneResult
 from study.training.loop import Judge, OnEpoch, TrainingOptions
 from study.training.pack_checkpoint import PackCheckpoint
+from study.training.scoring import LaneResult
 
 SPACE = Space(
     name="toy",

@@ -22,10 +22,10 @@ from study.protocol.trial_data import TrialData
 from study.search.halving import SuccessiveHalving
 from study.search.records import Lane, PackReport
 from study.training import pack_checkpoint as checkpoints
-from study.training.lane_result import LaneResult
 from study.training.loop import Training, TrainingOptions
 from study.training.pack import Pack
 from study.training.pack_checkpoint import Moving, PackCheckpoint
+from study.training.scoring import LaneResult
 
 SRE = SREConfig(gcn_width=8, gcn_layers=2, batch_size=16, lr=3e-3)
 PVA = PVAConfig(latent_dim=8, hidden=8, tau=0.2, batch_size=16)

@@ -32,8 +32,8 @@ from study.search.halving import SuccessiveHalving
 from study.search.ledger import open_ledger, read_ledger
 from study.search.pack_queue import PackQueue
 from study.search.records import Lane, PackReport
-from study.training.lane_result import LaneResult
 from study.training.loop import TrainingOptions, train_pack
+from study.training.scoring import LaneResult
 
 ONE_AT_A_TIME = ResourceOptions(cpus_per_pack=2)
 """On the two CPUs of the session's cluster."""

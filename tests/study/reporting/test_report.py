@@ -25,7 +25,7 @@ from study.reporting.running import write_running_report
 from study.run import main
 from study.search.ledger import JOURNAL, open_ledger, read_ledger
 from study.search.records import State, StudyIdentity
-from study.training.lane_result import LaneResult
+from study.training.scoring import LaneResult
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")

@@ -17,7 +17,7 @@ from search_spaces import Space
 from study.search.ledger import Ledger, open_ledger, read_ledger
 from study.search.pack_queue import PackQueue, derive_seed
 from study.search.records import Lane, PackReport
-from study.training.lane_result import LaneResult
+from study.training.scoring import LaneResult
 
 
 def ledger(folder: Path, **options: Any) -> Ledger:

@@ -8,11 +8,11 @@ import torch
 from models.sre_clip import SREConfig
 from study.protocol.scores import mutual_information
 from study.protocol.trial_data import TrialData, oracle_data, trainable_images, trial_data
-from study.training.lane_result import LaneResult
 from study.training.loop import Training, TrainingOptions, bfloat16_keeps_ranking, train_pack
 from study.training.optimiser import StackedAdamW
 from study.training.pack import Pack, pack_on_folds
 from study.training.refit import refit_pack
+from study.training.scoring import LaneResult
 
 SMALL = SREConfig(heads=2, slots=4, attention_width=8, gcn_width=8, batch_size=16, lr=3e-3)
 KNOBS = [

@@ -17,10 +17,10 @@ from models.pva import PVAConfig
 from models.sre_clip import SREConfig
 from study.evaluation.metrics import evaluate
 from study.protocol.trial_data import TrialData, oracle_data
-from study.training.lane_result import LaneResult
 from study.training.loop import TrainingOptions, train_pack
 from study.training.methods import METHODS, static_fields
 from study.training.refit import refit_pack
+from study.training.scoring import LaneResult
 
 PVA = PVAConfig(latent_dim=12, hidden=8, batch_size=16, score="relative")
 CONFIGS: list[Any] = [
