@@ -9,44 +9,36 @@
 #
 # Needs root, and Debian's debootstrap. It cannot show what only a builder does: layers, their sizes, a registry.
 set -euo pipefail
+[ "$(id -u)" = 0 ] || { echo "must run as root"; exit 1; }
+# processes and mounts of its own: both end with it, and a `ray stop` in the folder reaches no other Ray
+[ -n "${IN_NAMESPACES:-}" ] \
+    || exec unshare --mount --pid --fork --mount-proc --kill-child env IN_NAMESPACES=yes bash "$0" "$@"
+trap 'exit 143' INT TERM
 cd "$(dirname "$0")/../.."
+command -v debootstrap > /dev/null || { echo "debootstrap is missing: see the head of this script"; exit 1; }
 
 work=${1:-$(mktemp -d -p /var/tmp zerosweep.XXXX)}
 root=$work/root
-command -v debootstrap > /dev/null || { echo "debootstrap is missing: see the head of this script"; exit 1; }
-[ "$(id -u)" = 0 ] || { echo "must run as root"; exit 1; }
-mounts=()
-
-clean_up() {
-    local status=$?
-    set +e
-    for ((i = ${#mounts[@]} - 1; i >= 0; i--)); do umount "${mounts[i]}"; done
-    [ -n "${1:-}" ] || rm -rf --one-file-system "$work"
-    exit $status
-}
-trap 'clean_up "${kept:-}"' EXIT
-kept=${1:-}
+[ -n "${1:-}" ] || trap 'umount --recursive "$root/proc" "$root/dev"; rm -rf --one-file-system "$work"' EXIT
 
 mount_in() { # SOURCE OPTIONS...: the same path inside
     mkdir -p "$root/$(dirname "$1")"
     if [ -d "$1" ]; then mkdir -p "$root/$1"; else touch "$root/$1"; fi
     mount "${@:2}" "$1" "$root/$1"
-    mounts+=("$root/$1")
 }
 
 # --- FROM -----------------------------------------------------------------------------------------------------------
 grep -qx "FROM python:3.11-slim-bookworm" Dockerfile || { echo "the Dockerfile's base is not what this script makes"; exit 1; }
 if [ ! -x "$root/usr/local/bin/pip" ]; then
-    debootstrap --variant=minbase bookworm "$root" \
-        --include=ca-certificates,python3.11-venv,python3-distutils,python3-lib2to3 \
+    debootstrap --variant=minbase --include=ca-certificates,python3.11-venv,python3-distutils,python3-lib2to3 \
+        bookworm "$root" \
         > "$work/debootstrap.log" || { tail "$work/debootstrap.log"; exit 1; }
     # python and pip under /usr/local as in the image, without Debian's refusal to install beside its own packages
     chroot "$root" python3.11 -m venv /usr/local
 fi
 mount_in /proc --types proc
 mount_in /dev --rbind
-mount --make-rslave "$root/dev"
-mount -t tmpfs tmpfs "$root/dev/shm" && mounts+=("$root/dev/shm")
+mount -t tmpfs tmpfs "$root/dev/shm"
 for path in /etc/resolv.conf ${BIND:-}; do mount_in "$path" --bind --options ro; done
 
 # --- the instructions -----------------------------------------------------------------------------------------------
@@ -88,12 +80,12 @@ done 3<<< "$instructions"
 
 # --- what the image is for ------------------------------------------------------------------------------------------
 inside 'command -v ssh rsync wget bash'
-inside 'test "$(id -u):$(id -un)" = 1000:ray'
+inside "id | grep '^uid=1000(ray)'"
 inside 'pip check'
 inside 'cd /tmp && python -c "import data_prep, study; print(study.__file__)"' | grep /home/ray/zerosweep/study
 inside 'python -c "import pyarrow.fs, boto3, psycopg, torch; print(torch.__version__, pyarrow.fs.S3FileSystem)"'
 inside 'ray get-auth-token --generate > /dev/null
-        ray start --head --num-cpus=1 --dashboard-host=127.0.0.1 --disable-usage-stats > /tmp/ray.log || { cat /tmp/ray.log; exit 1; }
+        ray start --head --port=0 --num-cpus=1 --dashboard-host=127.0.0.1 --disable-usage-stats > /tmp/ray.log || { cat /tmp/ray.log; exit 1; }
         ray status | grep "/1.0 CPU"; ray stop --force > /dev/null'
 inside 'python study/run.py --space sre --dry-run --cache /tmp/cache --storage /tmp/results'
 echo "[$SECONDS s] all is well: $(du -sh --one-file-system "$root" 2> /dev/null | cut -f1) with Debian"
