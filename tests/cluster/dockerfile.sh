@@ -86,6 +86,7 @@ inside 'cd /tmp && python -c "import data_prep, study; print(study.__file__)"' |
 inside 'python -c "import pyarrow.fs, boto3, psycopg, torch; print(torch.__version__, pyarrow.fs.S3FileSystem)"'
 inside 'ray get-auth-token --generate > /dev/null
         ray start --head --port=0 --num-cpus=1 --dashboard-host=127.0.0.1 --disable-usage-stats > /tmp/ray.log || { cat /tmp/ray.log; exit 1; }
-        ray status | grep "/1.0 CPU"; ray stop --force > /dev/null'
+        python -c "import ray; ray.init(\"auto\"); print(ray.get(ray.remote(lambda: ray.cluster_resources()).remote()))"
+        ray stop --force > /dev/null'
 inside 'python study/run.py --space sre --dry-run --cache /tmp/cache --storage /tmp/results'
 echo "[$SECONDS s] all is well: $(du -sh --one-file-system "$root" 2> /dev/null | cut -f1) with Debian"

@@ -43,7 +43,7 @@ make_machines() { # NUMBER [FOLDER OF EACH ITS OWN]
 }
 
 on() { # MACHINE COMMAND...
-    nsenter --target "$(cat "$work/machine$1")" --net --mount --uts "${@:2}"
+    nsenter --target "$(cat "$work/machine$1")" --net --mount --uts --wd="$PWD" "${@:2}"
 }
 
 trains_packs() { # MACHINE: whether an actor that trains packs runs on it

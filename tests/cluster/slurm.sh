@@ -59,7 +59,7 @@ read -ra hosts <<< "\$hosts"
 tasks=()
 trap 'kill -TERM "\${tasks[@]}" 2> /dev/null' TERM
 for host in "\${hosts[@]}"; do
-    nsenter --target "\$(cat "$work/machine\${host#zs}")" --net --mount --uts "\$@" &
+    nsenter --target "\$(cat "$work/machine\${host#zs}")" --net --mount --uts --wd="\$PWD" "\$@" &
     tasks+=(\$!)
 done
 status=0
