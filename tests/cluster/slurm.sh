@@ -98,8 +98,8 @@ until [ "$(finished)" -ge 4 ]; do
     kill -0 $batch 2> /dev/null || { tail -40 "$work/job.log"; exit 1; }
 done
 say "$(finished) configurations are finished: the time limit is near"
-kill -TERM $batch  # --signal=B:TERM@60
-wait $batch && { echo "the stopped job ended with 0"; exit 1; }
+kill -TERM "$(pgrep --oldest --full "^bash $work/slurm_script")"  # --signal=B:TERM@60, to the batch shell alone
+wait $batch && { tail -40 "$work/job.log"; echo "the stopped job ended with 0"; exit 1; }
 [ -e "$work/requeued" ] || { tail -40 "$work/job.log"; echo "the stopped job was not queued again"; exit 1; }
 [ -z "$(on 2 ls -A "/tmp/zs-$job")$(ls "$PWD"/.zerosweep-"$job".token 2> /dev/null)" ] || { echo "token or scratch was left behind"; exit 1; }
 say "stopped and queued again, $(finished) configurations finished"
