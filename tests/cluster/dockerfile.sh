@@ -89,4 +89,4 @@ inside 'ray get-auth-token --generate > /dev/null
         python -c "import ray; ray.init(\"auto\"); print(ray.get(ray.remote(lambda: ray.cluster_resources()).remote()))"
         ray stop --force > /dev/null'
 inside 'python study/run.py --space sre --dry-run --cache /tmp/cache --storage /tmp/results'
-echo "[$SECONDS s] all is well: $(du -sh --one-file-system "$root" 2> /dev/null | cut -f1) with Debian"
+echo "[$SECONDS s] all is well: $(du -sh "$root/usr" | cut -f1) in /usr"
