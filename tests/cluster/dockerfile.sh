@@ -2,7 +2,7 @@
 # The Dockerfile's instructions one after the other, without an image builder, in a folder that holds Debian 12 and
 # Python 3.11: what python:3.11-slim-bookworm is. Then what the image is for: Ray starts and stops in it, a plan of a study.
 #
-#   sudo tests/cluster/dockerfile.sh [folder]     # some 10 minutes and 6 GB; with a folder, that one is kept
+#   sudo tests/cluster/dockerfile.sh [folder]     # some 10 minutes, 3 GB without CUDA; a folder is kept
 #
 #   PIP_EXTRA_INDEX_URL=URL   is the build argument of that name (torch without CUDA)
 #   BIND="PATH PATH"          paths of this machine that the commands see: pip's configuration, folders of wheels
