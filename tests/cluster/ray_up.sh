@@ -4,62 +4,41 @@
 #
 #   sudo tests/cluster/ray_up.sh [python]     # a Python with the project and ray[default]; about 3 minutes
 #
-# Needs root, and Debian's openssh-server, iproute2 and rsync. A host is a namespace on a bridge with an SSH server of its
-# own and a private /tmp and /dev/shm; files elsewhere are shared. What it started, it ends: by process id, never by name.
+# Needs root, and Debian's openssh-server, iproute2, util-linux and rsync. A host is a machine of machines.sh with an SSH
+# server of its own.
 set -euo pipefail
+# shellcheck source=tests/cluster/machines.sh
+source "$(dirname "$0")/machines.sh"
 cd "$(dirname "$0")/../.."
 
 python=$(command -v "${1:-python}")
 ray=$(dirname "$python")/ray
-net=10.77.0
+need /usr/sbin/sshd rsync ssh-keygen "$ray"
 configs=24
-started=$SECONDS
-work=$(mktemp -d -p /var/tmp zerosweep.XXXX)  # not in /tmp, which every host has for itself
+work=$(mktemp -d -p /var/tmp zerosweep.XXXX)
 results=$work/results
 
-say() { echo "[$((SECONDS - started)) s] $*"; }
-
-stop_host() {  # kill -9 for all that runs in it, as when a machine is taken away
-    local pids
-    pids=$(ip netns pids "zs$1" 2>/dev/null || true)
-    [ -z "$pids" ] || kill -9 $pids 2>/dev/null || true
-}
+say() { echo "[$SECONDS s] $*"; }
 
 clean_up() {
     local status=$?
-    set +e
-    for i in 1 2 3; do stop_host "$i"; done
-    sleep 1
-    for i in 1 2 3; do ip netns delete "zs$i"; done 2>/dev/null
-    ip link delete zsbridge 2>/dev/null
-    [ -n "$had_token" ] || rm -f ~/.ray/auth_token
-    [ $status = 0 ] && rm -rf "$work" || echo "what is left of it: $work"
+    if [ $status = 0 ]; then rm -rf "$work"; else echo "what is left of it: $work"; fi
     exit $status
 }
-had_token=$(ls ~/.ray/auth_token 2>/dev/null || true)
 trap clean_up EXIT
 
-for tool in ip /usr/sbin/sshd rsync ssh-keygen "$ray"; do
-    command -v "$tool" > /dev/null || { echo "$tool is missing: see the head of this script"; exit 1; }
-done
-[ -n "$had_token" ] || "$ray" get-auth-token --generate > /dev/null
+# a token and a home for this script alone: `ray up` keeps keys and known hosts there
+export HOME=$work/home
+mkdir -p "$HOME" /run/sshd
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 RAY_UP_enable_autoscaler_v2=0  # v2 takes the head for a worker here
+"$ray" get-auth-token --generate > /dev/null
+export RAY_AUTH_TOKEN_PATH=$HOME/.ray/auth_token
 
 # --- hosts ----------------------------------------------------------------------------------------------------------
 ssh-keygen -q -t ed25519 -N "" -f "$work/key"
 ssh-keygen -q -t ed25519 -N "" -f "$work/host_key"
-mkdir -p /run/sshd
-ip link add zsbridge type bridge
-ip address add $net.254/24 dev zsbridge
-ip link set zsbridge up
+make_machines 3
 for i in 1 2 3; do
-    ip netns add "zs$i"
-    ip link add "zsveth$i" type veth peer name eth0 netns "zs$i"
-    ip link set "zsveth$i" master zsbridge up
-    ip -n "zs$i" address add "$net.$i/24" dev eth0
-    ip -n "zs$i" link set eth0 up
-    ip -n "zs$i" link set lo up
-    ip -n "zs$i" route add default via $net.254
     cat > "$work/sshd$i" <<END
 ListenAddress $net.$i
 HostKey $work/host_key
@@ -70,14 +49,15 @@ PidFile none
 UsePAM no
 Subsystem sftp internal-sftp
 END
-    ip netns exec "zs$i" unshare --mount sh -c \
-        "mount -t tmpfs tmpfs /tmp && mount -t tmpfs tmpfs /dev/shm && exec /usr/sbin/sshd -D -e -f $work/sshd$i" \
-        > "$work/sshd$i.log" 2>&1 &
+    on "$i" /usr/sbin/sshd -D -e -f "$work/sshd$i" > "$work/sshd$i.log" 2>&1 &
+    disown
 done
 say "three hosts with SSH: $net.1 to $net.3"
 
 # --- ray up ---------------------------------------------------------------------------------------------------------
-start="export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 PYTHONPATH=$PWD OMP_NUM_THREADS=1; $ray start --disable-usage-stats"
+start="export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$RAY_AUTH_TOKEN_PATH RAY_USAGE_STATS_ENABLED=0 PYTHONPATH=$PWD
+    OMP_NUM_THREADS=1; $ray start --disable-usage-stats"
+start=${start//$'\n'/ }
 cat > "$work/cluster.yaml" <<END
 cluster_name: zerosweep-local
 provider: {type: local, head_ip: $net.1, worker_ips: [$net.2, $net.3]}
@@ -99,8 +79,7 @@ END
 "$ray" up --yes --no-config-cache "$work/cluster.yaml" > "$work/up.log" 2>&1 || { tail -20 "$work/up.log"; exit 1; }
 say "ray up is done"
 
-on_head() { ip netns exec zs1 "$@"; }
-nodes() { "$ray" exec "$work/cluster.yaml" --no-config-cache "export RAY_AUTH_MODE=token; $ray status" 2>/dev/null; }
+nodes() { "$ray" exec "$work/cluster.yaml" --no-config-cache "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$RAY_AUTH_TOKEN_PATH; $ray status" 2>/dev/null; }
 status=
 until [[ $status == */2.0\ CPU* ]]; do
     sleep 2
@@ -109,11 +88,11 @@ done
 say "the workers have joined"
 
 # --- a study, and a host less ---------------------------------------------------------------------------------------
-on_head env RAY_ADDRESS=http://127.0.0.1:8265 "$ray" job submit --no-wait --submission-id zerosweep --working-dir . -- \
+on 1 env RAY_ADDRESS=http://127.0.0.1:8265 "$ray" job submit --no-wait --submission-id zerosweep --working-dir . -- \
     "$python" study/run.py --address auto --configs $configs --pack 2 --epochs 20 --seeds 2 --top 2 --baselines none \
     --storage "$results" --cache "$work/cache" --name up > "$work/submit.log" 2>&1 || { cat "$work/submit.log"; exit 1; }
 say "study submitted"
-job() { on_head env RAY_ADDRESS=http://127.0.0.1:8265 "$ray" job "$@" 2> /dev/null; }
+job() { on 1 env RAY_ADDRESS=http://127.0.0.1:8265 "$ray" job "$@" 2> /dev/null; }
 
 finished() { grep -o '"trial_id": *[0-9]*, *"state": *[123]\b' "$results/up/study.journal" 2>/dev/null | sort -u | wc -l; }
 until [ "$(finished)" -ge 4 ]; do
@@ -121,21 +100,20 @@ until [ "$(finished)" -ge 4 ]; do
     job status zerosweep | grep -q "failed" && { job logs zerosweep; exit 1; }
 done
 say "$(finished) configurations are finished: host $net.3 is taken away"
-stop_host 3
-ip link set zsveth3 down
+stop_machine 3
 
 until job status zerosweep | grep -qi "succeeded\|failed"; do sleep 2; done
 job logs zerosweep | tail -25
 job status zerosweep | grep -qi "succeeded"
 say "the study is done"
 
-"$python" - "$results/up" $configs <<'END'
+PYTHONPATH=$PWD "$python" - "$results/up" $configs <<'END'
 import sys
 from pathlib import Path
 
 import pandas
 
-from study.ledger import read_ledger
+from study.search.ledger import read_ledger
 
 folder, configs = Path(sys.argv[1]), int(sys.argv[2])
 done = read_ledger(folder).finished()
@@ -145,5 +123,6 @@ assert len(pandas.read_parquet(folder / "leaderboard.parquet")) == 5
 states = {s: sum(c.state == s for c in done) for s in ("complete", "pruned", "failed")}
 print(f"{configs} configurations asked, {len(done)} finished once each ({states}), {len(void)} were trained again")
 END
+# the machines' processes end here: `ray stop` on a host reaches those of the others
 "$ray" down --yes "$work/cluster.yaml" > "$work/down.log" 2>&1 || true
 say "ray down; all is well"
