@@ -5,8 +5,8 @@
 #
 # One image for heads and GPU workers. It starts from Python and not from rayproject/ray: the wheel of torch brings its
 # own CUDA, and rayproject's GPU images bring a second one. The host brings the driver alone, 580 or newer.
-# For machines without a GPU, smaller by the whole of CUDA:
-#   docker build --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu -t REGISTRY/zerosweep:0.1.0-cpu .
+# For machines without a GPU, smaller by the whole of CUDA: give the index of torch's CPU builds as
+# --build-arg PIP_EXTRA_INDEX_URL=URL.
 FROM python:3.11-slim-bookworm
 
 # `ray up` copies files with rsync, and a head starts its workers over SSH; KubeRay before 1.6 probes nodes with wget.

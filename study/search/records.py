@@ -34,7 +34,7 @@ class Lane:
 
 
 class Outcome(Protocol):
-    """What became of one configuration's training; `training.lane_result.LaneResult` is one."""
+    """What became of one configuration's training; `training.scoring.LaneResult` is one."""
 
     @property
     def state(self) -> State:
