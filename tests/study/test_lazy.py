@@ -47,14 +47,13 @@ def test_actors_that_compute_nothing_load_no_torch(module: str) -> None:
         "run_module('data_prep', run_name='__main__')",
     ],
 )
-def test_help_takes_less_than_a_second_and_no_torch(run: str) -> None:
+def test_help_loads_no_heavy_package(run: str) -> None:
     code = f"""
-import runpy, time
+import runpy
 sys.argv = ["command", "--help"]
 try:
     runpy.{run}
 except SystemExit as end:
     assert not end.code, end.code
-assert time.process_time() < 1, time.process_time()
 """
     assert not modules_after(code) & set(HEAVY)

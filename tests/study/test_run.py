@@ -259,38 +259,3 @@ def test_the_storage_may_come_from_the_environment(monkeypatch: pytest.MonkeyPat
     assert OutputOptions().storage == "results"
     monkeypatch.setenv("ZEROSWEEP_STORAGE", "s3://bucket/studies")
     assert OutputOptions().storage == "s3://bucket/studies"
-
-
-# --- the house ------------------------------------------------------------------------------------------------------
-
-
-def imports_of(folder: str) -> dict[str, set[str]]:
-    import ast
-
-    found: dict[str, set[str]] = {}
-    for path in (ROOT / folder).rglob("*.py"):
-        nodes = list(ast.walk(ast.parse(path.read_text())))
-        names = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
-        names |= {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module}
-        found[str(path.relative_to(ROOT))] = {n.split(".")[0] for n in names}
-    return found
-
-
-def test_data_flows_one_way() -> None:
-    for path, names in imports_of("models").items():
-        assert not names & {"ray", "study", "data_prep", "search_spaces", "pyarrow"}, path
-    for path, names in imports_of("data_prep").items():
-        assert not names & {"study", "models", "search_spaces"}, path
-    for path, names in imports_of("search_spaces").items():
-        assert not names & {"ray", "optuna", "study"}, path
-    for path in (ROOT / "search_spaces").rglob("*.py"):
-        assert "data_prep" not in path.read_text().replace("from data_prep.errors import", ""), path
-    study = imports_of("study")
-    for path, names in study.items():
-        if path.startswith(("study/training/", "study/protocol/")):
-            assert not names & {"ray", "optuna"}, path
-
-
-def test_only_the_final_evaluation_reads_target_labels() -> None:
-    readers = [p.name for p in (ROOT / "study").rglob("*.py") if "load_target_labels" in p.read_text()]
-    assert readers == ["final_test.py"]

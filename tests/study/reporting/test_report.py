@@ -136,10 +136,8 @@ def test_every_chart_is_drawn_offline_without_an_error(pva_study: Path, browser:
     assert browser.execute_script(pictures) and len(browser.find_elements("tag name", "img")) > 10
 
 
-def test_a_thousand_configurations_take_seconds_and_under_8_mb(large_study: Path) -> None:
-    started = time.process_time()
+def test_a_thousand_configurations_are_a_page_of_under_8_mb(large_study: Path) -> None:
     page = Path(write_report(locate(large_study)))
-    assert time.process_time() - started < 20
     assert page.stat().st_size < 8_000_000 and (large_study / "running.html").stat().st_size < 6_000_000
     assert f"{LARGE} configurations of its 11 knobs" in page.read_text() and "http-equiv" not in page.read_text()
 
