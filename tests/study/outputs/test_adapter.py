@@ -27,8 +27,9 @@ from models.sre_clip import SREConfig
 from study.evaluation.leaderboard import Row
 from study.outputs.adapter import Adapter, make_adapter
 from study.outputs.adapter_files import read_adapter, write_adapter
+from study.outputs.prediction import predict_images
 from study.outputs.provenance import Environment, RecordedOptions, RefitRecord, RunRecord
-from study.predict import PredictOptions, main, predict
+from study.predict import main
 from study.protocol.scores import seen_unseen
 from study.protocol.trial_data import TrialData
 from study.training.methods import METHODS
@@ -176,9 +177,7 @@ def test_predict_gives_the_studys_own_predictions(
 ) -> None:
     features: FeatureSet = load(embedded_cache)
     labels_T, seen_C = load_target_labels(embedded_cache), ~features.classes.unseen_RC[0]
-    classes = [
-        name for _, ((name, _),) in predict(PredictOptions(images=tuple(images), adapter=str(adapter_folder), top=1))
-    ]
+    classes = [p.classes[0][0] for p in predict_images(images, adapter=str(adapter_folder), top=1)]
     predicted_T = torch.tensor([features.classes.names.index(name) for name in classes])
     from_cache_T = read_adapter(locate(str(adapter_folder))).module().logits(features.target.features_ID)[0].argmax(-1)
     assert int((predicted_T != from_cache_T).sum()) <= 1  # other batches round the features differently
@@ -208,10 +207,10 @@ def test_predict_works_without_ray_and_without_the_cache(adapter_folder: Path, i
 
 def test_new_classes_compete(adapter_folder: Path, images: list[Path]) -> None:
     count = len(read_adapter(locate(str(adapter_folder))).names)
-    options = PredictOptions(images=(images[0],), adapter=str(adapter_folder), classes="okapi, my gadget=-", top=1000)
-    ((_, guesses),) = predict(options)
-    assert len(guesses) == count + 2 and {"okapi", "my gadget"} < {name for name, _ in guesses}
-    assert sum(p for _, p in guesses) == pytest.approx(1, abs=1e-5)
+    added = "okapi, my gadget=-"
+    (prediction,) = predict_images(images[:1], adapter=str(adapter_folder), classes=added, top=1000)
+    assert len(prediction.classes) == count + 2 and {"okapi", "my gadget"} < {name for name, _ in prediction.classes}
+    assert sum(p for _, p in prediction.classes) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize(
