@@ -1,16 +1,28 @@
 """Fixtures shared by all tests: one local Ray cluster per session, one prepared cache of the embedded benchmark."""
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
-if TYPE_CHECKING:
-    from study.cluster.jobs import Search, SearchOutcome
+sys.path.insert(0, str(Path(__file__).parent / "study"))  # tests import `small` and `toy`, whichever way pytest starts
 
 torch.set_num_threads(1)
+
+WITH_RAY = ("test_faults", "test_security", "test_dashboard")
+"""Modules whose tests start a Ray of their own."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give all tests that use Ray to one of the processes of `-n 2`, which share one cluster; others go by module.
+
+    Much of the time of tests with Ray is waiting for its processes: the other tests run meanwhile.
+    """
+    for item in items:
+        uses_ray = "ray_cluster" in getattr(item, "fixturenames", ()) or item.path.stem in WITH_RAY
+        item.add_marker(pytest.mark.xdist_group("ray" if uses_ray else str(item.path)))
 
 
 @pytest.fixture(scope="session")
@@ -31,39 +43,9 @@ def embedded_cache(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) 
     return prepare(FeatureOptions(benchmark="icons2emoji", cache_dir=tmp_path_factory.mktemp("embedded")))
 
 
-def search_here(searches: "Sequence[Search]", arrays: Any, **_: Any) -> "list[SearchOutcome]":
-    """Search in this process, one pack after the other, as one actor would: starting Tune and its actors takes ten
-    seconds, longer than the packs of these tests.
-    """
-    import ray
-
-    from study.cluster.jobs import SearchOutcome
-    from study.protocol.trial_data import TrialData
-    from study.search.records import PackReport
-    from study.training.loop import train_pack
-
-    data = TrialData.from_arrays(ray.get(arrays))
-    outcomes = []
-    for search in searches:
-        queue = search.queue
-        while lanes := queue.next_pack("pack"):
-            results = train_pack(
-                [queue.space.config(**lane.params) for lane in lanes],
-                seeds=[lane.seed for lane in lanes],
-                data=data,
-                options=search.training,
-                judge=lambda epoch, scores: search.halving.judge(epoch, [score for _, score in scores]),  # noqa: B023
-            )
-            queue.end("pack", PackReport(ended={x.number: r for x, r in zip(lanes, results, strict=True)}))
-        outcomes.append(
-            SearchOutcome(
-                interrupted=False, counts=queue.counts, seconds=1.0, concurrent=1, trained=queue.counts.finished
-            )
-        )
-    return outcomes
-
-
 @pytest.fixture
 def without_tune(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches of this test run in its process: for tests of what is around a search."""
+    from small import search_here
+
     monkeypatch.setattr("study.pipeline.search_stage.run_searches", search_here)

@@ -1,10 +1,7 @@
 """A small, learnable task: twelve classes whose images lie around shifted versions of their text features, which are
 the embedded checkpoint's.
-
-Also lets the tests of this folder import `toy`, whichever way pytest was started.
 """
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +11,6 @@ import torch.nn.functional as F
 
 from models.prompts import ClassTexts, FrozenTextEncoder, PromptLearner
 from study.protocol.trial_data import TrialData, trial_data
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 CLIP = Path(__file__).parents[2] / "data_prep/assets/icons2emoji/clip"
 NAMES = ("cat", "dog", "fountain pen", "pencil", "alarm clock", "watch", "ox", "cow", "car", "bus", "apple", "pear")

@@ -1,8 +1,16 @@
-"""A real study of seconds on the embedded benchmark, through the command line."""
+"""A real study of seconds on the embedded benchmark, through the command line; and searches without Tune."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import ray
+
+from study.cluster.jobs import Search, SearchOutcome
+from study.protocol.trial_data import TrialData
 from study.run import main
+from study.search.records import PackReport
+from study.training.loop import train_pack
 
 SMALL = (
     "--configs 4 --pack 2 --epochs 2 --folds 2 --seeds 2 --top 1 --seed 3 --cpus-per-pack 2 --refit-workers 0 "
@@ -12,3 +20,28 @@ SMALL = (
 
 def run(storage: Path, cache: Path, *arguments: str) -> int:
     return main([*SMALL, "--storage", str(storage), "--cache", str(cache.parent), *arguments])
+
+
+def search_here(searches: Sequence[Search], arrays: Any, **_: Any) -> list[SearchOutcome]:
+    """Search in this process, one pack after the other, as one actor would: starting Tune and its actors takes ten
+    seconds, longer than the packs of these tests.
+    """
+    data = TrialData.from_arrays(ray.get(arrays))
+    outcomes = []
+    for search in searches:
+        queue = search.queue
+        while lanes := queue.next_pack("pack"):
+            results = train_pack(
+                [queue.space.config(**lane.params) for lane in lanes],
+                seeds=[lane.seed for lane in lanes],
+                data=data,
+                options=search.training,
+                judge=lambda epoch, scores: search.halving.judge(epoch, [score for _, score in scores]),  # noqa: B023
+            )
+            queue.end("pack", PackReport(ended={x.number: r for x, r in zip(lanes, results, strict=True)}))
+        outcomes.append(
+            SearchOutcome(
+                interrupted=False, counts=queue.counts, seconds=1.0, concurrent=1, trained=queue.counts.finished
+            )
+        )
+    return outcomes

@@ -32,7 +32,7 @@ def test_unknown_options_and_bad_values_are_said_at_once() -> None:
 
     with pytest.raises(UserError, match="options must be those of the command line, got konfigs=3"):
         run_study(konfigs=3)
-    with pytest.raises(ValueError, match="--configs must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="^configs must be at least 1, got 0"):
         run_study(configs=0)
 
 

@@ -126,7 +126,9 @@ def test_two_objectives_mark_their_pareto_front(small_study: Path, embedded_cach
 def test_baselines_stand_beside_the_method_with_the_same_budget(
     small_study: Path, embedded_cache: Path, without_tune: None
 ) -> None:
-    arguments = "--space pva --name beside --configs 1 --epochs 1 --baselines calibrated-stacking,coop".split()
+    arguments = (
+        "--space pva --name beside --configs 1 --epochs 1 --seeds 1 --baselines calibrated-stacking,coop".split()
+    )
     assert run(small_study.parent, embedded_cache, *arguments) == 0
     folder = small_study.parent / "beside"
     table = pd.read_parquet(folder / "leaderboard.parquet").set_index("method")

@@ -8,7 +8,7 @@ import pytest
 import ray
 import toy
 from rich.console import Console
-from small import run
+from small import run, search_here
 
 from models.sre_clip import SREConfig
 from search_spaces import Knob, Space
@@ -35,13 +35,15 @@ SPACE = Space(
 
 
 def searched(folder: Path, data: TrialData, workers: int) -> list[Configuration]:
+    """Search with packs of several workers; with one worker in this process, which is what one actor does."""
     with open_ledger(folder, space=SPACE, identity=toy.IDENTITY) as book:
         queue = PackQueue(book, SPACE, configs=8, pack=4, sampler="random", seed=1)
         search = Search(queue=queue, training=TrainingOptions(epochs=4, rungs=(1, 2)))
         # one pack at a time: who is pruned depends on who came before
         resources = ResourceOptions(cpus_per_pack=2 // workers, workers_per_pack=workers)
         arrays, console = ray.put(data.to_arrays()), Console(file=io.StringIO())
-        (done,) = run_searches([search], arrays, resources=resources, console=console)
+        run = run_searches if workers > 1 else search_here
+        (done,) = run([search], arrays, resources=resources, console=console)
         assert done.concurrent == 1 and not done.counts.deaths
         return book.finished()
 

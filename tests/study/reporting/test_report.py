@@ -1,5 +1,6 @@
 """The report in a real browser, from the file system, with the network off; and its numbers against the Parquet's."""
 
+import functools
 import json
 import shlex
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from optuna.importance import FanovaImportanceEvaluator
 from optuna.samplers import RandomSampler
 from optuna.trial import create_trial
 
@@ -136,7 +138,9 @@ def test_every_chart_is_drawn_offline_without_an_error(pva_study: Path, browser:
     assert browser.execute_script(pictures) and len(browser.find_elements("tag name", "img")) > 10
 
 
-def test_a_thousand_configurations_are_a_page_of_under_8_mb(large_study: Path) -> None:
+def test_a_thousand_configurations_are_a_page_of_under_8_mb(large_study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few_trees = functools.partial(FanovaImportanceEvaluator, n_trees=4)  # its usual 64 take 15 s for random scores
+    monkeypatch.setattr("study.reporting.searched.FanovaImportanceEvaluator", few_trees)
     page = Path(write_report(locate(large_study)))
     assert page.stat().st_size < 8_000_000 and (large_study / "running.html").stat().st_size < 6_000_000
     assert f"{LARGE} configurations of its 11 knobs" in page.read_text() and "http-equiv" not in page.read_text()
