@@ -45,7 +45,7 @@ class TrialData:
     held_out_I: Tensor
     """Bool: not trained on while configurations are selected; they measure seen accuracy."""
     target_features_TD: Tensor
-    """Unlabelled target images, likewise."""
+    """Unlabelled target images, L2-normalised: float32, or float16 as stored."""
     seen_C: Tensor
     """Bool: classes with labels."""
     fold_C: Tensor

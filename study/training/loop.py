@@ -29,7 +29,7 @@ OnEpoch = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """How configurations are trained and scored, the same for all of a search."""
+    """How all configurations of a search are trained and scored."""
 
     epochs: int
     """Epochs of a configuration that is not pruned."""

@@ -104,11 +104,11 @@ class Pack:
 
         Computes a loss for it, which draws noise: for a pack that will not train.
         """
-        kept: dict[int, torch.UntypedStorage] = {}
+        saved: dict[int, torch.UntypedStorage] = {}
 
         def note(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage
+            saved[storage.data_ptr()] = storage
             return tensor
 
         rows = [indices[torch.arange(self.batch) % len(indices)] for indices in self.source_indices]
@@ -116,7 +116,7 @@ class Pack:
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             self._loss(source_KB, torch.zeros_like(source_KB))
         weights = sum(p.numel() * p.element_size() for p in self.module.parameters())
-        return 4 * weights + 2 * sum(storage.nbytes() for storage in kept.values())
+        return 4 * weights + 2 * sum(storage.nbytes() for storage in saved.values())
 
     def calibrate(self, features_ID: Tensor, labels_I: Tensor, allowed_KI: Tensor) -> list[dict[str, float]]:
         """Sweep each lane's inference-time knobs on images that it may choose them by; return their values by lane."""
