@@ -88,6 +88,11 @@ def matrix(column: pa.ChunkedArray) -> np.ndarray:
     return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
 
 
+def list_column(file: pq.ParquetFile) -> str:
+    """Return the name of the last column of a file of features, a list of fixed size."""
+    return file.schema_arrow.names[-1]
+
+
 def file_sha256(path: Path) -> str:
     """Return the hex SHA-256 of a file's content."""
     with path.open("rb") as file:
