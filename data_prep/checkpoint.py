@@ -41,15 +41,42 @@ def find_checkpoint(clip: str | Path) -> Checkpoint:
     Raises UserError if there is no such folder or id, or it is not a CLIP model.
     """
     folder = Path(clip).expanduser()
-    if folder.is_dir():
-        folder = folder.resolve()
-        files = sorted({path for pattern in CONTENT_PATTERNS for path in folder.glob(pattern)})
-        name = "/".join(folder.parts[-2:])
-        identity: dict[str, Any] = {"files": {path.name: file_sha256(path) for path in files}}
-    else:
-        folder = _download(str(clip))
-        name = str(clip)
-        identity = {"hub": name, "revision": folder.name}  # the hub's own folders are named by revision
+    return _in_folder(folder.resolve(), clip) if folder.is_dir() else _on_hub(str(clip), _download(str(clip)))
+
+
+def find_pinned_checkpoint(repo: str, revision: str, *, download: bool) -> Checkpoint:
+    """Locate one revision of a hub repository that a file, and not the user, names.
+
+    `download`: whether it may be downloaded if it is not on this machine. Raises UserError as `find_checkpoint` does.
+    """
+    try:
+        return _on_hub(repo, _download(repo, revision=revision, local=True))
+    except UserError as error:
+        if not download:
+            rule = "must be given, or its download allowed (allow_download)"
+            raise UserError(
+                f"{rule}: the adapter needs {repo} of the Hugging Face hub, revision {revision}, "
+                "which is not on this machine",
+                option="clip",
+            ) from error
+    return _on_hub(repo, _download(repo, revision=revision))
+
+
+def _in_folder(folder: Path, clip: str | Path) -> Checkpoint:
+    """Return the checkpoint in a folder. Raises UserError if it is not a CLIP model. `clip`: how the user names it."""
+    files = sorted({path for pattern in CONTENT_PATTERNS for path in folder.glob(pattern)})
+    identity = {"files": {path.name: file_sha256(path) for path in files}}
+    return _checked("/".join(folder.parts[-2:]), folder, identity, clip)
+
+
+def _on_hub(repo: str, folder: Path) -> Checkpoint:
+    """Return a hub's checkpoint, downloaded into `folder`. Raises UserError if it is not a CLIP model."""
+    identity = {"hub": repo, "revision": folder.name}  # the hub's own folders are named by revision
+    return _checked(repo, folder, identity, repo)
+
+
+def _checked(name: str, folder: Path, identity: dict[str, Any], clip: str | Path) -> Checkpoint:
+    """Return the checkpoint if it is a whole CLIP model, as far as its files say. Raises UserError."""
     config = _read_json(folder / "config.json", clip)
     if config.get("model_type") != "clip":
         raise UserError(
@@ -133,14 +160,19 @@ def _check_towers(folder: Path, clip: str | Path) -> None:
         raise UserError(f"must hold weights; {clip} has no model.safetensors", option="clip")
 
 
-def _download(repo: str) -> Path:
+def _download(repo: str, *, revision: str | None = None, local: bool = False) -> Path:
+    """Return the folder of a hub's repository. `local`: only if it is on this machine. Raises UserError."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
+    def fetch(weights: str) -> Path:
+        patterns = ["*.json", "*.txt", weights]
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=local))
+
     try:
-        folder = Path(snapshot_download(repo, allow_patterns=["*.json", "*.txt", "model*.safetensors"]))
+        folder = fetch("model*.safetensors")
         if not any(folder.glob("*.safetensors")):  # older repositories have torch's format only
-            folder = Path(snapshot_download(repo, allow_patterns=["*.json", "*.txt", "pytorch_model*.bin"]))
+            folder = fetch("pytorch_model*.bin")
     except (OSError, ValueError, HFValidationError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

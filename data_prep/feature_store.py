@@ -16,7 +16,8 @@ A cache is one folder, local or behind a URI; its manifest is written last, and 
     source_tokens.parquet key, tokens: features of image patches (option tokens), and target_tokens.parquet
     rejected.parquet      key, domain, path, reason of images that cannot be read, if there are any
 
-Target labels are a file of their own, which `load` does not open: nothing that trains or selects can see them.
+Target labels are a file of their own, of which `load` only hashes the bytes: nothing that trains or selects can see
+them.
 """
 
 import hashlib
@@ -30,19 +31,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from filelock import FileLock
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from data_prep.errors import UserError
 from data_prep.manifest import Manifest, read_manifest
 from data_prep.parquet import matrix
+from data_prep.scratch import features_sha256, open_scratch
 from data_prep.storage import Storage, join, locate
 
 SPLITS = ("train", "val", "test")
 
 MAPPED_BYTES = 2**29
 """Features that take as much in float32 are not read into memory: `load` maps them in float16."""
+
+_of_older_caches: dict[str, str] = {}
+"""SHA-256 of a file's features by that of the file, where the manifest, of an earlier version, does not state it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,49 +184,57 @@ def mapped(cache: str | Path, name: str, scratch: str | Path | None = None) -> n
     The Parquet file becomes an array file on this node once, a row group at a time; every process maps that same file,
     so that the node's memory holds the features once, however many read them. Unlike those of `load` they are as
     stored, normalised before the rounding to float16.
-    scratch: where array files are kept; $ZEROSWEEP_SCRATCH, or a folder of the user's under the temporary one.
-    Raises UserError as `load` does.
+    scratch: where the user's folder of array files lies; $ZEROSWEEP_SCRATCH, or the folder of temporary files. An array
+    is used where its SHA-256 is the manifest's.
+    Raises UserError as `load` does, and where the folder of array files is open to others.
     """
     manifest, folder = read_manifest(cache), _folder(cache)
-    if f"{name}.parquet" not in manifest.files:
+    file = f"{name}.parquet"
+    if file not in manifest.files:
         raise UserError(f"{folder.shown} has no {name}: it was built without tokens")
-    home = Path(
-        scratch or os.environ.get("ZEROSWEEP_SCRATCH") or Path(tempfile.gettempdir()) / f"zerosweep-{os.getuid()}"
-    )
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = home / f"{manifest.files[f'{name}.parquet']}.npy"  # by content: it cannot be out of date
-    if not path.exists():
-        with FileLock(path.with_suffix(".lock")):
-            if not path.exists():
-                with _open(folder, manifest, f"{name}.parquet") as file:
-                    _write_array(pq.ParquetFile(file, pre_buffer=False), path)
-    array_ID = np.load(path, mmap_mode="r")
+    sha256 = manifest.arrays.get(file) or _array_sha256(folder, manifest, file)
+    array_file = f"{manifest.files[file]}.npy"  # by content: it cannot be out of date
+    with open_scratch(Path(scratch or os.environ.get("ZEROSWEEP_SCRATCH") or tempfile.gettempdir())) as arrays:
+        array_ID = arrays.map(array_file, sha256)
+        if array_ID is None:
+            with arrays.lock(array_file):
+                array_ID = arrays.map(array_file, sha256)  # another process may have written it meanwhile
+                if array_ID is None:
+                    with _open(folder, manifest, file) as stream:
+                        arrays.write(array_file, pq.ParquetFile(stream, pre_buffer=False))
+                    array_ID = arrays.map(array_file, sha256)
+    if array_ID is None:
+        raise UserError(
+            f"{join(folder.shown, file)} holds other features than its manifest says; "
+            f"delete {folder.shown} and it is built again"
+        )
     if not name.endswith("_tokens"):
         return array_ID
-    with folder.open(f"{name.removesuffix('_tokens')}.parquet") as file:
-        width = pq.read_schema(file).field("feature").type.list_size
+    with folder.open(f"{name.removesuffix('_tokens')}.parquet") as images:
+        width = pq.read_schema(images).field("feature").type.list_size
     return array_ID.reshape(len(array_ID), -1, width)
 
 
-def _write_array(file: pq.ParquetFile, path: Path) -> None:
-    """Write the last column of a Parquet file, a list of fixed size, as an .npy file."""
-    column = file.schema_arrow.names[-1]
-    shape = (file.metadata.num_rows, file.schema_arrow.field(column).type.list_size)
-    part = path.with_suffix(f".{os.getpid()}.tmp")
-    with part.open("wb") as out:
-        np.lib.format.write_array_header_1_0(out, {"descr": "<f2", "fortran_order": False, "shape": shape})
-        for group in range(file.metadata.num_row_groups):
-            out.write(matrix(file.read_row_group(group, columns=[column])[column]).data)
-    part.replace(path)
+def _array_sha256(folder: Storage, manifest: Manifest, name: str) -> str:
+    """Return the SHA-256 of a file's features where the manifest does not state it: read from the file, once."""
+    known = manifest.files[name]
+    if known not in _of_older_caches:
+        with _open(folder, manifest, name) as stream:
+            _of_older_caches[known] = features_sha256(pq.ParquetFile(stream, pre_buffer=False))
+    return _of_older_caches[known]
 
 
 def load(cache: str | Path) -> FeatureSet:
     """Read a cache into tensors; the target labels stay unread. Large features become a map, see `mapped`.
 
-    Raises UserError, naming the file, if the folder is no complete cache or a file is missing, truncated or altered.
+    Raises UserError, naming the file, if the folder is no complete cache or a file is missing, truncated or altered:
+    also one that is not read here, such as the target labels, so that this is known before a search. Tokens are checked
+    where they are mapped.
     """
     manifest, folder = read_manifest(cache), _folder(cache)
     inputs = manifest.inputs
+    for name in manifest.files.keys() & {"target_labels.parquet", "rejected.parquet"}:
+        _open(folder, manifest, name).close()
 
     def read(name: str) -> pa.Table:
         return _read(folder, manifest, f"{name}.parquet")

@@ -2,18 +2,22 @@
 
 import hashlib
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
 # A feature row of 512 float16 is 1 KB, and one of 49 patch tokens 50 KB: a reader that streams holds a few megabytes.
 ROW_GROUP_ROWS = 4096
 ROW_GROUP_BYTES = 32 * 2**20
+
+_FORMULA = r"(?s:[=+\-@\t\r].)"
+"""How a cell begins that a spreadsheet runs; a sign alone, such as the "-" of classes outside WordNet, does nothing."""
 
 
 def write_table(
@@ -42,10 +46,33 @@ def parquet_bytes(table: pa.Table, *, streamed: bool = False) -> bytes:
 
 
 def csv_bytes(table: pa.Table) -> bytes:
-    """Return `table` as the bytes of a CSV file with a line of headings."""
+    """Return `table` as the bytes of a CSV file with a line of headings, for `read_csv` and for spreadsheets.
+
+    A cell that a spreadsheet would run as a formula begins with an apostrophe.
+    """
+    for i, column in enumerate(table.columns):
+        if pa.types.is_string(column.type):
+            safe = pc.replace_substring_regex(column, f"^('*{_FORMULA})", r"'\1")
+            table = table.set_column(i, table.schema.field(i), safe)
     content = io.BytesIO()
     pa.csv.write_csv(table, content)
     return content.getvalue()
+
+
+def read_csv(content: bytes, *, strings: Sequence[str]) -> pa.Table:
+    """Read what `csv_bytes` wrote; columns called as in `strings` hold text, even where it looks like a number or null.
+
+    Raises `pa.ArrowInvalid`.
+    """
+    options = pa.csv.ConvertOptions(
+        column_types={name: pa.string() for name in strings}, null_values=[], strings_can_be_null=False
+    )
+    table = pa.csv.read_csv(pa.BufferReader(content), convert_options=options)
+    for i, column in enumerate(table.columns):
+        if pa.types.is_string(column.type):
+            plain = pc.replace_substring_regex(column, f"^'('*{_FORMULA})", r"\1")
+            table = table.set_column(i, table.schema.field(i), plain)
+    return table
 
 
 def write_stream(parts: Iterable[pa.Table], file: Any, *, metadata: dict[str, str]) -> None:
@@ -86,6 +113,11 @@ def matrix(column: pa.ChunkedArray) -> np.ndarray:
     """Return the array (I, D) of a FixedSizeList column, in the column's own float type."""
     width = column.type.list_size
     return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+
+
+def list_column(file: pq.ParquetFile) -> str:
+    """Return the name of the last column of a file of features, a list of fixed size."""
+    return file.schema_arrow.names[-1]
 
 
 def file_sha256(path: Path) -> str:

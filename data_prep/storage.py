@@ -5,17 +5,25 @@ AWS_ENDPOINT_URL.
 """
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 from pyarrow import ArrowException, NativeFile
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from data_prep.errors import UserError
+
+_PASSWORD = re.compile(r"[^/@:]*:(?!\d+(?:/|$))[^@]*@")
+"""USER:PASSWORD@ at the beginning of a URI without its scheme; the lookahead passes a port and an @ far behind it."""
+
+_SECRET = re.compile(r"(?<!ssl)key|secret|token|password|passwd|credential|signature|^sig$", re.IGNORECASE)
+"""Names of parameters that hold a secret; the sslkey of a PostgreSQL URL is the path of a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +105,17 @@ class Storage:
 
 
 def locate(where: str | Path, *, option: str = "storage") -> Storage:
-    """Return a folder or URI, whether or not it exists. Raises `UserError` for a URI that pyarrow does not know.
+    """Return a folder or URI, whether or not it exists.
 
-    `option`: Python name of the option that `where` comes from; empty if it is none.
+    `option`: Python name of the option that `where` comes from; empty if it is none. Raises `UserError` for a URI that
+    pyarrow does not know, and for one with credentials, which would be written to the files of a study.
     """
+    if has_credentials(str(where)):  # the value stays out of the message as well
+        rule = (
+            "must be a URI without credentials, which would be written to files: use AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or the file of credentials that your store's tools read"
+        )
+        raise _wrong(option, rule)
     shown = str(where) if "://" in str(where) else str(Path(where).expanduser().resolve())
     try:
         filesystem, root = FileSystem.from_uri(shown) if "://" in shown else (LocalFileSystem(), shown)
@@ -108,6 +123,17 @@ def locate(where: str | Path, *, option: str = "storage") -> Storage:
         rule = f"must be a folder or a URI such as s3://bucket/folder, got {str(where)!r}: {reason(error)}"
         raise _wrong(option, rule) from error
     return Storage(filesystem=filesystem, root=root.rstrip("/"), shown=shown, option=option)
+
+
+def has_credentials(uri: str) -> bool:
+    """Return whether a URI holds a password or a key, itself or in one of its parameters."""
+    _, mark, rest = uri.partition("://")
+    if not mark:
+        return False
+    address, _, query = rest.partition("?")
+    parameters = parse_qsl(query, keep_blank_values=True)
+    texts = [address, *(value.rpartition("://")[2] for _, value in parameters)]
+    return any(_PASSWORD.match(text) for text in texts) or any(_SECRET.search(name) for name, _ in parameters)
 
 
 def _wrong(option: str, rule: str) -> UserError:

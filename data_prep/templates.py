@@ -10,6 +10,9 @@ from data_prep.errors import UserError
 
 TEMPLATES = Path(__file__).parent / "assets" / "templates.json"
 
+LONGEST_TEMPLATE = 1000
+"""Characters of a template: CLIP reads 77 tokens of a prompt."""
+
 
 @cache
 def template_sets() -> dict[str, tuple[str, ...]]:
@@ -29,11 +32,21 @@ def find_templates(choice: str | Sequence[str]) -> tuple[str, ...]:
     if not own:
         raise UserError("must hold at least one template; got none", option="templates")
     for template in own:
-        if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
+        if not is_template(template):
             near = difflib.get_close_matches(template, sets, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             valid = ", ".join(sets)
             raise UserError(
-                f"must be one of {valid}, or hold exactly one {{}}; got {template!r}{hint}", option="templates"
+                f"must be one of {valid}, or hold exactly one {{}}; got {template[:LONGEST_TEMPLATE]!r}{hint}",
+                option="templates",
             )
     return own
+
+
+def is_template(text: str) -> bool:
+    """Return whether a text is short and holds one plain {}, and no other brace.
+
+    Format strings can do more: `{0:>300000000}` makes a text of 300 MB, `{0.__class__}` reads attributes.
+    """
+    braces = text.count("{") + text.count("}")
+    return text.count("{}") == 1 and braces == 2 and len(text) <= LONGEST_TEMPLATE

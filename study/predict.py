@@ -22,7 +22,10 @@ class PredictOptions:
     adapter: str
     """Folder or URI of an adapter: <study>/adapters/<rank>."""
     clip: str | None = None
-    """The checkpoint it was trained with, hub id or local folder; found by itself if it is embedded or on the hub."""
+    """The checkpoint it was trained with, hub id or local folder; found by itself if it is embedded or was downloaded
+    before."""
+    allow_download: bool = False
+    """Download the Hugging Face repository that the adapter names, in the revision that it names."""
     classes: str = ""
     """New classes that compete beside the adapter's own, separated by commas: NAME, or NAME=WNID where WordNet knows
     several things of that name."""
@@ -44,7 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
         from study.outputs.prediction import predict_images  # torch takes seconds: --help does not wait for it
 
         for prediction in predict_images(
-            options.images, adapter=options.adapter, clip=options.clip, classes=options.classes, top=options.top
+            options.images,
+            adapter=options.adapter,
+            clip=options.clip,
+            allow_download=options.allow_download,
+            classes=options.classes,
+            top=options.top,
         ):
             print(f"{prediction.image}: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in prediction.classes))
 

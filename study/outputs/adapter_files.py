@@ -6,13 +6,13 @@ from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from data_prep.errors import UserError
-from data_prep.parquet import csv_bytes
+from data_prep.parquet import csv_bytes, read_csv
 from data_prep.storage import Storage
+from data_prep.templates import is_template
 from data_prep.wordnet import NOT_IN_WORDNET
 from study.evaluation.leaderboard import ORACLE, Row
 from study.evaluation.leaderboard_text import to_markdown
@@ -81,6 +81,12 @@ def read_adapter(storage: Storage) -> Adapter:
             raise UserError(
                 f"{storage.shown} has format {config['format']}, this version reads {FORMAT}", option="adapter"
             )
+        for template in config["templates"]:
+            if not is_template(template):
+                raise UserError(
+                    f"must have prompt templates with one {{}} each, {storage.shown} has {template[:100]!r}",
+                    option="adapter",
+                )
         tensors = load(files["adapter.safetensors"] or b"")
         classes, nodes = _columns(files["classes.csv"]), _columns(files["nodes.csv"])
         kind = {method.__name__: method for method in METHODS}[config["method"]]
@@ -102,16 +108,13 @@ def read_adapter(storage: Storage) -> Adapter:
         )
     except UserError:
         raise
-    except (ValueError, KeyError, TypeError, SafetensorError, pa.ArrowException) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError, pa.ArrowException) as error:
         raise UserError(f"{storage.shown} is damaged: {type(error).__name__}: {error}", option="adapter") from error
 
 
 def _columns(content: bytes | None) -> dict[str, list[Any]]:
     """Return the columns of a CSV file; names and wnids are strings even where they look like numbers or nulls."""
-    strings = pa.csv.ConvertOptions(
-        column_types={"name": pa.string(), "wnid": pa.string()}, null_values=[], strings_can_be_null=False
-    )
-    return pa.csv.read_csv(pa.BufferReader(content or b""), convert_options=strings).to_pydict()
+    return read_csv(content or b"", strings=("name", "wnid")).to_pydict()
 
 
 def _card(adapter: Adapter, row: Row, metrics: Mapping[str, float], record: RefitRecord) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from data_prep.benchmarks.icons2emoji import ASSETS
-from data_prep.checkpoint import Checkpoint, find_checkpoint
+from data_prep.checkpoint import Checkpoint, find_checkpoint, find_pinned_checkpoint
 from data_prep.clip_features import IMAGES_PER_SHARD, Encode, Preprocess
 from data_prep.errors import UserError
 from data_prep.storage import locate
@@ -32,15 +32,22 @@ class Prediction:
 
 
 def predict_images(
-    images: Sequence[Path], *, adapter: str, clip: str | None = None, classes: str = "", top: int = 5
+    images: Sequence[Path],
+    *,
+    adapter: str,
+    clip: str | None = None,
+    allow_download: bool = False,
+    classes: str = "",
+    top: int = 5,
 ) -> Iterator[Prediction]:
     """Classify image files; yield the `top` likeliest classes of each. Raises `UserError`.
 
-    `adapter`: folder or URI. `clip`: the checkpoint it was trained with, where it is neither embedded nor on the hub.
-    `classes`: more classes that compete, "NAME,NAME=WNID,...".
+    `adapter`: folder or URI. `clip`: the checkpoint it was trained with, where it is neither embedded nor on this
+    machine. `allow_download`: whether the repository that the adapter names may be downloaded. `classes`: more classes
+    that compete, "NAME,NAME=WNID,...".
     """
     loaded = read_adapter(locate(adapter, option="adapter"))
-    checkpoint = _checkpoint(loaded, clip)
+    checkpoint = _checkpoint(loaded, clip, allow_download=allow_download)
     encoder = Encoder(checkpoint)
     if classes:
         pairs = (part.partition("=") for part in classes.split(","))
@@ -86,10 +93,14 @@ def _normalised(row: dict[str, Any]) -> Tensor:
     return normalize(torch.from_numpy(row["features"]).float(), dim=-1)
 
 
-def _checkpoint(adapter: Adapter, clip: str | None) -> Checkpoint:
+def _checkpoint(adapter: Adapter, clip: str | None, *, allow_download: bool) -> Checkpoint:
     """Return the checkpoint named, that on the hub, or the embedded one, if the adapter was trained with it."""
     trained_with = adapter.clip_identity
-    checkpoint = find_checkpoint(clip or trained_with.get("hub") or ASSETS / "clip")
+    if clip is None and "hub" in trained_with:  # what an adapter of others names is not downloaded in silence
+        repo, revision = str(trained_with["hub"]), str(trained_with.get("revision", "main"))
+        checkpoint = find_pinned_checkpoint(repo, revision, download=allow_download)
+    else:
+        checkpoint = find_checkpoint(clip or ASSETS / "clip")
     # a download and a copy of it in a folder are identified differently; what both state must be equal
     if any(trained_with[key] != checkpoint.identity[key] for key in trained_with.keys() & checkpoint.identity.keys()):
         raise UserError(f"must be the checkpoint of the adapter, {adapter.clip}; got {checkpoint.name}", option="clip")

@@ -1,6 +1,7 @@
 """Candidates: configurations to refit, and where they came from."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,6 +77,10 @@ def given_candidate(
 def candidate_of_row(space: Space, row: Mapping[str, Any]) -> Candidate:
     """Return the candidate of a row of an earlier study, from its `configs/ID.json`. Raises `UserError`."""
     try:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", row["config_id"]):  # names the files that are written
+            raise UserError(
+                f"must be a row whose config_id is letters, digits and . _ -, got {row['config_id']!r}", option="rerun"
+            )
         return make_candidate(
             space,
             row["params"],
@@ -85,6 +90,8 @@ def candidate_of_row(space: Space, row: Mapping[str, Any]) -> Candidate:
             metrics={name: row[name] for name in ("val_h_mean", "val_h_std")},
             pareto=row["pareto"],
         )
+    except UserError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"must be a row of a study of this version, got {error!r}", option="rerun") from error
 

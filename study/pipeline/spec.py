@@ -120,6 +120,7 @@ def resolve(options: Options) -> StudySpec:
         from study.search.database import connect  # half a second, which a journal saves
 
         connect(output.ledger)
+    locate(output.cache, option="cache")
     slug = re.sub(r"[^\w.-]", "-", read.slug)
     name = output.name or f"{chosen.name}-{slug}-{datetime.now():%Y%m%d-%H%M%S}"
     storage = open_storage(output.storage, name)

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from data_prep import FeatureOptions, prepare
 from data_prep.feature_store import load
+from data_prep.manifest import read_manifest
 from study.cluster.session import start_session
 from study.evaluation.final_test import average_rotations
 from study.evaluation.leaderboard_text import to_terminal
@@ -121,4 +122,8 @@ def prepare_features(spec: StudySpec, console: Console) -> Path | str:
             templates=study.templates,
             max_rejected=study.max_rejected,
         )
-        return prepare(options, progress)
+        cache = prepare(options, progress)
+    if not read_manifest(cache).protected:
+        text = "which protects its files, but not its own facts. To have them protected, delete it: it is built again"
+        console.print(f"the feature cache {cache} is of an earlier version, {text}", soft_wrap=True, markup=False)
+    return cache

@@ -2,9 +2,11 @@
 
 import json
 import math
+import re
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,12 @@ SIGNIFICANT = 6
 
 REPORT = "report.html"
 """Page in a study's folder: of the running search first, of the finished study in the end."""
+
+POLICY = "policy of this page"
+"""Stands in the template for the policy, which is known once the page is written."""
+
+COMPILES = frozenset({"parcoords"})
+"""Traces that plotly.js draws with code that it writes at run time; the policy of a page without them forbids that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +114,8 @@ def render(title: str, sections: Sequence[Section], *, warning: str = "", refres
     )
     environment.filters["webp"] = lambda image: f"data:image/webp;base64,{b64encode(image).decode()}"
     figures = {chart.id: _short(json.loads(chart.figure.to_json())) for s in sections for chart in s.charts}
-    return environment.get_template("page.html.j2").render(
+    page = environment.get_template("page.html.j2").render(
+        policy=POLICY,
         title=title,
         sections=sections,
         warning=warning,
@@ -115,6 +124,22 @@ def render(title: str, sections: Sequence[Section], *, warning: str = "", refres
         figures=json.dumps(figures, separators=(",", ":")).replace("<", "\\u003c"),
         plotly=plotly.offline.get_plotlyjs() if figures else "",
     )
+    traces = {trace.type for section in sections for chart in section.charts for trace in chart.figure.data}
+    return page.replace(POLICY, _policy(page, compiles=bool(traces & COMPILES)), 1)
+
+
+def _policy(page: str, *, compiles: bool) -> str:
+    """Return the Content-Security-Policy of a page: its own scripts run, nothing is loaded and nothing is sent.
+
+    A script that gets into the page through a name or an error message is not among the hashes, and does not run.
+    """
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    allowed = [f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" for script in scripts]
+    if compiles:
+        allowed.append("'unsafe-eval'")
+    # plotly.js writes styles; pictures are in the page
+    rest = "style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    return f"default-src 'none'; script-src {' '.join(allowed)}; {rest}"
 
 
 def _short(value: Any) -> Any:

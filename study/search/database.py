@@ -13,6 +13,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from data_prep.errors import UserError
+from data_prep.storage import has_credentials
 from study.search.journal import already_running, hold_file
 
 PATIENCE_S = 10
@@ -51,14 +52,14 @@ def hold(url: str, name: str) -> Iterator[None]:
 
 
 def _parse(url: str) -> URL:
+    if has_credentials(url):  # the value stays out of the message as well
+        rule = "must be a URL without a password, which would be written to files: use ~/.pgpass or PGPASSWORD"
+        raise UserError(rule, option="ledger")
     rule = "must be postgresql://USER@HOST/DATABASE or sqlite:///FILE"
     try:
         address = make_url(url)
     except ArgumentError:
         raise UserError(f"{rule}, got no URL: {url}", option="ledger") from None
-    if address.password or "password" in address.query:  # the value stays out of the message as well
-        rule = "must be a URL without a password, which would be written to files: use ~/.pgpass or PGPASSWORD"
-        raise UserError(rule, option="ledger")
     if _is_postgres(address):
         return address.set(drivername="postgresql+psycopg")
     if address.drivername != "sqlite" or not address.database:

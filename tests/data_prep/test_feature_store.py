@@ -1,17 +1,20 @@
 """Caches: built the same twice, resumed, and refused when anything about them is off."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from filelock import FileLock
 
 from data_prep import UserError
-from data_prep.feature_store import load, load_target_labels, verify
-from data_prep.manifest import MANIFEST, read_manifest
+from data_prep.feature_store import load, load_target_labels, mapped, verify
+from data_prep.manifest import MANIFEST, read_manifest, write_manifest
+from data_prep.storage import locate
 
 EMBEDDED = [
     [
@@ -32,6 +35,18 @@ Interrupt = Callable[[Path | str], None]
 @pytest.fixture
 def copy(small_cache: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(small_cache, tmp_path / "copy"))
+
+
+def reseal(cache: Path) -> None:
+    """Write the manifest of files that were altered."""
+    manifest = read_manifest(cache)
+    write_manifest(
+        locate(cache),
+        manifest.inputs,
+        benchmark=manifest.benchmark,
+        clip=manifest.clip,
+        logit_scale=manifest.logit_scale,
+    )
 
 
 def test_shapes_and_values(small_cache: Path) -> None:
@@ -65,11 +80,41 @@ def test_features_are_stored_as_float16_lists(small_cache: Path) -> None:
     assert column.compression == "ZSTD"
 
 
-def test_load_does_not_need_the_target_labels(copy: Path) -> None:
-    (copy / "target_labels.parquet").unlink()
-    load(copy)
-    with pytest.raises(UserError, match="target_labels.parquet is missing"):
-        load_target_labels(copy)
+def test_load_takes_nothing_from_the_target_labels(copy: Path, small_cache: Path) -> None:
+    path = copy / "target_labels.parquet"
+    path.write_bytes(b"no table")  # load could not read it
+    reseal(copy)
+    assert torch.equal(load(copy).target.features_ID, load(small_cache).target.features_ID)
+
+
+@pytest.mark.parametrize("name", ["target_labels.parquet", "source_labels.parquet"])
+def test_all_files_are_checked_before_a_search(copy: Path, name: str) -> None:
+    with (copy / name).open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(UserError, match=name):
+        load(copy)
+    (copy / name).unlink()
+    with pytest.raises(UserError, match=f"{name} is missing"):
+        load(copy)
+
+
+def test_the_manifest_protects_its_own_facts(copy: Path) -> None:
+    assert read_manifest(copy).protected
+    path = copy / MANIFEST
+    stated = json.loads(path.read_text())
+    for altered in ({"logit_scale": 1.0}, {"clip": "other"}, {"batch": 1}, {"files": {}}, {"new": 1}):
+        path.write_text(json.dumps(stated | altered))
+        with pytest.raises(UserError, match="manifest.json was altered: its content_sha256"):
+            load(copy)
+
+
+def test_a_cache_of_an_earlier_version_is_read(copy: Path, small_cache: Path, tmp_path: Path) -> None:
+    path = copy / MANIFEST
+    stated = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in stated.items() if k not in ("content_sha256", "arrays")}))
+    assert not read_manifest(copy).protected
+    assert load(copy).fingerprint == load(small_cache).fingerprint
+    assert np.array_equal(mapped(copy, "source", tmp_path), mapped(small_cache, "source", tmp_path))
 
 
 def test_a_restart_goes_on_and_gives_the_same_bytes(

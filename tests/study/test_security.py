@@ -8,6 +8,11 @@ from pathlib import Path
 import pytest
 from small import run
 
+import search_spaces
+from data_prep.errors import UserError
+from study.pipeline.candidates import candidate_of_row
+from study.run import main
+
 ROOT = Path(__file__).parents[2]
 
 LISTENING = """
@@ -74,3 +79,25 @@ def test_another_studys_folder_is_refused(
     assert run(small_study.parent, embedded_cache, "--name", "small", *arguments.split()) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert {p: p.read_bytes() for p in small_study.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("option", ["--storage", "--cache"])
+def test_credentials_in_an_address_are_refused_before_any_work(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"--storage": str(tmp_path / "results"), option: "s3://AKIA:s3cret@bucket/folder"}
+    assert main([word for pair in given.items() for word in pair]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert error.startswith(f"error: {option} must be a URI without credentials") and "s3cret" not in error
+    assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("config_id", ["../../stolen", "a/b", "..", "", "/etc/x", 3])
+def test_a_crafted_row_cannot_name_a_file_outside_the_study(config_id: object) -> None:
+    space = search_spaces.load("sre")
+    assert isinstance(space, search_spaces.Space)
+    row = {"params": {}, "method": "SRE-CLIP", "config_id": config_id, "val_score": 0.5, "pareto": False}
+    row |= {"val_h_mean": 0.5, "val_h_std": 0.1}
+    with pytest.raises(UserError, match="^rerun must be a row"):
+        candidate_of_row(space, row)
+    assert candidate_of_row(space, row | {"config_id": "sre-0003"}).entry.config_id == "sre-0003"

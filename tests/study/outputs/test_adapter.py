@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -146,11 +147,51 @@ def test_a_damaged_folder_is_one_clear_line(data: TrialData, features: SimpleNam
         (folder / "config.json").write_text(json.dumps(config | broken))
         with pytest.raises(UserError, match="adapter .* (is damaged|has format 99)"):
             read_adapter(locate(str(folder)))
+    for template in ("{0:>300000000}", "{0.__class__}", "{}{}", "{}" + "x" * 2000, "{name}", 3):
+        (folder / "config.json").write_text(json.dumps(config | {"templates": [template]}))
+        with pytest.raises(UserError, match="adapter (must have prompt templates|.* is damaged)") as error:
+            read_adapter(locate(str(folder)))
+        assert len(str(error.value)) < 1000
     (folder / "config.json").write_text(json.dumps(config))
     weights = folder / "adapter.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
     with pytest.raises(UserError, match="is damaged"):
         read_adapter(locate(str(folder)))
+
+
+def test_a_spreadsheet_runs_no_class_name(data: TrialData, features: SimpleNamespace, tmp_path: Path) -> None:
+    adapter, _ = exported(CONFIGS[-1], data, features, locate(str(tmp_path)))
+    names = ("=1+1", "+1", "-x", "@x", "'=1", "''-1", "\tx", "'n", "-", "plain", "a=b", '="a","b"')
+    storage = locate(str(tmp_path))
+    metrics = dict.fromkeys(("test_seen_mean", "test_unseen_mean", "test_h"), 0.5)
+    write_adapter(storage, "2", replace(adapter, names=names), row=ROW, metrics=metrics, record=RECORD)
+    cells = (tmp_path / "2" / "classes.csv").read_text().splitlines()[1:]
+    assert not [cell for cell in cells if cell.startswith(('"=', '"+', '"-x', '"@', '"\t'))]
+    assert read_adapter(storage / "2").names == names
+
+
+def test_an_adapter_downloads_nothing_in_silence(
+    data: TrialData, features: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, _ = exported(CONFIGS[-1], data, features, locate(str(tmp_path)))
+    identity = {"hub": "someone/clip", "revision": "a1" * 20}
+    metrics = dict.fromkeys(("test_seen_mean", "test_unseen_mean", "test_h"), 0.5)
+    foreign, storage = replace(adapter, clip_identity=identity), locate(str(tmp_path))
+    write_adapter(storage, "2", foreign, row=ROW, metrics=metrics, record=RECORD)
+    calls: list[tuple[Any, bool]] = []
+
+    def download(repo: str, *, revision: str, local_files_only: bool, **_: Any) -> str:
+        calls.append((revision, local_files_only))
+        raise OSError("not here")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    message = "clip must be given, or its download allowed .*: the adapter needs someone/clip"
+    with pytest.raises(UserError, match=message):
+        next(predict_images([tmp_path / "x.png"], adapter=str(tmp_path / "2")))
+    assert calls == [("a1" * 20, True)]
+    with pytest.raises(UserError, match="can be reached; got 'someone/clip'"):
+        next(predict_images([tmp_path / "x.png"], adapter=str(tmp_path / "2"), allow_download=True))
+    assert calls[1:] == [("a1" * 20, True), ("a1" * 20, False)]
 
 
 # --- the embedded benchmark -----------------------------------------------------------------------------------------
