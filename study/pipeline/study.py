@@ -1,5 +1,6 @@
 """One study from options to leaderboard: prepare, plan, each rotation, write."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from study.outputs.study_lock import hold_study
 from study.pipeline.plan import Prepared, make_plan
 from study.pipeline.rotation import RotationResult, run_rotation
 from study.pipeline.spec import StudySpec, check_folder, resolve
-from study.protocol.trial_data import trial_data
+from study.protocol.trial_data import TrialData, trial_data
 from study.reporting.report import write_report
 from study.reporting.running import write_interrupted_report
 
@@ -56,6 +57,7 @@ class Study:
             raise
 
     def _run(self) -> str:
+        """Run the study that is held, or as much of one as is asked for."""
         spec, console, clock = self.spec, self.console, self.clock
         output, selection = spec.options.output, spec.options.selection
         with clock.stage("ray"):
@@ -85,6 +87,12 @@ class Study:
         if output.dry_run:
             return spec.storage.shown
         write_json(spec.storage, IDENTITY, spec.identity.study_json())
+        self._run_rotations(study, datas)
+        return spec.storage.shown
+
+    def _run_rotations(self, study: Prepared, datas: Mapping[int, TrialData]) -> None:
+        """Run each rotation and write what they gave; mark the study in its files where it is interrupted."""
+        spec, console = self.spec, self.console
         results: list[RotationResult] = []
         storage = spec.storage
         try:
@@ -101,7 +109,6 @@ class Study:
             interrupts.say()
             write_interrupted_report(storage)
             raise
-        return spec.storage.shown
 
     def _write(self, study: Prepared, results: list[RotationResult]) -> None:
         """Write and print what the rotations gave together."""
