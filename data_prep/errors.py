@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Callable
 
+from data_prep.interrupts import interrupts, signals_interrupt
+
 
 class UserError(ValueError):
     """A mistake in what the user gave: the message names the option or file, the rule and the value.
@@ -32,16 +34,21 @@ def _user_error(message: str, option: str) -> UserError:
 
 
 def run_command(work: Callable[[], object]) -> int:
-    """Run a command and return its exit code: 0 when it is done, 2 for a user's mistake, 130 after Ctrl-C.
+    """Run a command and return its exit code: 0 when it is done, 2 for a user's mistake, 130 or 143 after a signal.
 
     A user's mistake is one line on standard error. Any other exception passes: Python then shows its traceback.
     """
     try:
-        work()
+        with signals_interrupt():
+            work()
     except UserError as error:
         print(f"error: {error.on_command_line()}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+        interrupts.say()
+        return interrupts.exit_code
+    except SystemExit:  # Ray's own handlers call sys.exit, where a signal comes while they are installed
+        if interrupts.signum is None:
+            raise
+        interrupts.say()
+    return 0 if interrupts.signum is None else interrupts.exit_code

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from data_prep.errors import UserError
+from data_prep.interrupts import handlers_stay
 from data_prep.storage import reason
 
 
@@ -32,7 +33,8 @@ def start_ray(address: str) -> None:
 
     own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+        with handlers_stay():  # Ray's handler of SIGTERM calls sys.exit: the process would abort with a C++ stack
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except Exception as error:  # ConnectionError, RuntimeError and plain Exception, by what went wrong
         raise UserError(
             f"or RAY_ADDRESS must name a Ray that starts, got {address}: {reason(error)}", option="address"

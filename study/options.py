@@ -169,7 +169,11 @@ class OutputOptions:
     name: str | None = None
     """Name of the study's folder; <space>-<benchmark>-<time> by default."""
     resume: bool = False
-    """Continue the study of that name: finished configurations are kept, interrupted ones trained again."""
+    """Continue the study of that name: finished configurations are kept, interrupted ones trained again. A study that
+    is not there yet is started."""
+    finish_on_interrupt: bool = False
+    """When the search is interrupted (Ctrl-C, SIGTERM), refit and score the configurations that are finished before the
+    end, instead of ending within seconds; every file says that the study was interrupted."""
     ledger: str | None = None
     """Database that keeps the search as it runs, postgresql://USER@HOST/DATABASE or sqlite:///FILE (no password: libpq
     finds it in ~/.pgpass or PGPASSWORD); by default the file study.journal, which is otherwise written at the end."""

@@ -273,5 +273,6 @@ def test_slurm_s_job_is_told_of_its_end_and_queued_again() -> None:
 def test_slurm_s_command_has_options_that_the_project_takes() -> None:
     line = next(line for line in SBATCH.read_text().splitlines() if line.startswith("python study/run.py"))
     given = re.findall(r"--[a-z-]+", line)
-    assert given == ["--address", "--storage", "--name"]
-    tyro.cli(Options, args=[word for option in given for word in (option, "x")])
+    assert given == ["--address", "--storage", "--name", "--resume"]
+    options = tyro.cli(Options, args=[*(word for option in given[:3] for word in (option, "x")), "--resume"])
+    assert options.output.resume

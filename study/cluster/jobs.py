@@ -121,7 +121,7 @@ class SearchOutcome:
     """What a search did; the configurations themselves are in the ledger."""
 
     interrupted: bool
-    """Ended by Ctrl-C before all configurations were finished."""
+    """Ended by an interrupt before all configurations were finished."""
     counts: Counts
     """Configurations by state, packs and lanes."""
     seconds: float

@@ -38,6 +38,13 @@ REST = 20
 """An observer rests this many times as long as its last look took: of 10,000 configurations a report takes seconds."""
 
 
+INTERRUPTED_S = 1.0
+"""Seconds that an interrupted search waits for the end of a look: all of a study's end must fit into some seconds."""
+
+FRESH_S = 120.0
+"""Seconds after which the report of the running study is written again without new results: it shows that it lives."""
+
+
 class Observer(Protocol):
     """What looks at running searches now and then."""
 
@@ -67,9 +74,9 @@ class Monitor:
     def __enter__(self) -> None:
         self._thread.start()
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(None if error is None else INTERRUPTED_S)
         for observer in self._observers:
             observer.end()
 
@@ -250,18 +257,18 @@ class LedgerMirror:
 
 
 class ReportWriter:
-    """Has the report of the running study written when a search has new results."""
+    """Has the report of the running study written when a search has new results, and now and then without."""
 
     def __init__(self, queue: PackQueue, write: Callable[[], object]) -> None:
         self.every_s = REPORT_EVERY_S
         self._counts, self._write = queue.counts, write
-        self._written = self._counts.finished
+        self._written, self._when = self._counts.finished, time.monotonic()
 
     def look(self, packs: Mapping[str, PackProgress]) -> bool:
-        """Write the report if there are new results."""
-        if self._counts.finished == self._written:
+        """Write the report if there are new results, or if it has grown old."""
+        if self._counts.finished == self._written and time.monotonic() - self._when < FRESH_S:
             return False
-        self._written = self._counts.finished
+        self._written, self._when = self._counts.finished, time.monotonic()
         self._write()
         return True
 

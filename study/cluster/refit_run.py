@@ -19,6 +19,7 @@ from typing import Any
 
 import ray
 import torch
+from ray.actor import ActorHandle
 
 from data_prep.ray_session import quiet_loggers
 from data_prep.storage import Storage
@@ -95,10 +96,11 @@ def refit(
         gpus=gpus,
     )
     own = tempfile.mkdtemp()  # Train's own state, which nobody reads
+    controllers: list[ActorHandle] = []
     os.environ.update(TRAIN_ENVIRONMENT)
     try:
         with quiet_loggers("ray.train", level=logging.CRITICAL):  # Train logs its every step to the terminal
-            result = TorchTrainer(
+            trainer = TorchTrainer(
                 _refit_worker,  # type: ignore[arg-type]  # its types know no return value, its documentation does
                 train_loop_config={"job": job},
                 scaling_config=ScalingConfig(
@@ -107,7 +109,14 @@ def refit(
                     resources_per_worker={"CPU": cpus, **({"GPU": gpus} if gpus else {})},
                 ),
                 run_config=RunConfig(name=name, storage_path=own, failure_config=FailureConfig(max_failures=RETRIES)),
-            ).fit()
+            )
+            # Train's own handler of SIGINT would exit with code 1, and stay when the run is over
+            trainer._register_sigint_handler = controllers.append  # type: ignore[attr-defined]
+            result = trainer.fit()
+    except KeyboardInterrupt:
+        for controller in controllers:
+            ray.kill(controller)  # and with it its workers
+        raise
     finally:
         store.close()
         shutil.rmtree(own, ignore_errors=True)

@@ -1,6 +1,7 @@
 """Run searches: Tune schedules packs on the cluster, queues fill them and write the ledgers, a monitor looks on."""
 
 import functools
+import gc
 import logging
 import os
 import shutil
@@ -30,6 +31,7 @@ TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no csv, json and tensorboard file per pack: the ledger has it all
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths keep their meaning in actors
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints tables even at verbosity 0
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's own waits for its trials: a minute and more until the ledger is told
 }
 
 PACKS = "packs"
@@ -52,7 +54,8 @@ def run_searches(
     a reference to it. `checkpoints`: folder in which packs leave checkpoints and go on from those they find; packs that
     are refilled, or of several workers, leave none. `report`: called now and then with new results in the first ledger
     (the report of the running study).
-    Ctrl-C lets go of the running packs, to be trained on resume, and returns. Raises ValueError if no pack fits.
+    An interrupt voids the running packs, to be trained on resume, and ends the search; the outcomes say so.
+    Raises ValueError if no pack fits.
     """
     concurrent = concurrent_packs(resources)
     if not concurrent:
@@ -91,13 +94,14 @@ def run_searches(
     }
     queues = [search.queue for search in searches]
     os.environ.update(TUNE_ENVIRONMENT)
+    interrupted = False
     try:
         with (
             # Tune reports packs that died, and Ctrl-C, in many lines; the ledger has the reasons, here they are one
             quiet_loggers("ray.tune", "ray.air", "ray.train", level=logging.CRITICAL),
             make_monitor(searches, coordinator, study=study, console=console or Console(), report=report),
         ):
-            Tuner(
+            tuner = Tuner(
                 tune.with_resources(
                     tune.with_parameters(PackTrainable, jobs=jobs),
                     tune.PlacementGroupFactory([_of_worker(resources)] * resources.workers_per_pack),
@@ -117,34 +121,40 @@ def run_searches(
                     checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
                     verbose=0,
                 ),
-            ).fit()
+            )
+            try:
+                tuner.fit()
+            except KeyboardInterrupt:
+                for queue in queues:  # before anything else that takes time
+                    queue.interrupt("the study was interrupted")
+                raise
+    except KeyboardInterrupt:
+        interrupted = True
     finally:
         ray.kill(coordinator)
         if store:
             store.close()
         shutil.rmtree(folder / "tune", ignore_errors=True)  # Tune's own state, which nobody reads
-    if checkpoints and all(queue.over for queue in queues):
+    if interrupted:
+        gc.collect()  # Tune's placement groups, and with them its actors, go with the last reference to its controller
+    elif checkpoints and all(queue.over for queue in queues):
         checkpoints.clear(PACKS)
-    return [_outcome(search, concurrent, before) for search, before in zip(searches, finished_before, strict=True)]
+    return [
+        SearchOutcome(
+            interrupted=interrupted or not search.queue.over,
+            counts=search.queue.counts,
+            seconds=search.queue.seconds,
+            concurrent=concurrent,
+            trained=search.queue.counts.finished - before,
+        )
+        for search, before in zip(searches, finished_before, strict=True)
+    ]
 
 
 def _of_worker(resources: ResourceOptions) -> dict[str, float]:
     """Return the resources of one worker of a pack, as Tune names them."""
     gpus = {"GPU": resources.gpus_per_pack} if resources.gpus_per_pack else {}
     return {"CPU": resources.cpus_per_pack, **gpus}
-
-
-def _outcome(search: Search, concurrent: int, finished_before: int) -> SearchOutcome:
-    """Return how a search ended; void the packs in training, which wait for a resume."""
-    queue, interrupted = search.queue, not search.queue.over
-    queue.interrupt("the study was interrupted")
-    return SearchOutcome(
-        interrupted=interrupted,
-        counts=queue.counts,
-        seconds=queue.seconds,
-        concurrent=concurrent,
-        trained=queue.counts.finished - finished_before,
-    )
 
 
 def _hand_over(coordinator: ActorHandle, pack: str, lanes: Sequence[Lane]) -> None:

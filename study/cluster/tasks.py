@@ -95,7 +95,12 @@ def map_packs(
     packs = packs_of(configs)
     task: Any = ray.remote(_task).options(num_cpus=resources.cpus_per_pack, num_gpus=resources.gpus_per_pack)
     running = [task.remote(work, arrays, [configs[i] for i in pack], resources) for pack in packs]
-    return in_order(packs, ray.get(running))
+    try:
+        return in_order(packs, ray.get(running))
+    except KeyboardInterrupt:
+        for reference in running:
+            ray.cancel(reference, force=True)
+        raise
 
 
 def _task(

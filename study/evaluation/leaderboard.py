@@ -13,6 +13,8 @@ ORACLE = "oracle"
 
 ORACLE_NOTE = "ORACLE: configurations were selected with test labels. An upper bound, not a result."
 
+INTERRUPTED_NOTE = "INTERRUPTED: the study was ended before it was finished. Its result comes when it is resumed."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -100,6 +102,12 @@ class Row:
     """Upper end."""
     val_score: float | None = None
     """Selection: what it maximises, the criterion's value; without one of its own a configuration is not selected."""
+
+
+def notes(rows: Sequence[Row], *, interrupted: bool) -> list[str]:
+    """Return what must stand above every view of these rows. `interrupted`: whether their study was."""
+    marks = {ORACLE_NOTE: any(row.select == ORACLE for row in rows), INTERRUPTED_NOTE: interrupted}
+    return [note for note, holds in marks.items() if holds]
 
 
 _ARROW: dict[Any, pa.DataType] = {int: pa.int64(), bool: pa.bool_(), str: pa.string(), float | None: pa.float64()}

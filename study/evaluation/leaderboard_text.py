@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from study.evaluation.leaderboard import ORACLE, ORACLE_NOTE, Row
+from study.evaluation.leaderboard import ORACLE, Row, notes
 
 # --- numbers as words -------------------------------------------------------------------------------------------------
 
@@ -94,11 +94,11 @@ LEGEND = (
 )
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
-    """Return leaderboard.md: a title, a note if it is an oracle's, the table, and what its columns mean."""
+def to_markdown(rows: Sequence[Row], *, interrupted: bool = False) -> str:
+    """Return leaderboard.md: a title, notes on oracle and interrupted studies, the table, and what its columns mean."""
     lines = [f"# Leaderboard: {', '.join(sorted({r.benchmark for r in rows}))}", ""]
-    if any(row.select == ORACLE for row in rows):
-        lines += [f"**{ORACLE_NOTE}**", ""]
+    for note in notes(rows, interrupted=interrupted):
+        lines += [f"**{note}**", ""]
     lines.append("| " + " | ".join(column.heading for column in COLUMNS) + " |")
     lines.append("|" + "|".join(":--" if column.left else "--:" for column in COLUMNS) + "|")
     lines += ["| " + " | ".join(c.text(row).replace("|", "\\|") for c in COLUMNS) + " |" for row in rows]
@@ -122,11 +122,11 @@ _BRIEF = (
 """The columns that fit a terminal of 80 characters; the files have the others."""
 
 
-def to_terminal(rows: Sequence[Row]) -> Table:
+def to_terminal(rows: Sequence[Row], *, interrupted: bool = False) -> Table:
     """Return the leaderboard as a rich table."""
-    oracle = any(row.select == ORACLE for row in rows)
+    title = "\n".join(notes(rows, interrupted=interrupted)) or None
     caption = "* selected: its method's best by validation"
-    table = Table(title=ORACLE_NOTE if oracle else None, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in _BRIEF:
         alignment: Literal["left", "right"] = "left" if column.left else "right"
         table.add_column(column.heading, justify=alignment, no_wrap=column.field != METHOD.field)

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from data_prep.parquet import csv_bytes
 from data_prep.storage import Storage, join
-from study.evaluation.leaderboard import ORACLE, ORACLE_NOTE, SCHEMA, Row
+from study.evaluation.leaderboard import SCHEMA, Row, notes
 from study.evaluation.leaderboard_text import to_markdown
 from study.outputs.folder import read_table, write_table
 
@@ -15,11 +15,14 @@ LEADERBOARD = "leaderboard"
 """Name of the three files, without their endings."""
 
 
-def write_leaderboard(storage: Storage, rows: Sequence[Row]) -> list[str]:
-    """Write the rows, which come from `rank_rows`; return the three paths to show."""
+def write_leaderboard(storage: Storage, rows: Sequence[Row], *, interrupted: bool = False) -> list[str]:
+    """Write the rows, which come from `rank_rows`; return the three paths to show.
+
+    `interrupted`: whether the study was ended before its search was over; the files then say so.
+    """
     table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
-    oracle = any(row.select == ORACLE for row in rows)
-    return write_formats(storage, LEADERBOARD, table, to_markdown(rows), note=ORACLE_NOTE if oracle else "")
+    markdown, note = to_markdown(rows, interrupted=interrupted), " ".join(notes(rows, interrupted=interrupted))
+    return write_formats(storage, LEADERBOARD, table, markdown, note=note)
 
 
 def write_formats(storage: Storage, name: str, table: pa.Table, markdown: str, *, note: str = "") -> list[str]:

@@ -104,6 +104,11 @@ class RecordedOptions:
         return self._value("selection", "seeds")
 
     @property
+    def configs(self) -> int | None:
+        """Configurations that were to be finished."""
+        return self._value("search", "configs")
+
+    @property
     def top(self) -> int | None:
         """Configurations that were refitted."""
         return self._value("selection", "top")
@@ -117,6 +122,9 @@ class RecordedOptions:
     def resumed(self) -> bool:
         """Whether the study's last run continued an earlier one."""
         return bool(self._value("output", "resume"))
+
+
+Status = Literal["finished", "interrupted"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +157,8 @@ class RunRecord:
     """Measured speed of the search, by space."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall time by stage."""
+    status: Status = "finished"
+    """Whether the study did all it was asked to; older versions wrote their run.json for finished studies only."""
 
     @property
     def own_method(self) -> str:
@@ -177,6 +187,7 @@ class RunRecord:
             "megabytes_per_configuration": self.megabytes_per_configuration,
             "configurations_per_minute": self.configurations_per_minute,
             "seconds": self.seconds,
+            "status": self.status,
         }
 
     @classmethod
@@ -201,6 +212,7 @@ class RunRecord:
             megabytes_per_configuration=content.get("megabytes_per_configuration", {}),
             configurations_per_minute=content.get("configurations_per_minute", {}),
             seconds=content.get("seconds", {}),
+            status=content.get("status", "finished"),
         )
 
 
@@ -218,8 +230,9 @@ class RefitRecord:
     """The study so far."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return seeds, rotation and epochs, and all of the study's record."""
-        return {"seeds": self.seeds, "rotation": self.rotation, "epochs": self.epochs, **self.run.to_json()}
+        """Return seeds, rotation and epochs, and all of the study's record but how the study ended: it still runs."""
+        run = {name: value for name, value in self.run.to_json().items() if name != "status"}
+        return {"seeds": self.seeds, "rotation": self.rotation, "epochs": self.epochs, **run}
 
 
 class Clock:

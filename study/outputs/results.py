@@ -71,6 +71,11 @@ class Results:
         return any(row.select == ORACLE for row in self.rows)
 
     @property
+    def interrupted(self) -> bool:
+        """Whether the study, or one of its rotations, was ended before it had done all it was asked to."""
+        return self.run.status == "interrupted" or any(rotation.interrupted for rotation in self.rotations)
+
+    @property
     def configurations(self) -> list[Configuration]:
         """Finished configurations of the study's own method."""
         return self.search.configurations if self.search else []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import ray
 
+from data_prep.interrupts import interrupts
 from data_prep.storage import Storage, pull, push
 from search_spaces import Ablation, Space, Value
 from study.cluster.jobs import Search
@@ -28,7 +29,7 @@ class Candidates:
     found: tuple[Candidate, ...]
     """The study's own first, then each baseline's."""
     interrupted: bool
-    """Whether Ctrl-C ended their search."""
+    """Whether an interrupt ended their search."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,10 @@ class SearchStage:
         self.rotation, self.arrays, self.storage = rotation, arrays, storage
 
     def run(self) -> Candidates:
-        """Return the method's best configurations or the ablation's variants, and each baseline's best."""
+        """Return the method's best configurations or the ablation's variants, and each baseline's best.
+
+        Raises KeyboardInterrupt where the search was interrupted, unless the study was asked to finish what it has.
+        """
         given, wanted = self._requested()
         searched, interrupted = [w for w in wanted if w.space.knobs], False
         found: list[Candidate] = []
@@ -108,7 +112,7 @@ class SearchStage:
         ]
 
     def _search(self, wanted: Sequence[_Wanted]) -> tuple[list[Candidate], bool]:
-        """Search spaces, or the rest of them; return each one's best configurations, and whether Ctrl-C ended it."""
+        """Search spaces, or the rest of them; return each one's best configurations, and whether it was interrupted."""
         spec, search, packs = self.spec, self.options.search, self.study.plan.packs
         with ExitStack() as stack:
             ledgers = [stack.enter_context(self._open_ledger(of_space)) for of_space in wanted]
@@ -138,6 +142,10 @@ class SearchStage:
                 console=self.study.console,
                 report=functools.partial(write_running_report, first, ledgers[0]) if first.is_local else None,
             )
+            if interrupted := any(outcome.interrupted for outcome in outcomes):
+                if not self.options.output.finish_on_interrupt:
+                    raise KeyboardInterrupt
+                interrupts.work_goes_on()
             candidates = []
             for of_space, ledger, outcome, before in zip(wanted, ledgers, outcomes, finished, strict=True):
                 if ledger.url:
@@ -148,7 +156,7 @@ class SearchStage:
                     new = [c for c in ledger.finished() if c.index not in before]
                     log_configurations(self.options.output.log, new, study=spec.name, folder=ledger.folder)
                 self.study.clock.count(of_space.space.name, outcome.trained, outcome.seconds)
-        return candidates, any(outcome.interrupted for outcome in outcomes)
+        return candidates, interrupted
 
     def _open_ledger(self, of_space: _Wanted) -> Ledger:
         """Open a space's ledger: a new one, or the one that is there if `--resume` was given."""

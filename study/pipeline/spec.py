@@ -137,7 +137,7 @@ def resolve(options: Options) -> StudySpec:
         folds=selection.folds,
         ledger=output.ledger,
     )
-    _check_folder(storage, identity, resume=output.resume)
+    check_folder(storage, identity, resume=output.resume)
     return StudySpec(
         options=options,
         name=name,
@@ -228,7 +228,7 @@ def _check_workers(options: Options, spaces: Sequence[Space]) -> None:
         raise UserError(f"must be 1 with --refill, got {resources.workers_per_pack}", option="workers_per_pack")
 
 
-def _check_folder(storage: Storage, identity: StudyIdentity, *, resume: bool) -> None:
+def check_folder(storage: Storage, identity: StudyIdentity, *, resume: bool) -> None:
     """Refuse a folder that holds a study, or, with `--resume`, another one."""
     content = storage.read(IDENTITY)
     if content is None:

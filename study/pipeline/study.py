@@ -1,5 +1,7 @@
 """One study from options to leaderboard: prepare, plan, each rotation, write."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -8,6 +10,7 @@ from rich.text import Text
 
 from data_prep import FeatureOptions, prepare
 from data_prep.feature_store import load
+from data_prep.interrupts import interrupts
 from data_prep.manifest import read_manifest
 from study.cluster.session import start_session
 from study.evaluation.final_test import average_rotations
@@ -17,12 +20,14 @@ from study.options import Options
 from study.outputs.ablation_files import write_ablation
 from study.outputs.folder import IDENTITY, write_json
 from study.outputs.leaderboard_files import write_leaderboard
-from study.outputs.provenance import Clock, command, write_run
+from study.outputs.provenance import Clock, Status, command, write_run
+from study.outputs.study_lock import hold_study
 from study.pipeline.plan import Prepared, make_plan
 from study.pipeline.rotation import RotationResult, run_rotation
-from study.pipeline.spec import StudySpec, resolve
-from study.protocol.trial_data import trial_data
+from study.pipeline.spec import StudySpec, check_folder, resolve
+from study.protocol.trial_data import TrialData, trial_data
 from study.reporting.report import write_report
+from study.reporting.running import write_interrupted_report
 
 
 class Study:
@@ -34,7 +39,26 @@ class Study:
         self.clock = Clock()
 
     def run(self) -> str:
-        """Run the whole study; return the folder or URI of the leaderboard."""
+        """Run the whole study; return the folder or URI of the leaderboard.
+
+        Holds the study from here to the report. Raises KeyboardInterrupt, after the files say so, where the study is
+        interrupted.
+        """
+        spec, output = self.spec, self.spec.options.output
+        if output.prep_only or output.dry_run:  # writes nothing into the study's folder
+            return self._run()
+        again = f"{command()}{'' if output.name else f' --name {spec.name}'}"
+        interrupts.last_words = f"interrupted; go on with: {again.replace(' --resume', '')} --resume"
+        try:
+            with hold_study(spec.storage):
+                check_folder(spec.storage, spec.identity, resume=output.resume)  # nobody changes it any more
+                return self._run()
+        except KeyboardInterrupt:
+            interrupts.say()
+            raise
+
+    def _run(self) -> str:
+        """Run the study that is held, or as much of one as is asked for."""
         spec, console, clock = self.spec, self.console, self.clock
         output, selection = spec.options.output, spec.options.selection
         with clock.stage("ray"):
@@ -64,40 +88,50 @@ class Study:
         if output.dry_run:
             return spec.storage.shown
         write_json(spec.storage, IDENTITY, spec.identity.study_json())
-        results: list[RotationResult] = []
-        for rotation, data in datas.items():
-            storage = spec.storage
-            if len(datas) > 1:
-                console.rule(f"rotation {rotation}: {int((~data.seen_C).sum())} unseen classes")
-                storage = spec.storage / f"rotation-{rotation}"
-            results.append(run_rotation(study, rotation, data, storage))
-            if results[-1].interrupted:
-                break
-        self._write(study, results)
+        self._run_rotations(study, datas)
         return spec.storage.shown
+
+    def _run_rotations(self, study: Prepared, datas: Mapping[int, TrialData]) -> None:
+        """Run each rotation and write what they gave; mark the study in its files where it is interrupted."""
+        spec, console = self.spec, self.console
+        results: list[RotationResult] = []
+        storage = spec.storage
+        try:
+            for rotation, data in datas.items():
+                if len(datas) > 1:
+                    console.rule(f"rotation {rotation}: {int((~data.seen_C).sum())} unseen classes")
+                    storage = spec.storage / f"rotation-{rotation}"
+                results.append(run_rotation(study, rotation, data, storage))
+                if results[-1].interrupted:
+                    break
+            self._write(study, results)
+        except KeyboardInterrupt:
+            write_run(spec.storage, replace(study.run_record(), status="interrupted"))
+            interrupts.say()
+            write_interrupted_report(storage)
+            raise
 
     def _write(self, study: Prepared, results: list[RotationResult]) -> None:
         """Write and print what the rotations gave together."""
-        spec, console = self.spec, self.console
+        spec, console, interrupted = self.spec, self.console, results[-1].interrupted
         several = len(spec.rotations) > 1
         if several:
             rows = average_rotations([(r.evaluation, r.scored) for r in results], spec.reference)
         else:
             rows = [s.row for s in results[0].scored]
         rows += published_rows(study.features.benchmark)
-        paths = write_leaderboard(spec.storage, rows)
+        paths = write_leaderboard(spec.storage, rows, interrupted=interrupted)
         if spec.ablation:
             paths += write_ablation(spec.storage, spec.ablation, rows)
-        write_run(spec.storage, study.run_record())
+        status: Status = "interrupted" if interrupted else "finished"
+        write_run(spec.storage, replace(study.run_record(), status=status))
         paths.append(write_report(spec.storage))
         if several:
             console.rule(f"mean over {len(results)} rotations")
-        console.print(to_terminal(rows))
+        console.print(to_terminal(rows, interrupted=interrupted))
         console.print(*paths, sep="\n", soft_wrap=True, markup=False)
-        if results[-1].interrupted:
-            again = f"{command()}{'' if spec.options.output.name else f' --name {spec.name}'}"
-            again = f"interrupted; go on with: {again.replace(' --resume', '')} --resume"
-            console.print(again, soft_wrap=True, markup=False)
+        if interrupted:
+            interrupts.say()
 
 
 def prepare_features(spec: StudySpec, console: Console) -> Path | str:

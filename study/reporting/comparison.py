@@ -11,7 +11,7 @@ from scipy import stats
 
 from data_prep.errors import UserError
 from data_prep.storage import locate
-from study.evaluation.leaderboard import ORACLE_NOTE
+from study.evaluation.leaderboard import notes
 from study.outputs.results import Results, read_results
 from study.reporting.overview import ROW_HEADINGS, row_cells
 from study.reporting.page import Cell, Chart, Section, Table, render
@@ -67,7 +67,14 @@ def write_comparison(folders: Sequence[Path], out: Path) -> str:
     rows.to_parquet(out / "comparison.parquet")
     (out / "comparison.html").write_text(comparison_page(studies, rows))
     ranking = rows[["task", "rank", "method", "study", "test_h_mean", "h_gain"]].to_string(index=False)
-    return f"{ranking}\n{out / 'comparison.html'}"
+    unfinished = _unfinished(studies)
+    return "\n".join([*([unfinished] if unfinished else []), ranking, str(out / "comparison.html")])
+
+
+def _unfinished(studies: Sequence[Results]) -> str:
+    """Name the interrupted studies; "" if there are none."""
+    names = [study.run.name for study in studies if study.interrupted]
+    return f"INTERRUPTED, so not these studies' results: {', '.join(names)}" if names else ""
 
 
 def compare(studies: Sequence[Results]) -> pd.DataFrame:
@@ -118,7 +125,8 @@ def comparison_page(studies: Sequence[Results], rows: pd.DataFrame) -> str:
     cells = []
     for line in rows.itertuples():
         of_row = row_cells(by_row[line.study, line.method, line.config_id], by_name[line.study])
-        cells.append([Cell(text=line.task), Cell(text=str(line.rank), value=line.rank), Cell(text=line.study), *of_row])
+        study = Cell(text=line.study, marks=("interrupted",) if by_name[line.study].interrupted else ())
+        cells.append([Cell(text=line.task), Cell(text=str(line.rank), value=line.rank), study, *of_row])
     sections = [
         Section(
             id="leaderboard",
@@ -134,7 +142,9 @@ def comparison_page(studies: Sequence[Results], rows: pd.DataFrame) -> str:
     ranking = mean_ranks(rows)
     if ranking:
         sections.append(_ranks_section(ranking))
-    return render("Comparison of studies", sections, warning=ORACLE_NOTE if any(s.is_oracle for s in studies) else "")
+    every_row = [row for study in studies for row in study.rows]
+    warning = " ".join(filter(None, [*notes(every_row, interrupted=False), _unfinished(studies)]))
+    return render("Comparison of studies", sections, warning=warning)
 
 
 def _ranks_section(ranking: MeanRanks) -> Section:

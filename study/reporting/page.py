@@ -6,6 +6,7 @@ import re
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ import plotly.offline
 
 SIGNIFICANT = 6
 """Significant digits of numbers in charts: enough for the eye, the files have the others."""
+
+STALE_S = 600
+"""Age in seconds from which on a page no longer loads itself again; a running search writes it every two minutes."""
 
 REPORT = "report.html"
 """Page in a study's folder: of the running search first, of the finished study in the end."""
@@ -103,8 +107,10 @@ class Section:
 def render(title: str, sections: Sequence[Section], *, warning: str = "", refresh_s: int | None = None) -> str:
     """Return the page as HTML.
 
-    `warning`: a line above everything else. `refresh_s`: seconds after which the page loads itself again.
+    `warning`: a line above everything else. `refresh_s`: seconds after which the page loads itself again, until it is
+    `STALE_S` old.
     """
+    now = datetime.now().astimezone()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -120,6 +126,9 @@ def render(title: str, sections: Sequence[Section], *, warning: str = "", refres
         sections=sections,
         warning=warning,
         refresh_s=refresh_s,
+        written_s=int(now.timestamp()),
+        written=now.strftime("%Y-%m-%d %H:%M %Z"),
+        stale_s=STALE_S,
         # a "<" may end the script element around the figures
         figures=json.dumps(figures, separators=(",", ":")).replace("<", "\\u003c"),
         plotly=plotly.offline.get_plotlyjs() if figures else "",

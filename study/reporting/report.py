@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from data_prep.storage import Storage, join
-from study.evaluation.leaderboard import ORACLE_NOTE
+from study.evaluation.leaderboard import notes
 from study.outputs.results import Results, oracles_beside, read_results
 from study.reporting.ablation import ablation_section
 from study.reporting.appendix import cost_section, provenance_section, rotations_section
@@ -26,7 +26,7 @@ def write_report(storage: Storage, *, beside: Sequence[Storage] = ()) -> str:
     page = render(
         f"{results.run.name}: {results.run.own_method} on {results.benchmark}",
         report_sections(results, others),
-        warning=ORACLE_NOTE if results.is_oracle else "",
+        warning=" ".join(notes(results.rows, interrupted=results.interrupted)),
     )
     storage.write(REPORT, page.encode())
     return join(storage.shown, REPORT)

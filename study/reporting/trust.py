@@ -28,6 +28,12 @@ def trust_section(results: Results, others: Sequence[Results]) -> Section:
                 f"{percent(oracle.test_h_mean)} ({oracle.config_id}): the gap to it is {difference(gap)} points, the "
                 "price of choosing without those labels."
             )
+    if results.interrupted:
+        requested = results.run.options.configs
+        paragraphs.append(
+            f"The study was interrupted: {len(results.configurations)} configurations of its own method were finished"
+            f"{'' if requested is None else f', {requested} were requested'}. The choice was made among those."
+        )
     charts = [honest_chart(results, list(oracles.values()))]
     return Section(id="trust", title="Can I trust it?", paragraphs=paragraphs, charts=charts)
 

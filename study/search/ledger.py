@@ -56,15 +56,20 @@ class Ledger:
         self.folder, self.url, self.name = folder, url, name or folder.name
         self.locks = ExitStack()
         """Locks that keep other processes from the study."""
-        self._journal = None if url else Journal(folder / JOURNAL)
+        self._journal: Journal | None = None
         self.storage: BaseStorage
-        if self._journal:
+        self.study: optuna.Study
+        self._open()
+
+    def _open(self) -> None:
+        """Open the file or the database."""
+        if self.url is None:
+            self._journal = Journal(self.folder / JOURNAL)
             self.storage = JournalStorage(self._journal)
         else:
             from study.search.database import connect  # half a second, which a journal saves
 
-            self.storage = optuna.storages.get_storage(connect(cast(str, url)))  # finished trials are read once
-        self.study: optuna.Study
+            self.storage = optuna.storages.get_storage(connect(self.url))  # finished trials are read once
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -186,8 +191,19 @@ class Ledger:
                 self.storage.set_trial_user_attr(trial_id, REQUEUED, requeue_with)
             self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
-    def recover(self) -> list[Lane]:
-        """Fail the trials that a dead driver left unfinished; return the configurations that no trial took over."""
+    def void_running(self, reason: str) -> list[Lane]:
+        """Fail the trials in training; return the configurations that no trial took over.
+
+        The ledger is opened anew: an interrupt may have broken off a write.
+        """
+        if self.url is None:
+            mend(self.folder / JOURNAL)
+        self._open()
+        self.load()
+        return self.recover(reason)
+
+    def recover(self, reason: str = "its driver died") -> list[Lane]:
+        """Fail the trials that a driver left unfinished; return the configurations that no trial took over."""
         trials = self.trials()
         taken_over = {t.user_attrs.get(RETRY_OF) for t in trials}
         orphans = []
@@ -195,7 +211,7 @@ class Ledger:
             attrs, complete = trial.user_attrs, INDEX in trial.user_attrs
             deaths = attrs.get(REQUEUED, attrs.get(DEATHS, 0))  # dying with the driver is not the configuration's fault
             if not trial.state.is_finished():
-                self.fail(trial._trial_id, "its driver died", requeue_with=deaths if complete else None)
+                self.fail(trial._trial_id, reason, requeue_with=deaths if complete else None)
             elif REQUEUED not in attrs or trial.number in taken_over:
                 continue
             if complete:

@@ -196,10 +196,7 @@ class PackQueue:
 
     def interrupt(self, reason: str) -> None:
         """Void the running lanes, for a later resume to train them."""
-        with self.ledger.together():
-            for lanes in self._running.values():
-                for lane in lanes:
-                    self._requeue(lane, reason, deaths=lane.deaths)
+        self._waiting = deque(self.ledger.void_running(reason))
         self._running.clear()
 
     def _write(self, pack_id: str, report: PackReport) -> None:

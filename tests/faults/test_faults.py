@@ -6,12 +6,18 @@ import sys
 from pathlib import Path
 
 MATRIX = Path(__file__).parent / "matrix.py"
+SIGNALS = Path(__file__).parent / "signals.py"
 
 
 def test_no_configuration_is_lost_or_done_twice_when_a_node_is_killed_or_drained() -> None:
     done = subprocess.run(
         [sys.executable, str(MATRIX), "--once", "--only", "node_"], capture_output=True, text=True, timeout=200
     )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_study_ends_within_seconds_of_a_signal_and_goes_on_where_it_was() -> None:
+    done = subprocess.run([sys.executable, str(SIGNALS), "--once"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

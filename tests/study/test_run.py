@@ -3,7 +3,10 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -14,7 +17,10 @@ from small import run
 import search_spaces
 from data_prep import feature_store
 from data_prep.storage import locate
-from study import plot
+from study import plot, run_study
+from study.cluster.jobs import SearchOutcome
+from study.outputs.study_lock import hold_study
+from study.pipeline import search_stage
 from study.reporting.report import write_report
 from study.run import main
 
@@ -67,7 +73,8 @@ def test_the_same_seed_gives_the_same_leaderboard(
     small_study: Path, embedded_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feature_store, "MAPPED_BYTES", 1)  # also where features are mapped, as large ones are
-    assert run(small_study.parent, embedded_cache, "--name", "again") == 0
+    # a study that is not there yet is started by --resume, too
+    assert run(small_study.parent, embedded_cache, "--name", "again", "--resume") == 0
     first = pd.read_parquet(small_study / "leaderboard.parquet")
     again = pd.read_parquet(small_study.parent / "again" / "leaderboard.parquet")
     pd.testing.assert_frame_equal(first[["config_id", *METRICS]], again[["config_id", *METRICS]])
@@ -78,6 +85,63 @@ def test_a_finished_study_resumes_to_the_same_leaderboard(small_study: Path, emb
     assert run(small_study.parent, embedded_cache, "--name", "small", "--resume") == 0
     after = pd.read_parquet(small_study / "leaderboard.parquet")
     pd.testing.assert_frame_equal(before[["config_id", *METRICS]], after[["config_id", *METRICS]])
+
+
+def test_a_study_that_runs_is_not_resumed_beside_itself(
+    small_study: Path, embedded_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (small_study / "run.json").read_bytes()
+    with hold_study(locate(small_study)):
+        assert run(small_study.parent, embedded_cache, "--name", "small", "--resume") == 2
+    assert "--name must be a study that nobody runs: another process holds" in capsys.readouterr().err
+    assert (small_study / "run.json").read_bytes() == before and b'"status": "finished"' in before
+
+
+def test_an_interrupted_study_says_so_has_no_test_scores_and_goes_on(
+    small_study: Path, embedded_cache: Path, without_tune: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a notebook: Ctrl-C is an exception, after which the study is free to be resumed."""
+    small = {"configs": 4, "pack": 2, "epochs": 2, "folds": 2, "seeds": 2, "top": 1, "seed": 3, "cpus_per_pack": 2}
+    where = {"storage": str(small_study.parent), "cache": str(embedded_cache.parent), "name": "notebook"}
+    options = {**small, **where, "refit_workers": 0, "baselines": "none", "quiet": True}
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("study.pipeline.rotation.refit", interrupted)
+        run_study(**options)
+    folder = small_study.parent / "notebook"
+    assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
+    assert not list(folder.glob("leaderboard.*")) and not (folder / "configs").exists()
+    assert "The study was interrupted" in (folder / "report.html").read_text()
+    run_study(**options, resume=True)
+    assert json.loads((folder / "run.json").read_text())["status"] == "finished"
+    first, again = (pd.read_parquet(f / "leaderboard.parquet") for f in (small_study, folder))
+    pd.testing.assert_frame_equal(first[["config_id", *METRICS]], again[["config_id", *METRICS]])
+
+
+def test_an_interrupted_search_is_refitted_and_scored_only_if_asked(
+    small_study: Path,
+    embedded_cache: Path,
+    without_tune: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    search_here: Callable[..., list[SearchOutcome]] = search_stage.run_searches
+
+    def interrupted(*arguments: Any, **options: Any) -> list[SearchOutcome]:
+        return [replace(outcome, interrupted=True) for outcome in search_here(*arguments, **options)]
+
+    monkeypatch.setattr(search_stage, "run_searches", interrupted)
+    folder = small_study.parent / "asked"
+    assert run(small_study.parent, embedded_cache, "--name", "asked") == 130
+    assert "interrupted; go on with: " in capsys.readouterr().err and not list(folder.glob("leaderboard.*"))
+    assert run(small_study.parent, embedded_cache, "--name", "asked", "--resume", "--finish-on-interrupt") == 0
+    assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
+    assert "**INTERRUPTED: " in (folder / "leaderboard.md").read_text()
+    page = (folder / "report.html").read_text()
+    assert "INTERRUPTED: " in page and "4 configurations of its own method were finished, 4 were requested" in page
 
 
 def test_all_rotations_are_averaged(small_study: Path, embedded_cache: Path) -> None:

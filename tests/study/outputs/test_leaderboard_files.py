@@ -42,6 +42,16 @@ def test_columns_are_those_promised_and_rows_survive_every_format(tmp_path: Path
     assert sorted(os.listdir(tmp_path / "study")) == ["leaderboard.csv", "leaderboard.md", "leaderboard.parquet"]
 
 
+def test_an_interrupted_study_is_marked_everywhere(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path), "study")
+    parquet, _, markdown = write_leaderboard(storage, rank_rows(ROWS), interrupted=True)
+    assert pyarrow.parquet.read_schema(parquet).metadata[b"note"].startswith(b"INTERRUPTED")
+    assert "**INTERRUPTED: the study was ended before it was finished." in Path(markdown).read_text()
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(to_terminal(rank_rows(ROWS), interrupted=True))
+    assert "INTERRUPTED: " in console.export_text()
+
+
 def test_an_oracle_is_marked_everywhere(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path), "study")
     ranked = rank_rows([row("SRE-CLIP", "sre-0001", val=0.4, h=0.33, select="oracle")])

@@ -31,6 +31,7 @@ RECORD = RunRecord(
     megabytes_per_configuration={"pva": 42.2},
     configurations_per_minute={"pva": 9.6},
     seconds={"search": 58.25},
+    status="interrupted",
 )
 RUN_JSON = {
     "name": "mine",
@@ -47,6 +48,7 @@ RUN_JSON = {
     "megabytes_per_configuration": {"pva": 42.2},
     "configurations_per_minute": {"pva": 9.6},
     "seconds": {"search": 58.25},
+    "status": "interrupted",
 }
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -14,7 +15,13 @@ from study.outputs.provenance import RecordedOptions, RunRecord, write_run
 from study.reporting.comparison import MeanRanks, compare, comparison_page, indistinct_groups, load_studies, mean_ranks
 
 
-def write_study(folder: Path, benchmark: str, h: dict[str, float], select: str = "pseudo-unseen") -> Path:
+def write_study(
+    folder: Path,
+    benchmark: str,
+    h: dict[str, float],
+    select: str = "pseudo-unseen",
+    status: Literal["finished", "interrupted"] = "finished",
+) -> Path:
     storage = open_storage(str(folder.parent), folder.name)
     row = Row(method="", config_id="", select=select, benchmark=benchmark, clip="c", feature_fingerprint="f", n_seeds=1)
     rows = [
@@ -23,7 +30,7 @@ def write_study(folder: Path, benchmark: str, h: dict[str, float], select: str =
     ]
     write_leaderboard(storage, rank_rows(rows))
     options = RecordedOptions(by_group={"study": {"rotation": 0}})
-    write_run(storage, RunRecord(name=folder.name, reference="A", options=options))
+    write_run(storage, RunRecord(name=folder.name, reference="A", options=options, status=status))
     return folder
 
 
@@ -48,6 +55,14 @@ def test_mean_ranks_and_critical_difference_are_those_of_the_textbook(five: list
     # 12 n / (k (k + 1)) * (sum R^2 - k (k + 1)^2 / 4) = 7.6, chi squared with two degrees of freedom
     assert ranking.friedman_p == pytest.approx(0.02237, abs=1e-4)
     assert indistinct_groups(ranking) == [(1.0, 2.4), (2.4, 2.6)]
+
+
+def test_interrupted_studies_are_marked(five: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    half = write_study(tmp_path / "half", "set0", {"A": 0.95}, status="interrupted")
+    assert main([*map(str, five), str(half), "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.startswith("INTERRUPTED, so not these studies' results: half\n")
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert "results: half</p>" in page and page.count('<span class="mark">interrupted</span>') == 1
 
 
 def test_under_four_benchmarks_there_is_no_test(five: list[Path]) -> None:

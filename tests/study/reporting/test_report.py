@@ -28,7 +28,7 @@ from study.report import main as report_again
 from study.reporting.overview import leaderboard_table
 from study.reporting.page import Chart, Section, render
 from study.reporting.report import write_report
-from study.reporting.running import write_running_report
+from study.reporting.running import write_interrupted_report, write_running_report
 from study.run import main
 from study.search.ledger import JOURNAL, open_ledger, read_ledger
 from study.search.records import State, StudyIdentity
@@ -170,7 +170,7 @@ def test_a_thousand_configurations_are_a_page_of_under_8_mb(large_study: Path, m
 def test_the_page_of_a_running_search_is_drawn_and_loads_itself_again(large_study: Path, browser: Any) -> None:
     show(browser, large_study / "running.html", 1280)
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
-    assert browser.find_element("css selector", "meta[http-equiv=refresh]").get_attribute("content") == "30"
+    assert not browser.find_element("id", "stale").is_displayed()
     charts = browser.execute_script(
         "return [...document.querySelectorAll('.chart')].map(c => [c.id, c.querySelectorAll('svg path').length])"
     )
@@ -178,6 +178,23 @@ def test_the_page_of_a_running_search_is_drawn_and_loads_itself_again(large_stud
     assert all(marks > 100 for _, marks in charts)
     best = max(c.score or 0.0 for c in read_ledger(large_study).finished() if c.state == "complete")
     assert float(column(browser, "best", "score")[0]) == best
+
+
+def test_a_running_page_whose_driver_is_gone_says_so_and_stops(large_study: Path, browser: Any, tmp_path: Path) -> None:
+    text = (large_study / "running.html").read_text()
+    (reload,) = re.findall(r"^if \(Date.*location.reload.*$", text, re.MULTILINE)
+    written = int(re.findall(r"- ([0-9]+) <", reload)[0])
+    old = tmp_path / "old.html"
+    old.write_text(text.replace(reload, reload.replace(str(written), str(written - 601))))
+    show(browser, old, 1280)
+    assert browser.find_element("id", "stale").is_displayed()
+    assert "this page no longer loads itself again" in browser.find_element("id", "stale").text
+
+
+def test_an_interrupted_study_s_page_says_so_and_stays(large_study: Path) -> None:
+    write_interrupted_report(locate(large_study))
+    page = (large_study / "report.html").read_text()
+    assert "The study was interrupted" in page and "INTERRUPTED: " in page and "location.reload" not in page
 
 
 def test_the_table_sorts_and_filters(pva_study: Path, browser: Any) -> None:

@@ -322,6 +322,25 @@ def test_interrupted_lanes_are_trained_on_resume(tmp_path: Path) -> None:
         assert len(book.finished()) == 8 and len(book.trials()) == 12
 
 
+def test_lanes_are_voided_also_where_the_interrupt_broke_a_write_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    with ledger(tmp_path) as book:
+        queue = queue_of(book, configs=8)
+        queue.next_pack("a")
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("os.fsync", interrupted)
+            queue.next_pack("b")
+        queue.interrupt("the study was interrupted")
+        assert {t.state for t in read_ledger(tmp_path).trials()} == {TrialState.FAIL}
+    with ledger(tmp_path, resume=True) as book:
+        run(queue_of(book, configs=8))
+        assert len(book.finished()) == 8
+
+
 def test_a_finished_study_goes_on_to_more_configurations(tmp_path: Path) -> None:
     with ledger(tmp_path) as book:
         run(queue_of(book, configs=6))
