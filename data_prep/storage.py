@@ -19,6 +19,9 @@ from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from data_prep.errors import UserError
 
+LEFTOVER = re.compile(r"\.[0-9a-f]{8}\.tmp$")
+"""How the name ends of a file that `Storage.writer` has not finished: a process that is killed leaves it."""
+
 _PASSWORD = re.compile(r"[^/@:]*:(?!\d+(?:/|$))[^@]*@")
 """USER:PASSWORD@ at the beginning of a URI without its scheme; the lookahead passes a port and an @ far behind it."""
 

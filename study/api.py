@@ -10,7 +10,6 @@ plot(folder, "gain")                           # a plotly figure
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ from data_prep import FeatureOptions, UserError, prepare
 from data_prep.feature_store import FeatureSet, load
 from data_prep.storage import locate
 from study.options import Options
+from study.outputs.folder import read_table
+from study.outputs.leaderboard_files import LEADERBOARD
 
 
 def load_benchmark(
@@ -56,11 +57,11 @@ def make_options(given: Mapping[str, Any]) -> Options:
 
 
 def read_leaderboard(study: str | Path) -> pd.DataFrame:
-    """Read the leaderboard of a study's folder or URI. Raises `UserError` if there is none."""
-    content = locate(study).read("leaderboard.parquet")
-    if content is None:
+    """Read the leaderboard of a study's folder or URI. Raises `UserError` if there is none, or if it is damaged."""
+    table = read_table(locate(study), LEADERBOARD)
+    if table is None:
         raise UserError(f"must be the folder of a finished study, {study} has no leaderboard.parquet", option="study")
-    return pd.read_parquet(BytesIO(content))
+    return table.to_pandas()
 
 
 def plot(study: str | Path, chart: str = "gain") -> go.Figure:

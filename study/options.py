@@ -177,6 +177,8 @@ class OutputOptions:
     ledger: str | None = None
     """Database that keeps the search as it runs, postgresql://USER@HOST/DATABASE or sqlite:///FILE (no password: libpq
     finds it in ~/.pgpass or PGPASSWORD); by default the file study.journal, which is otherwise written at the end."""
+    ledger_timeout: float = 300.0
+    """Seconds after which a database that has gone away while the study runs is given up."""
     prep_only: bool = False
     """Prepare the feature cache and stop."""
     dry_run: bool = False
@@ -187,6 +189,9 @@ class OutputOptions:
     """Say nothing but errors; the files say it all."""
     cache: str = ".cache"
     """Folder or URI (s3://...) of feature caches."""
+
+    def __post_init__(self) -> None:
+        _check(self.ledger_timeout, "0 or more", option="ledger_timeout", holds=self.ledger_timeout >= 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 Ray Tune's callbacks would not do: they are called when a pack reports, which may take hours, and Tune waits for them.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -269,7 +270,8 @@ class ReportWriter:
         if self._counts.finished == self._written and time.monotonic() - self._when < FRESH_S:
             return False
         self._written, self._when = self._counts.finished, time.monotonic()
-        self._write()
+        with contextlib.suppress(UserError):  # storage or database may come back; the search itself waits for it
+            self._write()
         return True
 
     def end(self) -> None:

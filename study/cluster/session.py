@@ -21,7 +21,9 @@ def start_session(resources: ResourceOptions) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its coming change of default, and no warning
-    if address := _address(resources):  # its nodes have the project, or get it with the job's working directory
+    if (
+        address := _address(resources)
+    ) is not None:  # its nodes have the project, or get it with the job's working directory
         start_ray(address)
         return
     project = str(Path(__file__).resolve().parents[2])
@@ -35,7 +37,7 @@ def single_node(resources: ResourceOptions) -> bool:
 
 
 def _address(resources: ResourceOptions) -> str | None:
-    return resources.address or os.environ.get("RAY_ADDRESS")
+    return os.environ.get("RAY_ADDRESS") or None if resources.address is None else resources.address
 
 
 def on_this_node() -> NodeAffinitySchedulingStrategy:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pyarrow.parquet
 
 from data_prep.errors import UserError
 from data_prep.parquet import parquet_bytes
-from data_prep.storage import Storage, locate
+from data_prep.storage import LEFTOVER, Storage, join, locate, reason
 
 IDENTITY = "study.json"
 """File that says which study a folder holds; written before anything else."""
@@ -37,6 +38,41 @@ def write_table(storage: Storage, name: str, table: pa.Table) -> None:
 
 
 def read_table(storage: Storage, name: str, *, schema: pa.Schema | None = None) -> pa.Table | None:
-    """Read NAME.parquet; None where there is no such file. `schema`: columns and types to read it with."""
+    """Read NAME.parquet; None where there is no such file. `schema`: columns and types to read it with.
+
+    Raises `UserError` if it is damaged.
+    """
     content = storage.read(f"{name}.parquet")
-    return None if content is None else pa.parquet.read_table(pa.BufferReader(content), schema=schema)
+    if content is None:
+        return None
+    try:
+        return pa.parquet.read_table(pa.BufferReader(content), schema=schema)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(storage, f"{name}.parquet", error) from error
+
+
+def read_json(storage: Storage, file: str) -> dict[str, Any] | None:
+    """Read a JSON file; None where there is no such file. Raises `UserError` if it is damaged."""
+    content = storage.read(file)
+    if content is None:
+        return None
+    try:
+        found = json.loads(content)
+        if not isinstance(found, dict):
+            raise ValueError("it holds no object")
+    except ValueError as error:
+        raise _damaged(storage, file, error) from error
+    return found
+
+
+def _damaged(storage: Storage, file: str, error: Exception) -> UserError:
+    path = join(storage.shown, file)
+    return UserError(f"{path} is damaged ({reason(error)}): remove it and resume the study, which writes it again")
+
+
+def clear_leftovers(storage: Storage) -> None:
+    """Remove half-written files that killed processes left in a study's local folder, which this process holds."""
+    if storage.is_local:
+        for left in Path(storage.root).rglob("*.tmp"):
+            if LEFTOVER.search(left.name):
+                left.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from data_prep.errors import UserError
 from data_prep.storage import Storage, locate, pull
 from study.evaluation.leaderboard import ORACLE, Row
 from study.outputs.ablation_files import AblationLine, read_ablation
+from study.outputs.folder import read_json
 from study.outputs.leaderboard_files import read_leaderboard
 from study.outputs.prediction_tables import PredictionTables, read_prediction_tables
 from study.outputs.provenance import RecordedOptions, RunRecord
@@ -82,7 +83,7 @@ class Results:
 
 
 def read_results(storage: Storage) -> Results:
-    """Read a finished study. Raises `UserError` if its folder has no leaderboard."""
+    """Read a finished study. Raises `UserError` if its folder has no leaderboard, or a damaged file."""
     try:
         rows = read_leaderboard(storage)
     except FileNotFoundError as error:
@@ -91,7 +92,7 @@ def read_results(storage: Storage) -> Results:
     methods = [r.method for r in rows if json.loads(r.params)] or [rows[0].method]
     reference = next((m for m in methods if m.endswith(": full")), methods[0])
     folder = storage.root.rpartition("/")[2]
-    run = json.loads(storage.read("run.json") or b"{}")
+    run = read_json(storage, "run.json") or {}
     searches = {space: read_search(storage / f"baselines/{space}") for space in _folders(storage, "baselines")}
     return Results(
         folder=storage.shown,
@@ -145,7 +146,11 @@ def oracles_beside(storage: Storage, results: Results) -> list[Results]:
         return []
     found = []
     for file in Path(storage.root).parent.glob("*/run.json"):
-        options = RecordedOptions(by_group=json.loads(file.read_text()).get("options", {}))
+        try:
+            content = read_json(locate(file.parent), file.name) or {}
+        except UserError:  # another study's: it says so itself
+            continue
+        options = RecordedOptions(by_group=content.get("options", {}))
         if options.select == ORACLE and (file.parent / "leaderboard.parquet").exists():
             found.append(read_results(locate(file.parent)))
     return [oracle for oracle in found if _task(oracle) == _task(results)]

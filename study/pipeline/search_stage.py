@@ -17,6 +17,7 @@ from study.cluster.tasks import choose_precision, score_on_folds
 from study.outputs.trackers import log_configurations
 from study.pipeline.candidates import Candidate, given_candidate, searched_candidate, winner_params
 from study.pipeline.plan import Prepared
+from study.pipeline.spec import StudySpec
 from study.reporting.running import write_running_report
 from study.search.ledger import JOURNAL, Ledger, open_ledger
 from study.search.pack_queue import PackQueue
@@ -178,19 +179,26 @@ class SearchStage:
             resume=output.resume,
             url=output.ledger,
             name=self.spec.name + storage.root.removeprefix(self.spec.storage.root),
+            patience_s=output.ledger_timeout,
         )
 
     def _ledger_folder(self, storage: Storage) -> Path:
-        """Return where a ledger's journal is, which Optuna needs as a local file.
-
-        It lies beside the outputs, or, where they are behind a URI, in the cache, and is copied to them.
-        """
-        if storage.is_local:
-            return Path(storage.root)
-        cache = self.options.output.cache
-        folder = Path(".cache" if "://" in cache else cache) / "ledgers" / storage.root
-        pull(storage, folder / JOURNAL)
+        """Return where a ledger's journal is, with the newest copy of the journal in it."""
+        folder = ledger_folder(self.spec, storage)
+        if not storage.is_local:
+            pull(storage, folder / JOURNAL)
         return folder
+
+
+def ledger_folder(spec: StudySpec, storage: Storage) -> Path:
+    """Return where the journal of a ledger is, which Optuna needs as a local file.
+
+    It lies beside the outputs, or, where they are behind a URI, in the cache, and is copied to them.
+    """
+    if storage.is_local:
+        return Path(storage.root)
+    cache = spec.options.output.cache
+    return Path(".cache" if "://" in cache else cache) / "ledgers" / storage.root
 
 
 def _keep_journal(ledger: Ledger, storage: Storage) -> None:

@@ -21,7 +21,7 @@ from data_prep.storage import Storage, locate
 from data_prep.templates import find_templates
 from search_spaces import Ablation, Space
 from study.options import Options, SearchOptions, SelectionOptions, StudyOptions
-from study.outputs.folder import IDENTITY, open_storage
+from study.outputs.folder import IDENTITY, open_storage, read_json
 from study.outputs.trackers import check_tracker
 from study.pipeline.candidates import Candidate, candidate_of_row
 from study.protocol.folds import check_folds
@@ -230,9 +230,9 @@ def _check_workers(options: Options, spaces: Sequence[Space]) -> None:
 
 def check_folder(storage: Storage, identity: StudyIdentity, *, resume: bool) -> None:
     """Refuse a folder that holds a study, or, with `--resume`, another one."""
-    content = storage.read(IDENTITY)
+    content = read_json(storage, IDENTITY)
     if content is None:
         return
     if not resume:
         raise UserError(f"must be new or --resume given: {storage.shown} already holds a study", option="name")
-    identity.require(json.loads(content), storage.shown)
+    identity.require(content, storage.shown)

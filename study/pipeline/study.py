@@ -1,6 +1,7 @@
 """One study from options to leaderboard: prepare, plan, each rotation, write."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.text import Text
 
-from data_prep import FeatureOptions, prepare
+from data_prep import FeatureOptions, UserError, prepare
 from data_prep.feature_store import load
 from data_prep.interrupts import interrupts
 from data_prep.manifest import read_manifest
@@ -18,12 +19,13 @@ from study.evaluation.leaderboard_text import to_terminal
 from study.evaluation.published import published_rows
 from study.options import Options
 from study.outputs.ablation_files import write_ablation
-from study.outputs.folder import IDENTITY, write_json
+from study.outputs.folder import IDENTITY, clear_leftovers, write_json
 from study.outputs.leaderboard_files import write_leaderboard
 from study.outputs.provenance import Clock, Status, command, write_run
 from study.outputs.study_lock import hold_study
 from study.pipeline.plan import Prepared, make_plan
 from study.pipeline.rotation import RotationResult, run_rotation
+from study.pipeline.search_stage import ledger_folder
 from study.pipeline.spec import StudySpec, check_folder, resolve
 from study.protocol.trial_data import TrialData, trial_data
 from study.reporting.report import write_report
@@ -48,10 +50,13 @@ class Study:
         if output.prep_only or output.dry_run:  # writes nothing into the study's folder
             return self._run()
         again = f"{command()}{'' if output.name else f' --name {spec.name}'}"
-        interrupts.last_words = f"interrupted; go on with: {again.replace(' --resume', '')} --resume"
+        again = f"{again.replace(' --resume', '')} --resume"
+        interrupts.last_words = f"interrupted; go on with: {again}"
         try:
-            with hold_study(spec.storage):
+            with hold_study(spec.storage), errors_say_how_to_go_on(spec, again):
                 check_folder(spec.storage, spec.identity, resume=output.resume)  # nobody changes it any more
+                if output.resume:
+                    clear_leftovers(spec.storage)
                 return self._run()
         except KeyboardInterrupt:
             interrupts.say()
@@ -132,6 +137,19 @@ class Study:
         console.print(*paths, sep="\n", soft_wrap=True, markup=False)
         if interrupted:
             interrupts.say()
+
+
+@contextmanager
+def errors_say_how_to_go_on(spec: StudySpec, again: str) -> Iterator[None]:
+    """Add to the error of a storage or database that is gone where the ledger lies, and the command that goes on."""
+    try:
+        yield
+    except UserError as error:
+        if error.option not in ("storage", "ledger"):
+            raise
+        where = spec.options.output.ledger or ledger_folder(spec, spec.storage).resolve()
+        text = f"{error.message}. The ledger lies in {where}; go on with: {again}"
+        raise UserError(text, option=error.option) from error
 
 
 def prepare_features(spec: StudySpec, console: Console) -> Path | str:

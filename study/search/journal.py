@@ -45,8 +45,12 @@ class Journal(BaseJournalBackend):
                 for line in file:
                     if not line.endswith(b"\n"):  # half written
                         return
+                    try:
+                        log = json.loads(line)
+                    except ValueError:
+                        raise self._damaged() from None
                     self._read += len(line)
-                    yield json.loads(line)
+                    yield log
         for log in (self._pending or [])[self._pending_read :]:
             self._pending_read += 1
             yield log
@@ -93,6 +97,15 @@ class Journal(BaseJournalBackend):
             self._usable = False  # memory and file may differ: only opening it again puts that right
             raise
         return len(content)
+
+    def _damaged(self) -> UserError:
+        """Return the error for a line, the next to be read, that is no JSON."""
+        with self._path.open("rb") as file:
+            whole = file.read(self._read).count(b"\n")
+        return UserError(
+            f"{self._path} is damaged in line {whole + 1}: cut it there (head -n {whole} {self._path} > whole; "
+            f"mv whole {self._path}) and resume the study: what was recorded from that line on is trained again"
+        )
 
     def _check(self) -> None:
         if not self._usable:
@@ -143,8 +156,12 @@ def already_running(study: str) -> UserError:
 
 
 def mend(journal: Path) -> None:
-    """Remove what a killed driver may have left: Optuna's lock file, and a torn last line, which Optuna cannot read."""
-    journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
+    """Remove what a killed driver may have left: Optuna's lock file, and a torn last line, which Optuna cannot read.
+
+    Optuna lets go of the lock by renaming its file before it is removed.
+    """
+    for left in [journal.with_name(f"{journal.name}.lock"), *journal.parent.glob(f"{journal.name}.lock*.rename")]:
+        left.unlink(missing_ok=True)
     if not journal.exists():
         return
     text = journal.read_bytes()

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -27,6 +27,9 @@ from data_prep.errors import UserError
 from search_spaces import Knob, Space, Value
 from study.search.journal import Journal, hold_file, mend
 from study.search.records import Configuration, Lane, Objective, Outcome, State, StudyIdentity, require_same
+
+if TYPE_CHECKING:
+    from study.search.database import Database
 
 OBJECTIVES: dict[str, tuple[str, ...]] = {"h": ("score",), "seen,unseen": ("val_seen", "val_unseen")}
 """What Optuna maximises: the result's score, or two of its metrics."""
@@ -51,12 +54,19 @@ warnings.filterwarnings("ignore", category=ExperimentalWarning)
 class Ledger:
     """One study's journal, or its part of a database."""
 
-    def __init__(self, folder: Path, *, url: str | None = None, name: str | None = None) -> None:
-        """`folder`: of the study; `url`: of the database, where the study is called `name`."""
+    def __init__(
+        self, folder: Path, *, url: str | None = None, name: str | None = None, patience_s: float = 0.0
+    ) -> None:
+        """`folder`: of the study; `url`: of the database, where the study is called `name`.
+
+        `patience_s`: seconds after which a database that is away is given up.
+        """
         self.folder, self.url, self.name = folder, url, name or folder.name
         self.locks = ExitStack()
         """Locks that keep other processes from the study."""
         self._journal: Journal | None = None
+        self._database: Database | None = None
+        self._patience_s = patience_s
         self.storage: BaseStorage
         self.study: optuna.Study
         self._open()
@@ -69,7 +79,8 @@ class Ledger:
         else:
             from study.search.database import connect  # half a second, which a journal saves
 
-            self.storage = optuna.storages.get_storage(connect(self.url))  # finished trials are read once
+            self._database = connect(self.url, patience_s=self._patience_s)
+            self.storage = optuna.storages.get_storage(self._database)  # finished trials are read once
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -248,6 +259,10 @@ class Ledger:
         """Load the study that is there."""
         self.study = optuna.load_study(study_name=self.name if self.url else None, storage=self.storage)
 
+    def hold(self) -> AbstractContextManager[None]:
+        """Hold the study in its database, if it has one, for this process. Raises `UserError`."""
+        return self._database.hold(self.name) if self._database else nullcontext()
+
     def close(self) -> None:
         """Let other processes have the study."""
         self.locks.close()
@@ -281,11 +296,12 @@ def open_ledger(
     resume: bool = False,
     url: str | None = None,
     name: str | None = None,
+    patience_s: float = 0.0,
 ) -> Ledger:
     """Create a study in `folder`, or with `resume` go on with one that is there; hold it until it is closed.
 
-    `identity`: the study is only resumed with the same one. `url`: of a database to keep it in, as `name`.
-    Raises `UserError`.
+    `identity`: the study is only resumed with the same one. `url`: of a database to keep it in, as `name`;
+    `patience_s`: seconds after which one that is away is given up. Raises `UserError`.
     """
     mine = identity.ledger_json(space)
     with ExitStack() as locks:
@@ -293,14 +309,11 @@ def open_ledger(
             folder.mkdir(parents=True, exist_ok=True)
             locks.enter_context(hold_file(folder / "driver.lock", str(folder)))
             mend(folder / JOURNAL)
-            ledger = Ledger(folder, url=url, name=name)
+            ledger = Ledger(folder, url=url, name=name, patience_s=patience_s)
         except OSError as error:
             rule = f"must be a writable folder, got {folder}: {error.strerror or error}"
             raise UserError(rule, option="storage") from error
-        if url:  # a driver elsewhere has another folder
-            from study.search.database import hold
-
-            locks.enter_context(hold(url, ledger.name))
+        locks.enter_context(ledger.hold())  # a driver elsewhere has another folder
         if not ledger.begun:
             ledger.study = optuna.create_study(
                 study_name=ledger.name,

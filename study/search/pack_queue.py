@@ -11,11 +11,13 @@ as many again.
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from optuna.samplers import BaseSampler, NSGAIISampler, PartialFixedSampler, RandomSampler, TPESampler
 
+from data_prep.errors import UserError
 from search_spaces import Space, Value
 from study.search.ledger import Ledger
 from study.search.records import Configuration, Lane, PackReport, SamplerName, State
@@ -117,6 +119,7 @@ class PackQueue:
         """From this run's first pack to its last outcome."""
         self._began = 0.0
         self._running: dict[str, list[Lane]] = {}
+        self._failure: Exception | None = None  # of the ledger, in a report or the end of a pack
         self._room: dict[str, int] = {}  # configurations that a pack may still be refilled with
         self._waiting: deque[Lane] = deque(ledger.recover())
         finished = ledger.finished()
@@ -144,7 +147,12 @@ class PackQueue:
         return not self.left and not self.running
 
     def next_pack(self, pack_id: str) -> list[Lane]:
-        """Begin a pack; empty while there is none, because others must report first or the search is over."""
+        """Begin a pack; empty while there is none, because others must report first or the search is over.
+
+        Raises what the ledger raised, now or in the report of a pack before.
+        """
+        if self._failure:
+            raise self._failure
         if not self.left:
             return []
         self._began = self._began or time.monotonic()
@@ -160,39 +168,52 @@ class PackQueue:
 
         The lanes of a pack that moves are put back into the queue, and have not died.
         """
-        lanes = self._running.get(pack_id, [])
-        if report.moved:
-            with self.ledger.together():
-                for lane in lanes:
-                    self._requeue(lane, "its node was drained", deaths=lane.deaths)
-            self._running[pack_id] = []
-            return []
-        self._write(pack_id, report)
-        if not self.refill or not lanes:
-            return []
-        freed = len(lanes) - len(self._running[pack_id])
-        new = self._fill(min(freed, self._room[pack_id], self.left), self.space.static(lanes[0].params))
-        self._room[pack_id] -= len(new)
-        self._running[pack_id] += new
+        lanes, new = self._running.get(pack_id, []), list[Lane]()
+        with self._failure_waits():
+            if report.moved:
+                with self.ledger.together():
+                    for lane in lanes:
+                        self._requeue(lane, "its node was drained", deaths=lane.deaths)
+                self._running[pack_id] = []
+                return []
+            self._write(pack_id, report)
+            if not self.refill or not lanes:
+                return []
+            freed = len(lanes) - len(self._running[pack_id])
+            new = self._fill(min(freed, self._room[pack_id], self.left), self.space.static(lanes[0].params))
+            self._room[pack_id] -= len(new)
+            self._running[pack_id] += new
         return new
 
     def end(self, pack_id: str, report: PackReport | None) -> None:
         """Write a pack's last report; lanes without an outcome were in a pack that died (None: without a word)."""
-        if report:
-            self._write(pack_id, report)
-        self.seconds = time.monotonic() - self._began
-        lost = self._running.pop(pack_id, [])
-        self._room.pop(pack_id, None)
-        reason = report.crash if report and report.crash else "its actor or node died"
-        if lost:
-            self.counts.deaths, self.counts.last_death = self.counts.deaths + 1, reason
-        with self.ledger.together():
-            for lane in lost:
-                if lane.deaths < RETRIES:
-                    self._requeue(lane, f"its pack died: {reason}", deaths=lane.deaths + 1)
-                else:
-                    self.ledger.fail(lane.trial_id, f"its pack died: {reason}", requeue_with=None)
-                    self.counts.add("failed")
+        with self._failure_waits():
+            if report:
+                self._write(pack_id, report)
+            self.seconds = time.monotonic() - self._began
+            lost = self._running.pop(pack_id, [])
+            self._room.pop(pack_id, None)
+            reason = report.crash if report and report.crash else "its actor or node died"
+            if lost:
+                self.counts.deaths, self.counts.last_death = self.counts.deaths + 1, reason
+            with self.ledger.together():
+                for lane in lost:
+                    if lane.deaths < RETRIES:
+                        self._requeue(lane, f"its pack died: {reason}", deaths=lane.deaths + 1)
+                    else:
+                        self.ledger.fail(lane.trial_id, f"its pack died: {reason}", requeue_with=None)
+                        self.counts.add("failed")
+
+    @contextmanager
+    def _failure_waits(self) -> Iterator[None]:
+        """Keep the error of a ledger that cannot be written for `next_pack` to raise.
+
+        Tune would take an error here for the pack's own, and end the pack a second time.
+        """
+        try:
+            yield
+        except (UserError, OSError) as error:
+            self._failure = self._failure or error
 
     def interrupt(self, reason: str) -> None:
         """Void the running lanes, for a later resume to train them."""

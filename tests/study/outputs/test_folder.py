@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import UserError
-from data_prep.storage import pull, push
-from study.outputs.folder import open_storage
+from data_prep.storage import locate, pull, push
+from study.outputs.folder import clear_leftovers, open_storage, read_json, read_table
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a b"])
@@ -35,3 +35,25 @@ def test_the_ledgers_copy_is_fetched_only_if_it_holds_more(tmp_path: Path) -> No
     pull(storage, file)
     push(storage, file)
     assert storage.read("study.journal") == b"one\ntwo\nthree\n"
+
+
+def test_a_damaged_file_is_named_with_the_way_on(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"name": "stu')
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "leaderboard.parquet").write_bytes(b"PAR1 and no more")
+    storage = locate(tmp_path)
+    for file in ("run.json", "list.json"):
+        with pytest.raises(UserError, match=f"{tmp_path}/{file} is damaged .*: remove it and resume the study"):
+            read_json(storage, file)
+    with pytest.raises(UserError, match=f"{tmp_path}/leaderboard.parquet is damaged .*: remove it and resume"):
+        read_table(storage, "leaderboard")
+    assert read_json(storage, "no.json") is None and read_table(storage, "no") is None
+
+
+def test_half_written_files_are_cleared(tmp_path: Path) -> None:
+    (tmp_path / "adapters").mkdir()
+    left, kept = tmp_path / "adapters" / "x.parquet.0a1b2c3d.tmp", tmp_path / "mine.tmp"
+    for path in (left, kept):
+        path.write_text("")
+    clear_leftovers(locate(tmp_path))
+    assert kept.exists() and not left.exists()

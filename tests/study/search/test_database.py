@@ -3,13 +3,15 @@
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,32 @@ from study.search.pack_queue import PackQueue
 from study.search.records import PackReport
 
 
+@dataclass(frozen=True, kw_only=True)
+class PostgresServer:
+    """A server that tests may restart."""
+
+    url: str
+    """URL of an empty database."""
+    call: Callable[..., None]
+    """Calls a program of PostgreSQL with arguments."""
+    start: tuple[str, ...]
+    """Arguments that start the server."""
+
+    def restart(self, *, away_s: float) -> None:
+        """Kill the server, and start it again after some seconds."""
+        self.call("pg_ctl", "--silent", "--mode=immediate", "stop")
+        time.sleep(away_s)
+        self.call("pg_ctl", *self.start)
+
+
 @pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    """URL of an empty database, on a socket in a folder of its own; no port is opened."""
+def postgres(postgres_server: PostgresServer) -> str:
+    return postgres_server.url
+
+
+@pytest.fixture(scope="module")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A server on a socket in a folder of its own; no port is opened."""
     programs = [Path(p) for p in (shutil.which("pg_ctl"), *Path("/usr/lib/postgresql").glob("*/bin/pg_ctl")) if p]
     if not programs:
         pytest.skip("no PostgreSQL server is installed (pg_ctl)")
@@ -42,8 +67,9 @@ def postgres() -> Iterator[str]:
         shutil.chown(folder, user=user) if user else None
         call("initdb", "--username=zerosweep", "--auth=trust", "--no-sync")
         options = f"-k {folder} -c listen_addresses= -c fsync=off"
-        call("pg_ctl", "--wait", "--silent", f"--log={folder}/log", f"--options={options}", "start")
-        yield f"postgresql://zerosweep@/postgres?host={folder}"
+        start = ("--wait", "--silent", f"--log={folder}/log", f"--options={options}", "start")
+        call("pg_ctl", *start)
+        yield PostgresServer(url=f"postgresql://zerosweep@/postgres?host={folder}", call=call, start=start)
         call("pg_ctl", "--silent", "--mode=immediate", "stop")
     finally:
         shutil.rmtree(folder)
@@ -102,7 +128,7 @@ def test_one_driver_at_a_time(tmp_path: Path, url: str) -> None:
 
 def test_the_study_of_a_driver_that_was_killed_is_free(tmp_path: Path, url: str) -> None:
     def drive(holds: Any) -> None:
-        with database.hold(url, "killed"):
+        with database.connect(url).hold("killed"):
             holds.set()
             time.sleep(60)
 
@@ -111,13 +137,82 @@ def test_the_study_of_a_driver_that_was_killed_is_free(tmp_path: Path, url: str)
     driver = fork.Process(target=drive, args=[holds])
     driver.start()
     assert holds.wait(20)
-    with pytest.raises(UserError, match="another process holds"), database.hold(url, "killed"):
+    with pytest.raises(UserError, match="another process holds"), database.connect(url).hold("killed"):
         pass
     driver.kill()
     driver.join()
     time.sleep(0.2)  # the server notices
-    with database.hold(url, "killed"):
+    with database.connect(url).hold("killed"):
         pass
+
+
+class Outage:
+    """Breaks the connection of a ledger's database now and then: before a statement, or after a commit."""
+
+    def __init__(self, book: Ledger, *, share: float) -> None:
+        """`share`: of events that break; 1: the database is gone for good."""
+        assert book._database
+        self.share, self.breaks, self.draw = share, 0, random.Random(0).random
+        dialect: Any = book._database.engine.dialect
+        self.error = dialect.loaded_dbapi.OperationalError
+        execute, commit = dialect.do_execute, dialect.do_commit
+        disconnect = dialect.is_disconnect
+        dialect.is_disconnect = lambda error, *given: "closed the conn" in str(error) or disconnect(error, *given)
+        dialect.do_execute = lambda cursor, *given: (self.pass_or_break(cursor.connection), execute(cursor, *given))
+        dialect.do_commit = lambda connection: (commit(connection), self.pass_or_break(connection))
+
+    def pass_or_break(self, connection: Any) -> None:
+        if self.draw() < self.share:
+            self.breaks += 1
+            connection.rollback()  # as a server does
+            raise self.error("the server closed the connection")
+
+
+def test_a_database_that_is_away_for_a_while_changes_nothing(
+    tmp_path: Path, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "FIRST_PAUSE_S", 0.001)
+    with ledger(tmp_path / "journal") as book:
+        search(book, packs=9)
+        expected = outcome(book), len(book.trials())
+    with ledger(tmp_path / "a", url=postgres, name="away", patience_s=20.0) as book:
+        outage = Outage(book, share=0.03)
+        search(book, packs=9)
+        outage.share = 0.0
+        assert (outcome(book), len(book.trials())) == expected  # no trial twice
+        assert outage.breaks > 10
+
+
+def test_a_database_that_is_gone_for_good_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "FIRST_PAUSE_S", 0.01)
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    with ledger(tmp_path / "a", url=url, name="gone", patience_s=0.2) as book:
+        queue = PackQueue(book, toy.SPACE, configs=12, pack=4, sampler="tpe", seed=7)
+        lanes = queue.next_pack("0")
+        Outage(book, share=1.0)
+        queue.end("0", PackReport(ended={x.number: toy.lane_result(x.params, x.seed) for x in lanes}))
+        started = time.monotonic()
+        message = f"ledger must be a database that answers, {url} was away for 0.2 s: the server closed"
+        for _ in range(3):  # given up once
+            with pytest.raises(UserError, match=message):
+                queue.next_pack("1")
+        assert time.monotonic() - started < 0.1
+
+
+def test_a_server_that_starts_again(tmp_path: Path, postgres_server: PostgresServer) -> None:
+    """Killed in the middle of a search, and back after two seconds: the search goes on, and still holds the study."""
+    with ledger(tmp_path / "journal") as book:
+        search(book, packs=9)
+        expected = outcome(book)
+    where = {"url": postgres_server.url, "name": "restarted", "patience_s": 60.0}
+    with ledger(tmp_path / "a", **where) as book:
+        stop = threading.Timer(0.3, postgres_server.restart, kwargs={"away_s": 2.0})
+        stop.start()
+        search(book, packs=9)
+        stop.join()
+        assert outcome(book) == expected
+        with pytest.raises(UserError, match="another process holds restarted"):
+            ledger(tmp_path / "b", **where, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -177,6 +272,32 @@ def test_a_journal_is_written_no_more_after_a_failure(tmp_path: Path, monkeypatc
     with ledger(tmp_path, resume=True) as book:
         search(book, packs=9)
         assert len(book.finished()) == 12
+
+
+@pytest.mark.parametrize("damage", [b'{"op_code":4,"work', b'{"op_code":4}{"op_code":5}\n', b"\0\0\0\n"])
+def test_a_damaged_line_of_a_journal_is_named_with_the_way_on(tmp_path: Path, damage: bytes) -> None:
+    with ledger(tmp_path) as book:
+        search(book, packs=2)
+    path = tmp_path / "study.journal"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:7], damage, *lines[8:]]))
+    with pytest.raises(UserError, match=f"{path} is damaged in line 8: cut it there .*head -n 7") as error:
+        ledger(tmp_path, resume=True)
+    assert "--" not in str(error.value)
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:7]))
+    with ledger(tmp_path, resume=True) as book:
+        search(book, packs=9)
+        assert len(book.finished()) == 12
+
+
+def test_what_a_killed_driver_left_is_removed(tmp_path: Path) -> None:
+    with ledger(tmp_path) as book:
+        search(book, packs=1)
+    left = [tmp_path / f"study.journal.lock{end}" for end in ("", "c0ffee.rename")]
+    for path in left:
+        path.write_text("")
+    ledger(tmp_path, resume=True).close()
+    assert not any(path.exists() for path in left)
 
 
 def test_another_process_may_write_to_the_journal(tmp_path: Path) -> None:
