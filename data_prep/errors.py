@@ -47,8 +47,8 @@ def run_command(work: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         interrupts.say()
         return interrupts.exit_code
-    except SystemExit:  # Ray's own handlers call sys.exit, where a signal comes while they are installed
-        if interrupts.signum is None:
+    except SystemExit as exit_:  # Ray's own handlers call it, where a signal comes while they are installed
+        if not interrupts.caused(exit_):
             raise
         interrupts.say()
     return 0 if interrupts.signum is None else interrupts.exit_code

@@ -34,6 +34,7 @@ class Interrupts:
         self.last_words = "interrupted"
         """What is said when the command ends for a signal: how to go on."""
         self._lock = threading.Lock()
+        self._heard = threading.Event()
         self._deadline = threading.Timer(PATIENCE_S, self._end)
         self._deadline.daemon = True
 
@@ -53,12 +54,21 @@ class Interrupts:
         """Let the command take its time to end, because it was asked to finish something first."""
         self._deadline.cancel()
 
+    def note(self, signum: int) -> None:
+        """Note a signal, if it is the first."""
+        self.signum = self.signum or signum
+
     def receive(self, signum: int) -> None:
         """Note a signal; start the clock at the first one, and end the process at once at the second."""
-        if self.signum is not None:
+        self.note(signum)
+        if self._heard.is_set():
             self._end()
-        self.signum = signum
+        self._heard.set()
         self._deadline.start()
+
+    def caused(self, exit_: SystemExit) -> bool:
+        """Return whether a signal is why somebody calls sys.exit; 0 and 2 are how options end a command."""
+        return exit_.code not in (None, 0, 2) and self._heard.wait(0.2)  # the thread may be a moment behind
 
     def _end(self) -> None:
         """End the process here and now. The kernel ends a Ray that this process has started with it."""
@@ -97,6 +107,7 @@ def signals_interrupt() -> Iterator[None]:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
+    interrupts.note(signum)
     raise Interrupted
 
 

@@ -159,6 +159,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--once", action="store_true", help="two stages, a signal each")
     parser.add_argument("--only", default="", help="stages, separated by commas")
+    parser.add_argument("--signal", choices=["SIGINT", "SIGTERM"], help="this one only")
     parser.add_argument("--drive", choices=STAGES, help=argparse.SUPPRESS)  # the process that gets the signal
     parser.add_argument("--marker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("study", nargs="*", help=argparse.SUPPRESS)
@@ -167,9 +168,8 @@ def main() -> int:
         sys.argv = ["study/run.py", *options.study]
         return drive(options.drive, options.marker, options.study)
     chosen = options.only.split(",") if options.only else list(STAGES)
-    runs = (
-        SUITE if options.once else [(stage, signum) for stage in chosen for signum in (signal.SIGINT, signal.SIGTERM)]
-    )
+    signals = [signal.Signals[options.signal]] if options.signal else [signal.SIGINT, signal.SIGTERM]
+    runs = SUITE if options.once else [(stage, signum) for stage in chosen for signum in signals]
     good = True
     with tempfile.TemporaryDirectory(prefix="zs") as name:
         work, cache = Path(name), Path(name) / "cache"
