@@ -1,8 +1,10 @@
 """How many packs run at once while nodes come and go, and what an autoscaler is asked for."""
 
+import io
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from study.cluster import capacity
 from study.cluster.capacity import Room
@@ -82,3 +84,15 @@ def test_the_plan_counts_nodes_that_can_come(monkeypatch: pytest.MonkeyPatch) ->
     assert capacity_of(9, own=False, can_grow=True, monkeypatch=monkeypatch) == [9, 9]
     assert capacity_of(9, own=True, can_grow=False, monkeypatch=monkeypatch, max_packs=3) == [9, 3]
     assert capacity_of(2, own=False, can_grow=True, monkeypatch=monkeypatch, max_packs=3) == [2, 3]
+
+
+def test_waiting_is_said_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    said, now = io.StringIO(), 0.0
+    monkeypatch.setattr(capacity.time, "monotonic", lambda: now)
+    needs = capacity.needs(ResourceOptions(cpus_per_pack=4, gpus_per_pack=1, workers_per_pack=2))
+    waiting = capacity.WaitingLine(Console(file=said, width=200), f"a node with {needs}")
+    for now in (1.0, 6.0, 7.0, 20.0, 80.0):  # noqa: B007  # the clock
+        waiting.say()
+    assert said.getvalue().splitlines() == [
+        f"waiting for a node with 4 CPUs and 1 GPU for each of 2 workers for {since}" for since in ("0:06", "1:20")
+    ]
