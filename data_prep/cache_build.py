@@ -68,6 +68,7 @@ def prepare(options: FeatureOptions, progress: Progress | None = None) -> Path |
                     checkpoint=checkpoint,
                     contents=contents,
                     inputs=inputs,
+                    gpu=options.gpu,
                     progress=progress,
                 )
                 build.run(options.rebuild, options.max_rejected)
@@ -169,6 +170,8 @@ class _Build:
     """Columns bytes and sha256 of every image."""
     inputs: dict[str, Any]
     """What the fingerprint is made of, but for the images that will be rejected."""
+    gpu: bool
+    """Whether GPUs encode, and nothing else."""
     progress: Progress | None
     """Called after every shard."""
 
@@ -191,7 +194,9 @@ class _Build:
         texts = [*names["text"].to_pylist(), *nodes["text"].to_pylist()]
         shards, tokens = self.caches / _building(name), "tokens" in self.inputs
         with ray_session():
-            encoded = encode(bench.images, texts, self.checkpoint, shards, tokens=tokens, progress=self.progress)
+            encoded = encode(
+                bench.images, texts, self.checkpoint, shards, tokens=tokens, gpu=self.gpu, progress=self.progress
+            )
         rejected = rejected_table(bench, encoded)
         _refuse(rejected, len(bench.images), max_rejected)
         readable_I = np.array([not reason for reason in encoded.reasons])

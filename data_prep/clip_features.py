@@ -17,6 +17,7 @@ Shapes: I images, T texts, D CLIP dimension, P image patches.
 
 import io
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from data_prep.storage import Storage, reason
 IMAGES_PER_SHARD = 256  # 150 MB of float32 pixels at 224 px: about one Ray block
 TEXTS_PER_SHARD = 512
 WORK_PER_ACTOR = 450e6  # bytes of weights x shards: a further actor costs 6 s of imports, and less work is done by then
+SHARDS_PER_GPU = 64  # 16,000 images: a further GPU comes in minutes, and less work is done by then
 PROBED_IMAGES = 20_000  # with fewer images the batch is the shard: trying others would take longer than it can save
 BATCHES = (16, 32, 64, 128, 256)
 LARGE_PARAMETERS = 50_000_000
@@ -77,24 +79,26 @@ def encode(
     shards: Storage,
     *,
     tokens: bool = False,
+    gpu: bool = False,
     progress: Progress | None = None,
 ) -> Encoded:
     """Encode every row of `images` (columns key, path and data, one of the last two null) and every text.
 
     shards: folder of finished shards, which are not computed again; it must belong to these inputs alone. tokens:
-    keep the features of image patches, too. Ray must be initialised. Raises UserError if the checkpoint fails.
+    keep the features of image patches, too. gpu: encode on GPUs only, and wait for one if an autoscaler must start its
+    node. Ray must be initialised. Raises UserError if the checkpoint fails, or a GPU that Ray counts is none.
     """
     # Sorted by length, a batch is padded little; class names and lemmas share texts.
     unique = sorted(set(texts), key=lambda text: (len(text), text))
     image_units, text_units = list(_image_units(images)), list(_text_units(unique))
     units, finished = image_units + text_units, set(shards.names())
     todo = [unit for unit in units if unit["shard"] not in finished]
-    batch = _plan_batch(len(images), checkpoint, shards, finished)
+    batch = _plan_batch(len(images), checkpoint, shards, finished, gpu=gpu)
     report = progress or (lambda stage, done, total: None)
     report("features", len(units) - len(todo), len(units))
-    for done, row in enumerate(_run(todo, checkpoint, batch, tokens), start=len(units) - len(todo) + 1):
+    for done, row in enumerate(_run(todo, checkpoint, batch, tokens, gpu), start=len(units) - len(todo) + 1):
         if row["fatal"]:
-            raise UserError(row["fatal"], option="clip")
+            raise UserError(row["fatal"], option=row["option"])
         _commit(row, shards)
         report("features", done, len(units))
     position = {text: t for t, text in enumerate(unique)}
@@ -117,18 +121,18 @@ def encode(
     )
 
 
-def _plan_batch(images: int, checkpoint: Checkpoint, shards: Storage, finished: set[str]) -> int:
+def _plan_batch(images: int, checkpoint: Checkpoint, shards: Storage, finished: set[str], *, gpu: bool) -> int:
     """Return the job's batch: probed once, for features computed in other batches differ in the last bits."""
     if PLAN in finished:
         return int(json.loads(shards.read(PLAN) or b"")["batch"])
     batch = IMAGES_PER_SHARD
     if images >= PROBED_IMAGES:
-        batch = _probe(checkpoint)
+        batch = _probe(checkpoint, gpu=gpu)
     shards.write(PLAN, json.dumps({"batch": batch}).encode())
     return batch
 
 
-def _probe(checkpoint: Checkpoint) -> int:
+def _probe(checkpoint: Checkpoint, *, gpu: bool) -> int:
     """Run `Encode.probe` where the job will run: on one CPU thread or a GPU."""
     import ray
 
@@ -137,8 +141,8 @@ def _probe(checkpoint: Checkpoint) -> int:
         encoder = Encode(checkpoint, threads=1)
         return encoder.probe() if not encoder.fatal else BATCHES[0]  # the job itself names the mistake
 
-    gpu = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
-    return ray.get(probe.options(num_cpus=1, num_gpus=gpu).remote())
+    gpus = 1 if gpu or ray.cluster_resources().get("GPU", 0) >= 1 else 0
+    return ray.get(probe.options(num_cpus=1, num_gpus=gpus).remote())
 
 
 def _commit(row: dict[str, Any], shards: Storage) -> None:
@@ -193,7 +197,12 @@ class Encode:
     """A preprocessed unit -> its normalised features. One per actor; the model is loaded once."""
 
     def __init__(
-        self, checkpoint: Checkpoint, threads: int, batch: int = IMAGES_PER_SHARD, tokens: bool = False
+        self,
+        checkpoint: Checkpoint,
+        threads: int,
+        batch: int = IMAGES_PER_SHARD,
+        tokens: bool = False,
+        gpu: bool = False,
     ) -> None:
         import torch
 
@@ -201,7 +210,10 @@ class Encode:
         torch.set_num_threads(threads)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._name, self._batch, self._with_tokens = checkpoint.name, batch, tokens
-        self.fatal = ""
+        self.fatal, self._option = "", "clip"
+        if gpu and self._device == "cpu":  # the hours that it would take on a CPU are not what was asked for
+            self.fatal, self._option = f"{socket.gethostname()} has no CUDA, but Ray counts GPUs there", ""
+            return
         try:
             self._model = load_model(checkpoint).to(self._device)  # type: ignore[arg-type]
         except UserError as error:  # as data: an exception in here reaches the user as pages of Ray's traceback
@@ -215,7 +227,8 @@ class Encode:
         import torch
 
         inputs, nothing = row.pop("inputs"), np.zeros((0, 1), np.float16)
-        row |= {"fatal": self.fatal, "logit_scale": 0.0, "precision": "", "features": nothing, "tokens": nothing}
+        row |= {"fatal": self.fatal, "option": self._option}
+        row |= {"logit_scale": 0.0, "precision": "", "features": nothing, "tokens": nothing}
         if self.fatal:
             return row
         row["logit_scale"], row["precision"] = self._logit_scale, str(self._precision).removeprefix("torch.")
@@ -317,8 +330,10 @@ def _fast_precision(device: str) -> Any:
     return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16", False) else torch.float32
 
 
-def _run(units: list[dict[str, Any]], checkpoint: Checkpoint, batch: int, tokens: bool) -> Iterator[dict[str, Any]]:
-    """Yield rows with shard, features, tokens, reasons, fatal, logit_scale, precision, in any order."""
+def _run(
+    units: list[dict[str, Any]], checkpoint: Checkpoint, batch: int, tokens: bool, gpu: bool
+) -> Iterator[dict[str, Any]]:
+    """Yield rows with shard, features, tokens, reasons, fatal, option, logit_scale, precision, in any order."""
     if not units:
         return
     import ray.data
@@ -326,16 +341,18 @@ def _run(units: list[dict[str, Any]], checkpoint: Checkpoint, batch: int, tokens
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     worth = int(len(units) * checkpoint.weight_bytes / WORK_PER_ACTOR)
-    most = gpus or max(1, min(int(resources["CPU"]), len(units), worth))
+    most = gpus or max(1, min(int(resources.get("CPU", 0)), len(units), worth))
+    if gpu:  # an actor that waits asks the autoscaler for its GPU
+        most = max(gpus, 1, len(units) // SHARDS_PER_GPU)
     dataset = (
         ray.data.from_items(units, override_num_blocks=len(units))
         .map(Preprocess(checkpoint).__call__, num_cpus=1)
         .map(
             cast(Any, Encode),
-            fn_constructor_args=(checkpoint, 1, batch, tokens),
+            fn_constructor_args=(checkpoint, 1, batch, tokens, gpu),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=most),
             num_cpus=1,
-            num_gpus=1 if gpus else None,
+            num_gpus=1 if gpus or gpu else None,
         )
     )
     # Its plan and its own progress bars are noise here: the caller shows progress in shards. (Not the logger

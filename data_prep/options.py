@@ -27,6 +27,9 @@ class FeatureOptions:
     """A template set (single, imagenet7, imagenet80, ...) or prompts with {}; the benchmark's own if left out."""
     tokens: bool = False
     """Keep the features of image patches, too: 50 KB an image for a ViT-B/32."""
+    gpu: bool = False
+    """Encode on GPUs only. Where there is none yet, a cluster's autoscaler is asked for one. Without the option GPUs
+    are used if there are some."""
     max_rejected: float = 0.001
     """Share of images that may be unreadable. They are left out and listed in rejected.parquet."""
 

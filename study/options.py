@@ -136,6 +136,10 @@ class ResourceOptions:
     workers_per_pack: int = 1
     """Workers that train a pack together, for models that need several GPUs: each takes --cpus-per-pack and
     --gpus-per-pack, and its share of every batch, a multiple of their number. Without checkpoints and --refill."""
+    max_packs: int | Literal["auto"] = "auto"
+    """Packs that run at once. auto: as many as the nodes hold, those that join later included; an autoscaler is asked
+    for nodes until every actor trains four packs of a search, so that the sampler can learn, and for 64 packs at most.
+    A number: so many are asked for, and no more are used."""
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     """Of matrix products while configurations are searched (refits are float32). In bfloat16 a lane's metrics depend a
     little on its neighbours. auto: bfloat16 on GPUs, if eight configurations rank alike in both after an epoch."""
@@ -156,6 +160,12 @@ class ResourceOptions:
         _check(self.price, "0 or more", option="price", holds=self.price is None or self.price >= 0)
         _check(self.gpus_per_pack, "0 or more", option="gpus_per_pack", holds=self.gpus_per_pack >= 0)
         _check(self.workers_per_pack, "at least 1", option="workers_per_pack", holds=self.workers_per_pack >= 1)
+        _check(
+            self.max_packs,
+            "at least 1, or auto",
+            option="max_packs",
+            holds=self.max_packs == "auto" or self.max_packs >= 1,
+        )
         _check(self.refit_workers, "0 or more", option="refit_workers", holds=self.refit_workers >= 0)
         _check(self.checkpoint_every, "at least 1", option="checkpoint_every", holds=self.checkpoint_every >= 1)
 

@@ -71,7 +71,9 @@ class Coordinator:
         return progress.node in self._draining
 
     def packs(self) -> dict[str, PackProgress]:
-        """Return the progress of the running packs."""
+        """Return the progress of the running packs; those of a node that is gone went with it."""
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        self._packs = {name: pack for name, pack in self._packs.items() if not pack.node or pack.node in alive}
         return dict(self._packs)
 
     def refill(self, pack: str, lanes: Sequence[Lane]) -> None:

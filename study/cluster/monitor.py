@@ -17,6 +17,7 @@ from rich.text import Text
 
 from data_prep.errors import UserError
 from data_prep.storage import Storage, push
+from study.cluster.capacity import Room, minutes, needs
 from study.cluster.coordinator import PackProgress
 from study.cluster.gauges import SearchGauges
 from study.cluster.jobs import Search
@@ -28,6 +29,9 @@ LOOK_EVERY_S = 0.5
 
 PLAIN_LINE_EVERY_S = 15.0
 """Seconds between progress lines where standard output is no terminal."""
+
+IDLE_SAID_AFTER_S = 15.0
+"""Seconds without a running pack before it is said: actors start in 5 to 10 s."""
 
 MIRROR_EVERY_S = 10.0
 """Seconds between copies of the ledger."""
@@ -99,6 +103,7 @@ class Monitor:
 def make_monitor(
     searches: Sequence[Search],
     coordinator: ActorHandle,
+    room: Room,
     *,
     study: str,
     console: Console,
@@ -106,7 +111,8 @@ def make_monitor(
 ) -> Monitor:
     """Make the monitor of a study's searches.
 
-    `report`: called now and then when the first search has new results, to write the report of the running study.
+    `room`: what the cluster holds; `report`: called now and then when the first search has new results, to write the
+    report of the running study.
     """
     queues = [search.queue for search in searches]
     observers: list[Observer] = [SearchGauges(queue, study) for queue in queues]
@@ -114,7 +120,7 @@ def make_monitor(
     if report:
         observers.append(ReportWriter(queues[0], report))
     # last of all: how the copy of a ledger ended is said before how its search did
-    observers.append(Terminal([SearchLines(s.queue, s.training.epochs) for s in searches], console))
+    observers.append(Terminal([SearchLines(s.queue, s.training.epochs) for s in searches], console, Waiting(room)))
     return Monitor(observers, coordinator)
 
 
@@ -142,7 +148,7 @@ def progress_line(
     work = done - already + sum(p.lanes - p.alive * (1 - p.epoch / epochs) for p in packs.values())
     if work > 0 and done < configs:
         left = max(0.0, (configs - already - work) * seconds / work)
-        parts.append(f"about {int(left) // 60}:{int(left) % 60:02d} left")
+        parts.append(f"about {minutes(left)} left")
     return " · ".join(parts)
 
 
@@ -183,13 +189,32 @@ class SearchLines:
         return f"{self.queue.space.method}: {line}"
 
 
+class Waiting:
+    """What packs wait for, in words."""
+
+    def __init__(self, room: Room) -> None:
+        """`room`: what the cluster holds."""
+        self._room, self._needs = room, needs(room.resources)
+        self._idle_since: float | None = None
+
+    def line(self, packs: int) -> str:
+        """Return what the next packs wait for and for how long, "" where nobody waits; `packs`: those that run."""
+        now = time.monotonic()
+        self._idle_since = None if packs else self._idle_since or now
+        if self._idle_since and now - self._idle_since >= IDLE_SAID_AFTER_S:
+            return f"no pack has run for {minutes(now - self._idle_since)}: each needs {self._needs}"
+        if self._room.short_since:
+            return f"waiting for more nodes with {self._needs} for {minutes(now - self._room.short_since)}"
+        return ""
+
+
 class Terminal:
     """Shows live lines on a terminal, a line now and then elsewhere, and a last line for each search that is over."""
 
     every_s = 0.0
 
-    def __init__(self, searches: Sequence[SearchLines], console: Console) -> None:
-        self._searches, self._console = searches, console
+    def __init__(self, searches: Sequence[SearchLines], console: Console, waiting: Waiting) -> None:
+        self._searches, self._console, self._waiting = searches, console, waiting
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
         self._line_every_s = 0.0 if self._live else PLAIN_LINE_EVERY_S
         self._shown = time.monotonic()
@@ -200,16 +225,20 @@ class Terminal:
         for search in self._searches:
             if search.queue.over:
                 self._print_last(search)
+        waiting = self._waiting.line(len(packs)) if not all(search.queue.over for search in self._searches) else ""
         if time.monotonic() - self._shown < self._line_every_s:
             return False
         self._shown = time.monotonic()
         if self._live:
             lines = [search.line(own) + best_line(search.counts) for search, own in running]
+            lines += [waiting] if waiting else []
             self._live.start()
             self._live.update(Text("\n".join(lines)))
         else:
             for search, own in running:
                 self._print(search.line(own))
+            if waiting:
+                self._print(waiting)
         return True
 
     def end(self) -> None:

@@ -1,6 +1,5 @@
 """Run searches: Tune schedules packs on the cluster, queues fill them and write the ledgers, a monitor looks on."""
 
-import functools
 import gc
 import logging
 import os
@@ -10,22 +9,21 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.actor import ActorHandle
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.experiment import Trial
 from rich.console import Console
 
 from data_prep.ray_session import quiet_loggers
 from data_prep.storage import Storage
+from study.cluster.capacity import Room, of_worker
 from study.cluster.checkpoint_store import start_checkpoint_store
 from study.cluster.coordinator import Coordinator
 from study.cluster.jobs import PackJob, Search, SearchOutcome
 from study.cluster.monitor import make_monitor
 from study.cluster.pack_actor import PackTrainable
-from study.cluster.session import concurrent_packs, on_this_node
+from study.cluster.session import concurrent_packs, on_this_node, own_ray
 from study.cluster.tune_searcher import TuneSearcher
 from study.options import ResourceOptions
-from study.search.records import Lane
 
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no csv, json and tensorboard file per pack: the ledger has it all
@@ -33,6 +31,9 @@ TUNE_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints tables even at verbosity 0
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's own waits for its trials: a minute and more until the ledger is told
 }
+
+MOST_TRIALS = 10_000
+"""Packs that Tune may run or let wait at once."""
 
 PACKS = "packs"
 """Folder of the packs' checkpoints, while a search is not over."""
@@ -43,6 +44,7 @@ def run_searches(
     arrays: Mapping[str, Any] | ray.ObjectRef,
     *,
     resources: ResourceOptions,
+    requested: int = 1,
     checkpoints: Storage | None = None,
     console: Console | None = None,
     report: Callable[[], object] | None = None,
@@ -51,14 +53,14 @@ def run_searches(
 
     One Tune run whose actors serve all of them: starting an actor costs seconds, as much as a pack of a simple method,
     and where one search has no pack left to give, the next one's fill the cores. `arrays`: `TrialData.to_arrays()` or
-    a reference to it. `checkpoints`: folder in which packs leave checkpoints and go on from those they find; packs that
-    are refilled, or of several workers, leave none. `report`: called now and then with new results in the first ledger
-    (the report of the running study).
+    a reference to it. `requested`: packs for which an autoscaler is asked for nodes; nodes that join are used in any
+    case. `checkpoints`: folder in which packs leave checkpoints and go on from those they find; packs that are
+    refilled, or of several workers, leave none. `report`: called now and then with new results in the first ledger (the
+    report of the running study).
     An interrupt voids the running packs, to be trained on resume, and ends the search; the outcomes say so.
-    Raises ValueError if no pack fits.
+    Raises ValueError if no pack can fit.
     """
-    concurrent = concurrent_packs(resources)
-    if not concurrent:
+    if own_ray() and not concurrent_packs(resources):
         raise ValueError(f"the cluster must hold a pack, got {resources} for {ray.cluster_resources()}")
     finished_before = [search.queue.counts.finished for search in searches]
     for search in searches:
@@ -93,23 +95,24 @@ def run_searches(
         for search in searches
     }
     queues = [search.queue for search in searches]
+    room, console = Room(resources, requested), console or Console()
     os.environ.update(TUNE_ENVIRONMENT)
     interrupted = False
     try:
         with (
             # Tune reports packs that died, and Ctrl-C, in many lines; the ledger has the reasons, here they are one
             quiet_loggers("ray.tune", "ray.air", "ray.train", level=logging.CRITICAL),
-            make_monitor(searches, coordinator, study=study, console=console or Console(), report=report),
+            make_monitor(searches, coordinator, room, study=study, console=console, report=report),
         ):
             tuner = Tuner(
                 tune.with_resources(
                     tune.with_parameters(PackTrainable, jobs=jobs),
-                    tune.PlacementGroupFactory([_of_worker(resources)] * resources.workers_per_pack),
+                    tune.PlacementGroupFactory([of_worker(resources)] * resources.workers_per_pack),
                 ),
                 tune_config=TuneConfig(
-                    search_alg=TuneSearcher(queues, functools.partial(_hand_over, coordinator)),
+                    search_alg=TuneSearcher(queues, room, coordinator),
                     num_samples=-1,  # the queues say when they are over
-                    max_concurrent_trials=concurrent,
+                    max_concurrent_trials=MOST_TRIALS,  # the searcher holds packs back: nodes come and go
                     reuse_actors=True,
                     trial_name_creator=_pack_name,
                     trial_dirname_creator=_pack_name,
@@ -131,6 +134,7 @@ def run_searches(
     except KeyboardInterrupt:
         interrupted = True
     finally:
+        room.close()
         ray.kill(coordinator)
         if store:
             store.close()
@@ -144,22 +148,11 @@ def run_searches(
             interrupted=interrupted or not search.queue.over,
             counts=search.queue.counts,
             seconds=search.queue.seconds,
-            concurrent=concurrent,
+            concurrent=room.most,
             trained=search.queue.counts.finished - before,
         )
         for search, before in zip(searches, finished_before, strict=True)
     ]
-
-
-def _of_worker(resources: ResourceOptions) -> dict[str, float]:
-    """Return the resources of one worker of a pack, as Tune names them."""
-    gpus = {"GPU": resources.gpus_per_pack} if resources.gpus_per_pack else {}
-    return {"CPU": resources.cpus_per_pack, **gpus}
-
-
-def _hand_over(coordinator: ActorHandle, pack: str, lanes: Sequence[Lane]) -> None:
-    """Lay lanes out for a running pack; it asks for them when the report that freed their room is dealt with."""
-    ray.get(coordinator.refill.remote(pack, lanes))
 
 
 def _pack_name(trial: Trial) -> str:

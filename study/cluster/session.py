@@ -2,13 +2,19 @@
 
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import ray
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]  # made when imported
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from study.options import ResourceOptions
+
+GCS_TIMEOUT_S = 10
+"""Seconds within which the head must say how its autoscaler stands."""
 
 
 def start_session(resources: ResourceOptions) -> None:
@@ -31,9 +37,15 @@ def start_session(resources: ResourceOptions) -> None:
     start_ray("local")  # another cluster that happens to run on this machine is not ours
 
 
-def single_node(resources: ResourceOptions) -> bool:
+def own_ray() -> bool:
+    """Return whether this process started the Ray that is initialised: it never gets other nodes than this machine."""
+    node = ray._private.worker._global_node  # no public name
+    return node is not None and node.is_head()
+
+
+def single_node() -> bool:
     """Return whether this machine is the whole cluster, so that its processes see each other's files."""
-    return _address(resources) is None and len(ray.nodes()) == 1
+    return own_ray() and len(ray.nodes()) == 1
 
 
 def _address(resources: ResourceOptions) -> str | None:
@@ -50,21 +62,38 @@ def draining_nodes() -> Collection[str]:
     return ray._private.state.state.get_draining_nodes()  # no public name; Ray's own Data and Train ask this way
 
 
-def largest_cluster() -> dict[str, float]:
-    """Return the resources of the cluster by name, with all workers that its autoscaler may start."""
-    # no public name for the autoscaler's maximum; Ray's own Data and Train ask this way
-    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    now = ray.cluster_resources()
-    return {name: max(most.get(name, 0), now.get(name, 0)) for name in most.keys() | now.keys()}
+def alive_nodes() -> dict[str, dict[str, float]]:
+    """Return the resources of the cluster's nodes by their ids, without nodes that are dead or drained."""
+    draining = draining_nodes()
+    return {n["NodeID"]: n["Resources"] for n in ray.nodes() if n["Alive"] and n["NodeID"] not in draining}
 
 
 def concurrent_packs(resources: ResourceOptions) -> int:
-    """Return the number of packs that the largest cluster holds at once, 0 if none fits."""
-    have, workers = largest_cluster(), resources.workers_per_pack
+    """Return the number of packs that the cluster's nodes hold at once, 0 if none fits."""
     needs = {"CPU": resources.cpus_per_pack, "GPU": resources.gpus_per_pack}
-    return min(
-        (int(have.get(name, 0) / (need * workers) + 1e-9) for name, need in needs.items() if need > 0), default=0
-    )
+
+    def workers_on(have: Mapping[str, float]) -> int:
+        return min(int(have.get(name, 0) / need + 1e-9) for name, need in needs.items() if need > 0)
+
+    return sum(map(workers_on, alive_nodes().values())) // resources.workers_per_pack
+
+
+def autoscaler_verdict(group: PlacementGroup, since: int | None) -> tuple[bool | None, int | None]:
+    """Return whether the autoscaler can start the nodes for a placement group that waits; None: it has not said yet.
+
+    `since`: the second value of the call before, None in the first: the state of the cluster in which the group showed
+    first. The autoscaler looks every five seconds. Of Ray's old autoscaler ("v1") nothing is known: always None.
+    """
+    reply = GetClusterStatusReply()  # no public function tells infeasible requests, or which state the autoscaler saw
+    client = GcsClient(address=ray.get_runtime_context().gcs_address)
+    reply.ParseFromString(client.get_cluster_status(timeout_s=GCS_TIMEOUT_S))
+    cluster, autoscaler, name = reply.cluster_resource_state, reply.autoscaling_state, group.id.hex()
+    if any(name in gang.details for gang in autoscaler.infeasible_gang_resource_requests):
+        return False, since
+    if since is None and any(name in gang.details for gang in cluster.pending_gang_resource_requests):
+        since = cluster.cluster_resource_state_version
+    seen = since is not None and autoscaler.last_seen_cluster_resource_state_version >= since
+    return (True if seen else None), since
 
 
 def cpus_per_worker(resources: ResourceOptions) -> float:

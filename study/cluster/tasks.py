@@ -1,21 +1,31 @@
-"""Work on the cluster that is no search: scoring given configurations on the folds, comparing two precisions."""
+"""Work on the cluster that is no search: scoring given configurations on the folds, timing, comparing precisions."""
 
 import functools
+import socket
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import ray
 import torch
+from rich.console import Console
 
+from data_prep.errors import UserError
 from models.stacked import MethodConfig
 from search_spaces import Space
+from study.cluster.capacity import WaitingLine, needs
+from study.cluster.session import single_node
 from study.options import ResourceOptions
 from study.protocol.scores import Criterion
-from study.protocol.trial_data import TrialData
+from study.protocol.trial_data import TrialData, seen_classes, trainable_images
 from study.training.loop import TrainingOptions, bfloat16_keeps_ranking, train_pack
 from study.training.methods import static_fields
+from study.training.pack import Pack
 from study.training.scoring import LaneResult
+
+LANES_TIMED = 4
+"""Lanes of the pack whose epoch is timed."""
 
 R = TypeVar("R", covariant=True)
 
@@ -28,10 +38,15 @@ class PackWork(Protocol[R]):
 
 
 def data_on_worker(arrays: Mapping[str, Any], cpus: float, gpus: float) -> TrialData:
-    """Return trial data on the device of an actor or task with these resources; set its threads to its CPUs."""
+    """Return trial data on the device of an actor or task with these resources; set its threads to its CPUs.
+
+    Raises RuntimeError where it was given a GPU that torch does not see: it would train on the CPU in silence.
+    """
+    if gpus and not torch.cuda.is_available():
+        raise RuntimeError(f"{socket.gethostname()} has no CUDA, but Ray counts GPUs there")
     # more threads than CPUs make two actors on two cores ten times slower than one thread each
     torch.set_num_threads(max(1, int(cpus)))
-    return TrialData.from_arrays(arrays).to("cuda" if gpus and torch.cuda.is_available() else "cpu")
+    return TrialData.from_arrays(arrays).to("cuda" if gpus else "cpu")
 
 
 def score_on_folds(
@@ -83,6 +98,72 @@ def _bfloat16_keeps_ranking(
 ) -> bool:
     data = data_on_worker(arrays, resources.cpus_per_pack, resources.gpus_per_pack)
     return bfloat16_keeps_ranking(configs, seeds=range(len(configs)), data=data, criterion=criterion)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochTimes:
+    """How long an epoch takes on a worker."""
+
+    seconds: Mapping[str, float]
+    """Seconds that one lane's epoch of the default configuration takes, by space."""
+    no_cuda: str = ""
+    """Name of the worker's machine, if Ray counts a GPU there that torch does not see; nothing is timed then."""
+
+
+def time_epochs(
+    spaces: Sequence[Space], data: TrialData, resources: ResourceOptions, console: Console
+) -> Mapping[str, float]:
+    """Return the seconds that one lane's epoch of each space's default configuration takes where packs will run.
+
+    On this machine's processors in this process, on one thread: a worker would take seconds to start. Elsewhere on a
+    worker with a pack's resources, for which this waits; the console says so. Raises `UserError` where it has no CUDA.
+    """
+    if not resources.gpus_per_pack and single_node():
+        return {space.name: _seconds_per_epoch(space, data) for space in spaces}
+    task = ray.remote(_time_epochs).options(num_cpus=resources.cpus_per_pack, num_gpus=resources.gpus_per_pack)
+    done: Any = task.remote(list(spaces), data.to_arrays(), resources)
+    waiting = WaitingLine(console, f"a worker with {needs(resources)} that times an epoch")
+    while not ray.wait([done], timeout=1.0)[0]:
+        waiting.say()
+    times: EpochTimes = ray.get(done)
+    if times.no_cuda:
+        raise UserError(
+            f"must be 0 where workers have no CUDA, got {resources.gpus_per_pack:g}: Ray counts GPUs on "
+            f"{times.no_cuda}, but torch sees none there",
+            option="gpus_per_pack",
+        )
+    return times.seconds
+
+
+def _time_epochs(spaces: Sequence[Space], arrays: Mapping[str, Any], resources: ResourceOptions) -> EpochTimes:
+    if resources.gpus_per_pack and not torch.cuda.is_available():
+        return EpochTimes(seconds={}, no_cuda=socket.gethostname())
+    data = data_on_worker(arrays, resources.cpus_per_pack, resources.gpus_per_pack)
+    return EpochTimes(seconds={space.name: _seconds_per_epoch(space, data) for space in spaces})
+
+
+def _seconds_per_epoch(space: Space, data: TrialData) -> float:
+    """Return the seconds that one lane's epoch of the default configuration takes on one thread, or on the GPU."""
+    config = space.config(**space.defaults())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pack = Pack(
+        [config] * LANES_TIMED,
+        seeds=list(range(LANES_TIMED)),
+        seen_KC=seen_classes(data, 0).expand(LANES_TIMED, -1),
+        trainable_KI=trainable_images(data, 0).expand(LANES_TIMED, -1),
+        data=data,
+        epochs=2,
+    )
+    seconds = 0.0
+    for _ in range(2):  # the first one also allocates
+        started = time.perf_counter()
+        pack.train_epoch()
+        if data.source_labels_I.is_cuda:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+    torch.set_num_threads(threads)
+    return seconds / LANES_TIMED
 
 
 def map_packs(

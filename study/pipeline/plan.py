@@ -1,24 +1,22 @@
 """What a study is going to do, asked before any of it starts: packs that fit the memory, and the time it takes."""
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
-import torch
 from rich.console import Console
 
 from data_prep.errors import UserError
 from data_prep.feature_store import FeatureSet
 from search_spaces import Space
-from study.cluster.session import concurrent_packs
-from study.options import ResourceOptions
+from study.cluster.capacity import Capacity, find_capacity
+from study.cluster.tasks import time_epochs
 from study.outputs.provenance import Clock, DataCounts, RecordedOptions, RunRecord, command, current_environment
 from study.pipeline.spec import StudySpec
-from study.protocol.trial_data import TrialData, seen_classes, trainable_images
-from study.training.pack import Pack, pack_on_folds
+from study.protocol.trial_data import TrialData
+from study.training.pack import pack_on_folds
 
 LARGEST_AUTO_PACK = 16
 """`--pack auto` goes no further: the sampler learns between packs, not within one."""
@@ -26,8 +24,8 @@ LARGEST_AUTO_PACK = 16
 PACKS_PER_ACTOR = 4
 """Packs each actor should get to train under `--pack auto`, so that the sampler can learn and actors end together."""
 
-LANES_TIMED = 4
-"""Lanes of the pack whose epoch is timed."""
+MOST_REQUESTED = 64
+"""Packs that `--max-packs auto` asks an autoscaler for at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +39,11 @@ class Plan:
     megabytes: Mapping[str, float]
     """Memory that one configuration of a pack takes, about, by space."""
     at_once: int
-    """Packs that run at the same time."""
+    """Packs that run at the same time, once an autoscaler has started the nodes that it is asked for."""
     work: Sequence[str]
     """What is searched and refitted, a line each."""
     seconds: float
-    """Training time of a rotation on processors like this machine's, baselines included."""
+    """Training time of a rotation with that many packs at a time, baselines included."""
 
     def text(self, rotations: int, rejected: int) -> str:
         """Return the plan for the terminal; `rejected`: images that could not be read."""
@@ -107,32 +105,37 @@ class Prepared:
         )
 
 
-def make_plan(spec: StudySpec, data: TrialData) -> Plan:
+def make_plan(spec: StudySpec, data: TrialData, console: Console) -> Plan:
     """Plan a study on the Ray that is initialised. Raises `UserError`.
+
+    Waits for the first node that holds a pack, if the autoscaler must start it, and says so on the console.
 
     Estimates the memory and times an epoch of every method's default configuration: what a benchmark or checkpoint
     lacks for one of them shows here, before the search starts.
     """
     space, ablation, again = spec.space, spec.ablation, bool(spec.rerun)
     search, selection, resources = spec.options.search, spec.options.selection, spec.options.resources
-    at_once = _packs_at_once(resources)
-    bytes_of = {s.name: _bytes(s, data) for s in (space, *spec.baselines)}
-    packs = {name: _pack_size(spec, bytes_, at_once) for name, bytes_ in bytes_of.items()}
-    pruned = 0.5 if search.prunes else 1.0
     variants = len(ablation.variants) if ablation else 1
+    refits = 1 if again else variants if ablation else selection.top
+    searches = 0 if again or (ablation and not selection.re_search) else variants
+    useful = _useful_packs(spec) if searches or spec.baselines else 1
+    capacity = find_capacity(resources, useful, console)
+    at_once = capacity.most
+    bytes_of = {s.name: _bytes(s, data) for s in (space, *spec.baselines)}
+    packs = {name: _pack_size(spec, bytes_, capacity) for name, bytes_ in bytes_of.items()}
+    seconds_of = time_epochs([space, *spec.baselines], data, resources, console)
+    pruned = 0.5 if search.prunes else 1.0
 
     def training(of: Space, searches: int, refits: int) -> float:
         configs = searches * search.configs * pruned if of.knobs else 1
         lanes = configs * selection.folds + refits * selection.seeds
-        return lanes * search.epochs * _seconds_per_epoch(of, data) / at_once
+        return lanes * search.epochs * seconds_of[of.name] / at_once
 
-    refits = 1 if again else variants if ablation else selection.top
-    searches = 0 if again or (ablation and not selection.re_search) else variants
     also = "".join(f", {baseline.method}" for baseline in spec.baselines if baseline.knobs)
     searched = (
         f"{search.configs} configurations{' of each variant' if ablation else ''}"
         f"{f' each of {space.method}{also}' if also else ''} x {selection.folds} folds x {search.epochs} epochs "
-        f"in packs of {packs[space.name]}, {at_once} at once "
+        f"in packs of {packs[space.name]}, {'up to ' if at_once > capacity.now else ''}{at_once} at once "
         f"({resources.cpus_per_pack:g} CPUs, {resources.gpus_per_pack:g} GPUs each)"
     )
     return Plan(
@@ -153,16 +156,20 @@ def make_plan(spec: StudySpec, data: TrialData) -> Plan:
     )
 
 
-def _packs_at_once(resources: ResourceOptions) -> int:
-    """Return how many packs the cluster holds at once. Raises `UserError` where it holds none."""
-    if packs := concurrent_packs(resources):
-        return packs
-    have, workers = ray.cluster_resources(), resources.workers_per_pack
-    each = f"for each of {workers} workers " if workers > 1 else ""
-    raise UserError(
-        f"--cpus-per-pack and --gpus-per-pack must fit the cluster, got {resources.cpus_per_pack:g} and "
-        f"{resources.gpus_per_pack:g} {each}for {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs"
-    )
+def _useful_packs(spec: StudySpec) -> int:
+    """Return the packs that a study can use at once: `--max-packs`, or so many that each actor trains some.
+
+    With `--pack auto` as many as a pack has configurations: neither the sampler nor the actors come off badly.
+    """
+    resources, configs = spec.options.resources, spec.options.search.configs
+    if resources.max_packs != "auto":
+        return resources.max_packs
+    pack: float
+    if resources.pack == "auto":
+        pack = max(1.0, min(LARGEST_AUTO_PACK, math.sqrt(configs / PACKS_PER_ACTOR)))
+    else:
+        pack = resources.pack
+    return min(MOST_REQUESTED, math.ceil(configs / pack / PACKS_PER_ACTOR))
 
 
 def _bytes(space: Space, data: TrialData) -> int:
@@ -173,7 +180,7 @@ def _bytes(space: Space, data: TrialData) -> int:
         raise UserError(f"{space.method} cannot be trained on this benchmark and checkpoint: {error}") from error
 
 
-def _pack_size(spec: StudySpec, bytes_: int, at_once: int) -> int:
+def _pack_size(spec: StudySpec, bytes_: int, capacity: Capacity) -> int:
     """Return the configurations in a pack: `--pack`, or what gives every actor `PACKS_PER_ACTOR` packs.
 
     At most `LARGEST_AUTO_PACK`, and not more than memory holds.
@@ -186,27 +193,6 @@ def _pack_size(spec: StudySpec, bytes_: int, at_once: int) -> int:
         return resources.pack
     fitting = LARGEST_AUTO_PACK
     if not resources.gpus_per_pack:  # a GPU's memory is not known here
-        fitting = int(
-            min(LARGEST_AUTO_PACK, ray.cluster_resources().get("memory", math.inf) / at_once // max(bytes_, 1))
-        )
-    return max(1, min(fitting, -(-spec.options.search.configs // (PACKS_PER_ACTOR * at_once))))
-
-
-def _seconds_per_epoch(space: Space, data: TrialData) -> float:
-    """Return the seconds that one lane's epoch of the default configuration takes on one thread of this machine."""
-    config = space.config(**space.defaults())
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    pack = Pack(
-        [config] * LANES_TIMED,
-        seeds=list(range(LANES_TIMED)),
-        seen_KC=seen_classes(data, 0).expand(LANES_TIMED, -1),
-        trainable_KI=trainable_images(data, 0).expand(LANES_TIMED, -1),
-        data=data,
-        epochs=2,
-    )
-    pack.train_epoch()
-    started = time.perf_counter()
-    pack.train_epoch()
-    torch.set_num_threads(threads)
-    return (time.perf_counter() - started) / LANES_TIMED
+        memory = ray.cluster_resources().get("memory", math.inf) / capacity.now
+        fitting = int(min(LARGEST_AUTO_PACK, memory // max(bytes_, 1)))
+    return max(1, min(fitting, -(-spec.options.search.configs // (PACKS_PER_ACTOR * capacity.most))))

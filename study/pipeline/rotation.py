@@ -93,7 +93,7 @@ def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Stora
 def _in_cache(study: Prepared, data: TrialData) -> dict[str, InCache]:
     """Return what nodes map for themselves of large features: where all of them see the cache, or one is alone."""
     cache = str(study.cache)
-    shared = "://" in cache or single_node(study.spec.options.resources)
+    shared = "://" in cache or single_node()
     return in_cache(data, study.features, cache) if shared else {}
 
 

@@ -139,6 +139,7 @@ class SearchStage:
                 searches,
                 self.arrays,
                 resources=self.options.resources,
+                requested=self.study.plan.at_once,
                 checkpoints=first,
                 console=self.study.console,
                 report=functools.partial(write_running_report, first, ledgers[0]) if first.is_local else None,

@@ -84,7 +84,7 @@ class Study:
             )
             for rotation in spec.rotations
         }
-        plan = make_plan(spec, datas[spec.rotations[0]])
+        plan = make_plan(spec, datas[spec.rotations[0]], console)
         study = Prepared(spec=spec, cache=cache, features=features, plan=plan, console=console, clock=clock)
         mark = " (ORACLE: looks at test labels)" if selection.select == "oracle" else ""
         title = Text.assemble((spec.name, "bold"), (mark, "bold red"), f": {study.title}")
@@ -173,6 +173,7 @@ def prepare_features(spec: StudySpec, console: Console) -> Path | str:
             allow_partial=study.allow_partial,
             templates=study.templates,
             max_rejected=study.max_rejected,
+            gpu=spec.options.resources.gpus_per_pack > 0,
         )
         cache = prepare(options, progress)
     if not read_manifest(cache).protected:

@@ -58,11 +58,13 @@ stages: dict[str, tuple[Preprocess, Encode]] = {}
 """By the checkpoint's content: loading a model takes longer than a test's images."""
 
 
-def run_here(units: list[dict[str, Any]], checkpoint: Checkpoint, batch: int, tokens: bool) -> Iterator[dict[str, Any]]:
+def run_here(
+    units: list[dict[str, Any]], checkpoint: Checkpoint, batch: int, tokens: bool, gpu: bool
+) -> Iterator[dict[str, Any]]:
     """What Ray Data runs, without Ray: starting its actors takes longer than all the work of these tests."""
     content = json.dumps([checkpoint.identity, batch, tokens])
     if content not in stages:
-        stages[content] = Preprocess(checkpoint), Encode(checkpoint, threads=1, batch=batch, tokens=tokens)
+        stages[content] = Preprocess(checkpoint), Encode(checkpoint, threads=1, batch=batch, tokens=tokens, gpu=gpu)
     preprocess, encode = stages[content]
     for unit in units:
         yield encode(preprocess(unit))

@@ -214,7 +214,7 @@ def test_a_job_is_probed_once_and_keeps_its_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     probed: list[int] = []
-    monkeypatch.setattr(clip_features, "_probe", lambda checkpoint: probed.append(1) or 16)
+    monkeypatch.setattr(clip_features, "_probe", lambda checkpoint, gpu: probed.append(1) or 16)
     monkeypatch.setattr(clip_features, "PROBED_IMAGES", 32)  # the small folder has just so many
 
     interrupted_build(tmp_path)

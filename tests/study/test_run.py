@@ -298,7 +298,7 @@ def test_bad_input_is_one_clear_message_before_ray_starts(
     [
         ("--rotation 4", "--rotation must be 0 to 3 or all for icons2emoji, got 4"),
         ("--folds 100", "--folds must be at least 2 with two seen classes in each; got 100 for 171"),
-        ("--cpus-per-pack 3", "--cpus-per-pack and --gpus-per-pack must fit the cluster"),
+        ("--cpus-per-pack 3", "--cpus-per-pack and the GPUs of a pack must fit the cluster, got 3 and 0 for 2 CPUs"),
     ],
 )
 def test_input_that_only_the_benchmark_or_the_cluster_can_refuse(

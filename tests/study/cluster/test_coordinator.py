@@ -26,6 +26,7 @@ def test_the_coordinator_judges_packs_together_and_knows_their_progress(ray_clus
     ray.get(coordinator.report.remote("a", PackProgress(space="toy", lanes=4, alive=3, epoch=2)))
     ray.get(coordinator.report.remote("b", PackProgress(space="toy", lanes=4, alive=4, epoch=0)))
     ray.get(coordinator.report.remote("b", None))
+    ray.get(coordinator.report.remote("c", PackProgress(space="toy", lanes=4, alive=4, epoch=0, node="gone")))
     assert ray.get(coordinator.packs.remote()) == {"a": PackProgress(space="toy", lanes=4, alive=3, epoch=2)}
     ray.kill(coordinator)
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from data_prep.storage import locate
 from study.cluster import monitor
+from study.cluster.capacity import Room
 from study.cluster.coordinator import Coordinator, PackProgress
 from study.cluster.monitor import (
     LedgerMirror,
@@ -19,9 +20,11 @@ from study.cluster.monitor import (
     ReportWriter,
     SearchLines,
     Terminal,
+    Waiting,
     best_line,
     progress_line,
 )
+from study.options import ResourceOptions
 from study.search.ledger import open_ledger
 from study.search.pack_queue import Counts, PackQueue
 from study.search.records import PackReport
@@ -72,7 +75,7 @@ def test_what_is_printed_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with open_ledger(tmp_path / NAME.replace("/", "."), space=toy.SPACE, identity=toy.IDENTITY) as book:
         queue = PackQueue(book, toy.SPACE, configs=4, pack=2, sampler="random")
         lines, mirror = SearchLines(queue, toy.EPOCHS), LedgerMirror(queue, locate(tmp_path / "mirror"), console)
-        terminal = Terminal([lines], console)
+        terminal = Terminal([lines], console, Waiting(Room(ResourceOptions(), 1)))
         report = ReportWriter(queue, lambda: written.append(queue.counts.finished))
         assert not mirror.look({}) and not report.look({}) and not terminal.look({})
         queue.next_pack("a")
@@ -119,3 +122,16 @@ def test_progress_line() -> None:
     counts.add("complete", 0.6, 0.4, {"lr": 0.00123456, "adapter": "tokens"})
     counts.add("complete", 0.5, 0.4, {"lr": 0.5, "adapter": "tokens"})
     assert best_line(counts) == "\nbest: lr 0.00123, adapter tokens" and best_line(Counts()) == ""
+
+
+def test_what_packs_wait_for_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    room = Room(ResourceOptions(cpus_per_pack=4, gpus_per_pack=0.5), 3)
+    waiting, now = Waiting(room), 1000.0
+    monkeypatch.setattr(monitor.time, "monotonic", lambda: now)
+    assert waiting.line(0) == ""  # actors are starting
+    now += 80
+    assert waiting.line(0) == "no pack has run for 1:20: each needs 4 CPUs and 0.5 GPUs"
+    assert waiting.line(1) == ""
+    room.short_since = now - 20
+    assert waiting.line(1) == "waiting for more nodes with 4 CPUs and 0.5 GPUs for 0:20"
+    assert waiting.line(0) == "waiting for more nodes with 4 CPUs and 0.5 GPUs for 0:20"

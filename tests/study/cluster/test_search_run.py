@@ -284,9 +284,3 @@ def test_packs_must_fit_the_cluster(tmp_path: Path) -> None:
     assert [concurrent(3, 0), concurrent(1, 1), concurrent(1, 0, workers=3)] == [0, 0, 0]
     with pytest.raises(ValueError, match="the cluster must hold a pack"):
         search(tmp_path / "study", resources=ResourceOptions(cpus_per_pack=3))
-
-
-def test_workers_that_the_autoscaler_may_start_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    most = {"CPU": 36, "GPU": 8}
-    monkeypatch.setattr("ray._private.state.state.get_max_resources_from_cluster_config", lambda: most)
-    assert concurrent(1, 0.5) == 16 and concurrent(4, 0) == 9 and concurrent(1, 9) == 0
