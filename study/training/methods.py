@@ -3,7 +3,7 @@
 Suffixes: K lanes, I source images, C classes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import cast
@@ -111,8 +111,3 @@ def static_fields(config: MethodConfig) -> tuple[tuple[str, Value], ...]:
 def method_of(space: Space) -> Method:
     """Return the method that trains the configurations of a space."""
     return METHODS[type(space.config())]
-
-
-def swept_values(space: Space, metrics: Mapping[str, float]) -> dict[str, float]:
-    """Inference-time knobs as selection found them: part of the configuration that is refitted."""
-    return {name: metrics[name] for name in method_of(space).swept if name in metrics}
