@@ -25,6 +25,7 @@ from models.baselines import (
 )
 from models.pva import PVAConfig
 from models.sre_clip import SREConfig
+from models.transductive import InMaPConfig, TransCLIPConfig, ZLaPConfig
 from study.evaluation.leaderboard import Row
 from study.outputs.adapter import Adapter, make_adapter
 from study.outputs.adapter_files import read_adapter, write_adapter
@@ -47,6 +48,9 @@ CONFIGS = (
     CoOpConfig(batch_size=64),
     CoOpConfig(batch_size=64, prompts="per_class"),
     CalibratedStackingConfig(constant=1.5),
+    ZLaPConfig(neighbours=3),
+    TransCLIPConfig(),
+    InMaPConfig(),
 )
 CLIP = str(Path(__file__).parents[3] / "data_prep/assets/icons2emoji/clip")
 RECORD = RefitRecord(

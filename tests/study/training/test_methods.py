@@ -15,6 +15,7 @@ from models.baselines import (
 )
 from models.pva import PVAConfig
 from models.sre_clip import SREConfig
+from models.transductive import InMaPConfig, TransCLIPConfig, ZLaPConfig
 from study.evaluation.metrics import evaluate
 from study.protocol.trial_data import TrialData, oracle_data
 from study.training.loop import TrainingOptions, train_pack
@@ -36,6 +37,9 @@ CONFIGS: list[Any] = [
     replace(PVA, prompts="per_class", batch_size=64),
     LinearProbeConfig(batch_size=16),
     CalibratedStackingConfig(),
+    ZLaPConfig(neighbours=3),
+    TransCLIPConfig(),
+    InMaPConfig(),
 ]
 IDS = [f"{type(c).__name__}-{i}" for i, c in enumerate(CONFIGS)]
 
