@@ -93,7 +93,8 @@ def test_an_adapter_predicts_what_the_refit_predicted(
     more = adapter.with_classes([("n-e-w", ""), ("new too", "")] if not isinstance(config, SREConfig) else NEW, encode)
     grown_KTC = more.module(CLIP).logits(data.target_features_TD)
     assert grown_KTC.shape == (1, 120, 12 + (2 if more.names[-1] == "new too" else len(NEW)))
-    if not isinstance(config, SREConfig | PVAConfig):  # there the graph, or the choice between old and new, may change
+    # there the graph, the choice between old and new, or the fit to the target images may change
+    if not isinstance(config, SREConfig | PVAConfig | ZLaPConfig | TransCLIPConfig):
         assert torch.allclose(grown_KTC[:, :, :12], logits_KTC, atol=1e-4)
     assert not more.data.seen_C[12:].any()
 
