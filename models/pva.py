@@ -18,7 +18,7 @@ Posterior of a feature x (D,) of an image, or of a class text t_c; an encoder pe
 Losses on images x of base class y (means over the batch; c runs over the base classes; s is CLIP's logit scale):
 
     L_cls   = CE(s cos(z_x, z_c), y)
-    L_kl    = min(1, step / kl_warm_up) (mean over x and mean over c of KL(posterior || N(0, I)))
+    L_kl    = min(1, step / warm-up) (mean over x and mean over c of KL(posterior || N(0, I)))
               per dimension, where a dimension costs at least free_bits
     L_align = distance of the posteriors of x and t_y: symmetric KL, or squared 2-Wasserstein (gaussian.py)
     L_out   = CE(s cos(f_adapter(x) + x, f_adapter(t_c) + t_c), y)
@@ -63,7 +63,10 @@ from models.sweeps import (
     LAMBDAS,
     Curve,
     ResidualCosine,
-    lanes_and_images,
+    ResidualFold,
+    Swept,
+    allowed_images,
+    each_lane,
     lead_of_seen,
     seen_unseen_curve,
     sweep_residual,
@@ -115,8 +118,11 @@ class PVAConfig:
     """Factor on the sampled noise."""
     w_kl: float = 0.01
     """Weight of the KL to the prior, in nats per latent dimension."""
-    kl_warm_up: float = 100.0
-    """Steps over which that weight grows from 0."""
+    kl_warm_up: float = 0.25
+    """Share of the training's steps over which that weight grows from 0; a value above 1 counts steps.
+
+    100 steps, the default before, are all of a training on the embedded images: the prior never had its full weight.
+    """
     free_bits: float = 0.0
     """Nats per dimension that cost nothing."""
     w_align: float = 0.5
@@ -249,7 +255,7 @@ class PVA(StackedModule):
     def losses(self, images_KBD: Tensor, labels_KB: Tensor, target_KBD: Tensor | None = None) -> dict[str, Tensor]:
         """Compute all losses by name, each (K,), of base-class images (labels are class ids); targets do not enter.
 
-        Each call counts as a training step: the KL warms up over them.
+        Each call counts as a training step: the KL warms up over a share of `run_steps`.
         """
         place_KB, mask_KN = self.base.places(labels_KB), self.base.mask_KN
         text_mean, text_log_var = self.text_encoder(self.text_features(base_only=True))
@@ -270,7 +276,8 @@ class PVA(StackedModule):
             free_K11 = self.free_bits[:, None, None]
             kl_KB = kl_to_prior(image_mean, image_log_var, free_K11)
             kl_KN = kl_to_prior(text_mean, text_log_var, free_K11)
-            warm = (self.steps / self.kl_warm_up.clamp_min(1)).clamp(max=1)
+            steps = torch.where(self.kl_warm_up > 1, self.kl_warm_up, self.kl_warm_up * self.run_steps)
+            warm = (self.steps / steps.clamp_min(1)).clamp(max=1)
             losses["kl"] = warm * (kl_KB.mean(1) + (kl_KN * share_KN).sum(1))
         return losses
 
@@ -324,28 +331,35 @@ class PVA(StackedModule):
         labels_I: Tensor,
         *,
         allowed_KI: Tensor | None = None,
-        lanes: Sequence[int] | None = None,
+        groups: Sequence[Sequence[int]] | None = None,
         lambdas: Sequence[float] = LAMBDAS,
-    ) -> list[float]:
-        """Set tau and lambda of each lane (or of `lanes`) to the best on labelled images, and return the best H.
+    ) -> list[Swept]:
+        """Set tau and lambda of each lane to the best on labelled images; return what was found, by group.
 
         Labels are class ids; those of the lane's base classes count for S, the others for U. `allowed_KI`: bool, the
-        images each lane may choose by.
+        images each lane may choose by. `groups`: the lanes of each configuration.
         """
         scores = self.scores(unit_features(images_ID))
-        best = []
-        for k, chosen in lanes_and_images(len(self.base_KC), allowed_KI, lanes):
-            choice = sweep_residual(
-                scores.cosine.lane(k, chosen),
-                None if scores.separation_KI is None else scores.separation_KI[k][chosen],
-                scores.latent_KIC[k][chosen].argmax(-1),
-                labels_I[chosen],
-                self.base_KC[k],
-                lambdas=lambdas if self.config.residual else (0.0,),
-            )
-            self.tau[k], self.residual_lambda[k] = choice.tau, choice.residual_lambda
-            best.append(choice.h)
-        return best
+        found = []
+        for lanes in each_lane(len(self.base_KC), groups):
+            folds = []
+            for k in lanes:
+                chosen = allowed_images(allowed_KI, k)
+                folds.append(
+                    ResidualFold(
+                        cosine=scores.cosine.lane(k, chosen),
+                        score_I=None if scores.separation_KI is None else scores.separation_KI[k][chosen],
+                        base_best_I=scores.latent_KIC[k][chosen].argmax(-1),
+                        labels_I=labels_I[chosen],
+                        base_C=self.base_KC[k],
+                    )
+                )
+            own, mean = sweep_residual(folds, lambdas=lambdas if self.config.residual else (0.0,))
+            for k, choice in zip(lanes, own, strict=True):
+                self.tau[k], self.residual_lambda[k] = choice.tau, choice.residual_lambda
+            knobs = {"tau": mean.tau, "residual_lambda": mean.residual_lambda}
+            found.append(Swept(h=tuple(choice.h for choice in own), knobs=knobs))
+        return found
 
     def curves(self, images_ID: Tensor, labels_I: Tensor) -> list[Curve]:
         """Compute each lane's seen-unseen curve over every tau, at its lambda.

@@ -5,7 +5,8 @@ adapter on the image feature, and class prototypes from a graph network over Wor
 Frozen: CLIP itself (its features come in). Trained: everything here. An untrained module *is* zero-shot CLIP.
 
 Source: Yu et al., 2025, arXiv 2510.21808 (graph prototypes, residual projection, L_srs, L_align). Ours: the start at
-CLIP, and the three losses on unlabelled target images. All features are L2-normalised; s is CLIP's logit scale.
+CLIP, the three losses on unlabelled target images, L_align as a cosine. All features are L2-normalised; s is CLIP's
+logit scale.
 
 Prototypes P (C, D), from node texts T (N, D) and class texts t (C, D):
 
@@ -25,7 +26,8 @@ Losses, on source images x with label y and target images u ("mean" is over the 
     L_srs   = mean over x of KL(q_y || softmax(f(x) P^T / t_rel))
             + mean over trusted u of KL(q_c || softmax(f(u) P^T / t_rel)), c the best class of p(u); trusted are
               those u whose p(u) of c reaches the threshold
-    L_align = mean over all classes c of CE(s f(t_c) P^T, c): texts pass the image adapter, unseen ones too
+    L_align = mean over all classes c of CE(s f(t_c) P^T, c): texts pass the image adapter, unseen ones too;
+              or of 1 - f(t_c) P_c: the cross-entropy is 1e-5 where class texts are far apart, and then pulls on nothing
     p(u)    = softmax(s f(u) P^T / t_target)
     L_ent   = mean of the entropy of p(u)
     L_div   = log C - entropy of the mean of p(u)
@@ -82,6 +84,8 @@ class SREConfig:
     """Linear residual projection beside the graph network (ablation: False)."""
     class_text: Literal["name", "lemmas", "both"] = "name"
     """Text behind a class node: the benchmark's class name, its WordNet lemmas, or the mean of both."""
+    align: Literal["cross-entropy", "cosine"] = "cross-entropy"
+    """Form of L_align: the article's cross-entropy among all classes, or 1 - cosine of a text and its own prototype."""
     batch_size: int = 256
     """Images of each domain per step."""
 
@@ -230,6 +234,7 @@ class SREClip(StackedModule):
         text_features_ND = graph.text_features(config.class_text)
         dim = text_features_ND.shape[1]
         self.logit_scale = graph.logit_scale
+        self.align = config.align
         self.register_buffer("text_features_CD", text_features_ND[graph.class_node_C])
         self.register_lane("seen_KC", seen_KC)
         self.register_lane("unseen_bias_KC", torch.zeros(seen_KC.shape).masked_fill(~seen_KC, -math.inf))
@@ -295,13 +300,17 @@ class SREClip(StackedModule):
         relations = self._relations(prototypes_KCD.detach(), sharp_KCD.detach())
         # over all columns the cross-entropy would push every unseen prototype away from the images
         seen_logits = torch.addcmul(self.unseen_bias_KC[:, None], source_KBC, scale_K11)
-        classes = torch.arange(text_KCC.shape[1], device=text_KCC.device).expand(text_KCC.shape[:2])
+        if self.align == "cosine":
+            align_KC = 1 - self.relation_temperature[:, None] * text_KCC.diagonal(dim1=1, dim2=2)
+        else:
+            classes = torch.arange(text_KCC.shape[1], device=text_KCC.device).expand(text_KCC.shape[:2])
+            align_KC = _cross_entropy(scale_K11 * text_KCC, classes)
         return {
             "cls": _cross_entropy(seen_logits, labels_KB).mean(1),
             "srs": _relation_loss(source_KBC, labels_KB, *relations).mean(1)
             + (_relation_loss(target_KBC, pseudo_KB, *relations) * trusted_KB).sum(1)
             / over_workers(trusted_KB.sum(1)).clamp_min(1 / workers()[1]),
-            "align": _cross_entropy(scale_K11 * text_KCC, classes).mean(1),
+            "align": align_KC.mean(1),
             "ent": -(p_target_KBC * log_target_KBC).sum((1, 2)) / p_target_KBC.shape[1],
             "div": math.log(mean_KC.shape[1]) + (mean_KC * mean_KC.clamp_min(1e-12).log()).sum(-1),
             "bal": self._balance(mean_KC),

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from models.sweeps import lead_of_seen
+from models.sweeps import Swept, lead_of_seen
 
 # --- configurations -------------------------------------------------------------------------------------------------
 
@@ -82,6 +82,11 @@ def lane_field(configs: Sequence[MethodConfig], name: str) -> Tensor:
 def lane_normal(generators: Sequence[torch.Generator], *shape: int, std: float) -> Tensor:
     """Draw normal noise (K, *shape), each lane from its own generator: independent of K and of the neighbours."""
     return torch.stack([torch.randn(*shape, generator=g) * std for g in generators])
+
+
+def lane_uniform(generators: Sequence[torch.Generator], *shape: int, bound: float) -> Tensor:
+    """Draw noise (K, *shape) uniform in [-bound, bound), each lane from its own generator."""
+    return torch.stack([(2 * torch.rand(*shape, generator=g) - 1) * bound for g in generators])
 
 
 # --- image features -------------------------------------------------------------------------------------------------
@@ -204,6 +209,8 @@ class StackedModule(LaneModule, ABC):
         super().__init__()
         self.noise_generators: list[torch.Generator] = []
         """One stream per lane where training draws noise, none where it does not."""
+        self.run_steps = 1
+        """Steps of the whole training, for losses that change in its course; whoever trains the lanes sets it."""
 
     @abstractmethod
     def losses(self, images_KBD: Tensor, labels_KB: Tensor, target_KBD: Tensor | None = None) -> dict[str, Tensor]:
@@ -234,11 +241,12 @@ class StackedModule(LaneModule, ABC):
         labels_I: Tensor,
         *,
         allowed_KI: Tensor | None = None,
-        lanes: Sequence[int] | None = None,
-    ) -> list[float]:
-        """Set the inference-time knobs of all lanes (or of `lanes`) to the best on labelled images; return the best H.
+        groups: Sequence[Sequence[int]] | None = None,
+    ) -> list[Swept]:
+        """Set each lane's inference-time knobs to its best on labelled images; return what was found, by group.
 
-        `labels_I`: class ids. `allowed_KI`: bool, the images each lane may choose by. Nothing is swept by default.
+        `labels_I`: class ids. `allowed_KI`: bool, the images each lane may choose by. `groups`: the lanes of each
+        configuration, by default each lane alone; other lanes keep their knobs. Nothing is swept by default.
         """
         return []
 

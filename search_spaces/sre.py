@@ -14,7 +14,8 @@ SPACE = Space(
     config=SREConfig,
     benchmark="icons2emoji",
     criterion="h+mi",
-    baselines=("calibrated-stacking", "tip-adapter", "linear-probe"),  # the others take minutes: --baselines LIST
+    # the quick ones (the others take minutes: --baselines LIST), and those that see the target images, as SRE-CLIP does
+    baselines=("calibrated-stacking", "tip-adapter", "linear-probe", "zlap", "transclip", "inmap"),
     knobs=(
         Knob(
             name="adapter",

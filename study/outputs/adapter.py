@@ -75,6 +75,8 @@ class Adapter:
         if "keys_KND" in self.weights:  # Tip-Adapter draws its cache from images: from exactly those, all of them
             keys, labels = self.weights["keys_KND"][0], self.weights["cache_labels_KN"][0]
             data = replace(data, source_features_ID=keys, source_labels_I=labels)
+        if "target_KTD" in self.weights:  # a transductive method is fitted again, to the images it was fitted to
+            data = replace(data, target_features_TD=self.weights["target_KTD"][0])
         all_images_KI = torch.ones(1, len(data.source_labels_I), dtype=torch.bool)
         module = self.method.build([self.config], [self.seed], data.seen_C[None], all_images_KI, data)
         module.set_lanes(self.weights)

@@ -3,7 +3,7 @@
 Suffixes: K lanes, I source images, C classes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import cast
@@ -26,6 +26,7 @@ from models.prompts import ClassTexts, FrozenTextEncoder
 from models.pva import PVA, PVAConfig
 from models.sre_clip import SREClip, SREConfig
 from models.stacked import MethodConfig, StackedModule
+from models.transductive import InMaP, InMaPConfig, TransCLIP, TransCLIPConfig, ZLaP, ZLaPConfig
 from search_spaces import Space, Value
 from study.protocol.trial_data import TrialData
 
@@ -40,7 +41,7 @@ class Method:
     build: Build
     """Makes the module of a pack."""
     uses_target: bool = False
-    """Whether it trains on, and selection may look at, unlabelled target images; others never receive them."""
+    """Whether it learns from, and selection may look at, unlabelled target images; others never receive them."""
     uses_graph: bool = False
     """Whether it needs the classes' places in WordNet."""
     swept: tuple[str, ...] = ()
@@ -58,6 +59,17 @@ def _on_texts(module: Callable[..., StackedModule]) -> Build:
         configs: Sequence[MethodConfig], seeds: Sequence[int], seen_KC: Tensor, _: Tensor, data: TrialData
     ) -> StackedModule:
         return module(configs, seeds=seeds, base_KC=seen_KC, texts=_texts(data, configs[0]))
+
+    return build
+
+
+def _on_target(module: Callable[..., StackedModule]) -> Build:
+    """Return a builder for methods that need class texts and the unlabelled target images."""
+
+    def build(
+        configs: Sequence[MethodConfig], seeds: Sequence[int], seen_KC: Tensor, _: Tensor, data: TrialData
+    ) -> StackedModule:
+        return module(configs, texts=_texts(data, configs[0]), target_features_TD=data.target_features_TD)
 
     return build
 
@@ -100,6 +112,9 @@ METHODS: dict[type[MethodConfig], Method] = {
     CoOpConfig: Method(build=_on_texts(CoOp)),
     LinearProbeConfig: Method(build=_on_texts(LinearProbe)),
     CalibratedStackingConfig: Method(build=_on_texts(CalibratedStacking), swept=("constant",)),
+    ZLaPConfig: Method(build=_on_target(ZLaP), uses_target=True),
+    TransCLIPConfig: Method(build=_on_target(TransCLIP), uses_target=True),
+    InMaPConfig: Method(build=_on_target(InMaP), uses_target=True),
 }
 
 
@@ -111,8 +126,3 @@ def static_fields(config: MethodConfig) -> tuple[tuple[str, Value], ...]:
 def method_of(space: Space) -> Method:
     """Return the method that trains the configurations of a space."""
     return METHODS[type(space.config())]
-
-
-def swept_values(space: Space, metrics: Mapping[str, float]) -> dict[str, float]:
-    """Inference-time knobs as selection found them: part of the configuration that is refitted."""
-    return {name: metrics[name] for name in method_of(space).swept if name in metrics}

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from models.stacked import append_lanes
 
@@ -48,6 +49,9 @@ class StackedAdamW:
                 amsgrad=False,
                 maximize=False,
             )
+        # the kernel changes views of the parameters and counts no change of theirs: who caches by a parameter's version
+        # (learned prompts cache their class texts) went on with what it had computed at the first rung
+        increment_version(params)
 
     def keep(self, lanes: Tensor) -> None:
         """Drop all lanes but `lanes`."""

@@ -43,7 +43,8 @@ class Pack:
     """Lanes in training: their module, optimiser and data order.
 
     `trainable_KI`: bool, the source images each lane may train on; `seen_KC`: the classes it may know of.
-    A lane's weights, noise and batches depend on its own seed alone, never on K or on its neighbours.
+    A lane's weights, noise and batches depend on its own seed alone, never on K or on its neighbours; the steps of an
+    epoch on the largest of the folds, which are all there with each configuration.
     Steps run eagerly: on a CPU half of a step is matrix products, and `torch.compile` spent 16 s of one core (and more
     in compiler processes) on the first epoch, per static bucket and actor; a whole pack trains in less than a minute.
     """
@@ -63,11 +64,13 @@ class Pack:
         self.epoch = [0] * len(configs)  # of each lane: lanes that joined later are behind
         device = data.source_features_ID.device
         self.batch = configs[0].batch_size
-        # an epoch is the same number of steps for every fold, so that lanes stay in step
-        self.steps_per_epoch = math.ceil(len(data.source_labels_I) / self.batch)
+        # an epoch is one pass over a lane's own images; the lane with the most sets its length, so that lanes stay in
+        # step (by all source images, an image was seen 1.8 times per epoch in a search, and once in a refit)
+        self.steps_per_epoch = math.ceil(int(trainable_KI.sum(1).max()) / self.batch)
         self.method = METHODS[type(configs[0])]
         self.module = self.method.build(configs, seeds, seen_KC.cpu(), trainable_KI.cpu(), data.to("cpu"))
         self.module.to(device)
+        self.module.run_steps = epochs * self.steps_per_epoch
         self.optimiser = StackedAdamW(
             list(self.module.parameters()),
             [c.lr for c in configs],
@@ -118,16 +121,24 @@ class Pack:
         weights = sum(p.numel() * p.element_size() for p in self.module.parameters())
         return 4 * weights + 2 * sum(storage.nbytes() for storage in saved.values())
 
-    def calibrate(self, features_ID: Tensor, labels_I: Tensor, allowed_KI: Tensor) -> list[dict[str, float]]:
-        """Sweep each lane's inference-time knobs on images that it may choose them by; return their values by lane."""
+    def calibrate(
+        self, features_ID: Tensor, labels_I: Tensor, allowed_KI: Tensor, groups: Sequence[Sequence[int]]
+    ) -> list[Mapping[str, float]]:
+        """Sweep each lane's inference-time knobs on images that it may choose them by.
+
+        `groups`: the lanes of each configuration. Each lane takes its own best values; returned are, for each group,
+        the values with the best mean over its lanes: none where nothing is swept or all lanes of a group diverged.
+        """
         if not self.method.swept:
-            return [{} for _ in self.generators]
-        lanes = (~self.diverged_K).nonzero().flatten().tolist()
-        self.module.sweep(features_ID, labels_I, allowed_KI=allowed_KI.to(features_ID.device), lanes=lanes)
+            return [{} for _ in groups]
+        diverged_K = self.diverged_K.tolist()
+        sound = [[k for k in lanes if not diverged_K[k]] for lanes in groups]
+        allowed_KI = allowed_KI.to(features_ID.device)
+        found = iter(self.module.sweep(features_ID, labels_I, allowed_KI=allowed_KI, groups=[g for g in sound if g]))
         for name in self.method.swept:  # a diverged lane is void, but must not stop its neighbours' predictions
             getattr(self.module, name)[self.diverged_K] = 0
-        values = {name: getattr(self.module, name).tolist() for name in self.method.swept}
-        return [{name: v[k] for name, v in values.items() if not math.isnan(v[k])} for k in range(len(self.generators))]
+        knobs = [next(found).knobs if lanes else {} for lanes in sound]
+        return [{name: value for name, value in of.items() if not math.isnan(value)} for of in knobs]
 
     def predict(self, features_ID: Tensor) -> Iterator[Tensor]:
         """Yield logits over all classes, (K, chunk, C) at a time, in order."""
@@ -225,7 +236,7 @@ class Pack:
 
 
 def _shuffled(n: int, count: int, generator: torch.Generator) -> Tensor:
-    """Return Return `count` indices below n: one permutation after another."""
+    """Return `count` indices below n: one permutation after another."""
     return torch.cat([torch.randperm(n, generator=generator) for _ in range(math.ceil(count / n))])[:count]
 
 

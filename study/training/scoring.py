@@ -53,10 +53,11 @@ def score_lanes(
 
     `lanes`: (configuration, fold) of each lane, fold None for an oracle. `results`: of the configurations to score.
     """
+    groups = {i: [k for k, (j, _) in enumerate(lanes) if j == i] for i, _ in lanes}
     # calibrated first: predictions depend on the swept knobs
     if data.oracle_labels_T is not None:
         everything_KT = torch.ones(len(lanes), len(data.oracle_labels_T), dtype=torch.bool)
-        swept = pack.calibrate(data.target_features_TD, data.oracle_labels_T, everything_KT)
+        swept = pack.calibrate(data.target_features_TD, data.oracle_labels_T, everything_KT, list(groups.values()))
         classify = functools.partial(pack.classify, data.target_features_TD)
         predictions_KT = data.competing.predict_test(classify, data.oracle_labels_T, pack.seen_KC)
         scores = seen_unseen(predictions_KT, data.oracle_labels_T, data.seen_C)
@@ -64,7 +65,7 @@ def score_lanes(
     else:
         folds = [fold for _, fold in lanes if fold is not None]
         scored_KI = torch.stack([scored_images(data, fold) for fold in folds])
-        swept = pack.calibrate(data.source_features_ID, data.source_labels_I, scored_KI)
+        swept = pack.calibrate(data.source_features_ID, data.source_labels_I, scored_KI, list(groups.values()))
         classify = functools.partial(pack.classify, data.source_features_ID)
         predictions_KI = data.competing.predict_labelled(classify, data.source_labels_I, pack.seen_KC)
         seen_K, unseen_K, h_K = pseudo_unseen_scores(predictions_KI, folds, data)
@@ -72,8 +73,9 @@ def score_lanes(
     if pack.method.uses_target:
         information = mutual_information(pack.predict(data.target_features_TD)).tolist()
     diverged_K = pack.diverged_K.tolist()
+    knobs = dict(zip(groups, swept, strict=True))
     for i, result in results.items():
-        of_config = [k for k, (j, _) in enumerate(lanes) if j == i]
+        of_config = groups[i]
         if any(diverged_K[k] for k in of_config):
             result.state, result.score, result.error = "failed", None, f"loss was not finite by epoch {result.epochs}"
             continue
@@ -83,7 +85,7 @@ def score_lanes(
             [h_K[k] for k in of_config],
             [information[k] for k in of_config],
         )
-        # the refit takes the middle fold's value: a mean would be lost to one fold that chose infinity
-        result.metrics |= {name: sorted(swept[k][name] for k in of_config)[len(of_config) // 2] for name in swept[0]}
+        # the refit takes the values that are best for the mean of the folds, coupled ones together
+        result.metrics |= knobs[i]
         result.score = selection_score(result.metrics, criterion if data.oracle_labels_T is None else "h")
         result.curve.append((result.epochs, result.score))

@@ -43,7 +43,7 @@ def world() -> tuple[ClassTexts, Tensor, Tensor]:
 def build(kind: str, world: tuple[ClassTexts, Tensor, Tensor], seeds: list[int], **knobs: Any) -> Any:
     texts, images_ID, labels_I = world
     module, config, data = {
-        "CLIP-Adapter": (CLIPAdapter, CLIPAdapterConfig, {}),
+        "CLIP-Adapter": (CLIPAdapter, CLIPAdapterConfig, {"ratio": 0.0}),
         "Tip-Adapter": (TipAdapter, TipAdapterConfig, {"alpha": 0.0}),
         "Tip-Adapter-F": (TipAdapter, TipAdapterConfig, {"alpha": 0.0, "variant": "F"}),
         "CoOp": (CoOp, CoOpConfig, {}),
@@ -76,7 +76,7 @@ def test_lanes_learn_from_base_classes_and_not_from_each_other(
 ) -> None:
     _, images_ID, labels_I = world
     base_I = BASE_C[labels_I].nonzero().flatten()
-    knobs = {"alpha": 1.0} if kind == "Tip-Adapter-F" else {}
+    knobs = {"ratio": 0.2} if kind == "CLIP-Adapter" else {}
     after = []
     for seeds in ([4], [3, 4, 5]):
         module = build(kind, world, seeds, **knobs)
@@ -103,6 +103,60 @@ def test_a_linear_probe_leaves_novel_classes_alone(world: tuple[ClassTexts, Tens
     (gradient,) = torch.autograd.grad(loss.sum(), [module.delta_KCD])
     assert gradient[0, BASE_C].abs().amax(1).min() > 0
     assert gradient[0, ~BASE_C].abs().max() == 0
+
+
+def test_clip_adapter_is_its_formula_and_both_layers_learn(world: tuple[ClassTexts, Tensor, Tensor]) -> None:
+    texts, images_ID, labels_I = world
+    module = build("CLIP-Adapter", world, [0, 1], ratio=0.3)
+    hidden_IH = F.relu(images_ID @ module.down_KDH[1])
+    adapted_ID = 0.7 * images_ID + 0.3 * F.relu(hidden_IH @ module.up_KHD[1])
+    expected = 20 * F.normalize(adapted_ID, dim=-1) @ texts.features_CD.T
+    torch.testing.assert_close(module.logits(images_ID)[1], expected)
+    base_I = BASE_C[labels_I]
+    loss = module.total(module.losses(images_ID[base_I].expand(2, -1, -1), labels_I[base_I].expand(2, -1)))
+    for gradient in torch.autograd.grad(loss.sum(), [module.down_KDH, module.up_KHD]):
+        assert (gradient.abs().amax((1, 2)) > 0).all()
+
+
+def test_tip_adapter_f_trains_with_fixed_alpha_and_beta(world: tuple[ClassTexts, Tensor, Tensor]) -> None:
+    """Swept values are for inference: those in the loss would make scoring change what is trained."""
+    _, images_ID, labels_I = world
+    base_I = BASE_C[labels_I]
+    losses = []
+    for knobs in ({"alpha": 1.0, "beta": 5.5}, {"alpha": 9.0, "beta": 0.5}):
+        module = build("Tip-Adapter-F", world, [0], **knobs)
+        losses.append(module.total(module.losses(images_ID[None, base_I], labels_I[None, base_I])))
+    assert torch.equal(*losses)
+    logits_IC = build("Tip-Adapter-F", world, [0], alpha=1.0, beta=5.5).logits(images_ID[base_I])[0]
+    expected = F.cross_entropy(logits_IC[:, BASE_C], labels_I[base_I])  # base classes are the first ones
+    torch.testing.assert_close(losses[0][0], expected)
+
+
+def test_alpha_and_beta_are_one_point_of_the_grid_with_the_best_mean_over_folds(
+    world: tuple[ClassTexts, Tensor, Tensor],
+) -> None:
+    _, images_ID, labels_I = world
+    alphas, betas = [0.0, 0.5, 2.0, 8.0, 20.0], [0.5, 2.0, 5.5, 20.0]
+    module = build("Tip-Adapter", world, [0, 1, 2], shots=1)
+    allowed_KI = torch.rand(3, 100, generator=torch.Generator().manual_seed(1)) < 0.5
+    (swept,) = module.sweep(images_ID, labels_I, allowed_KI=allowed_KI, groups=[[0, 1, 2]], alphas=alphas, betas=betas)
+    own = [(float(a), float(b)) for a, b in zip(module.alpha, module.beta, strict=True)]
+    mean_h = {}
+    for alpha in alphas:
+        for beta in betas:
+            module.alpha.fill_(alpha)
+            module.beta.fill_(beta)
+            correct_KI = (module.logits(images_ID).argmax(-1) == labels_I).double()
+            h = []
+            for correct_I, allowed_I in zip(correct_KI, allowed_KI, strict=True):
+                per_class = [correct_I[allowed_I & (labels_I == c)].mean().item() for c in range(5)]
+                s, u = sum(per_class[:3]) / 3, sum(per_class[3:]) / 2
+                h.append(2 * s * u / (s + u))
+            mean_h[alpha, beta] = h
+    best = max(sum(h) / 3 for h in mean_h.values())
+    assert sum(mean_h[swept.knobs["alpha"], swept.knobs["beta"]]) / 3 == pytest.approx(best)
+    assert swept.h == pytest.approx([max(h[k] for h in mean_h.values()) for k in range(3)])
+    assert swept.h == pytest.approx([mean_h[round(a, 6), round(b, 6)][k] for k, (a, b) in enumerate(own)])
 
 
 def test_tip_adapter_is_its_formula_over_its_shots(world: tuple[ClassTexts, Tensor, Tensor]) -> None:
@@ -135,7 +189,7 @@ def test_sweeps_find_what_predictions_then_score(world: tuple[ClassTexts, Tensor
             return values
 
         zero_shot = h()
-        best = module.sweep(images_ID, labels_I)
+        best = [swept.h[0] for swept in module.sweep(images_ID, labels_I)]
         assert h() == pytest.approx(best, abs=1e-9)
         assert all(b >= z - 1e-9 for b, z in zip(best, zero_shot, strict=True))
 

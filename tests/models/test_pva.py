@@ -119,7 +119,8 @@ def test_the_sweep_chooses_what_predictions_then_score() -> None:
     _, images_ID, labels_I = world()
     module = build([replace(SMALL, score="relative")] * 2, [0, 1])
     train(module, images_ID, labels_I, 20)
-    for k, best in enumerate(module.sweep(images_ID, labels_I)):
+    for k, swept in enumerate(module.sweep(images_ID, labels_I)):
+        (best,) = swept.h
         correct_I = (module.logits(images_ID)[k].argmax(-1) == labels_I).double()
         per_class = [correct_I[labels_I == c].mean().item() for c in range(CLASSES)]
         seen, unseen = sum(per_class[:BASE]) / BASE, sum(per_class[BASE:]) / (CLASSES - BASE)
@@ -168,6 +169,10 @@ def test_kl_warms_up_and_free_bits_are_free() -> None:
     history = train(warm, images_ID, labels_I, 5, lr=0.0)
     ratios = [(h["kl"][1] / h["kl"][0]).item() for h in history]
     assert ratios == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+    share = build([replace(SMALL, kl_warm_up=w) for w in (0.0, 0.5)], [0, 0])
+    share.run_steps = 8  # half of them are four
+    history = train(share, images_ID, labels_I, 5, lr=0.0)
+    assert [(h["kl"][1] / h["kl"][0]).item() for h in history] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
     free = build([replace(SMALL, free_bits=50.0, kl_warm_up=0.0)], [0])
     assert train(free, images_ID, labels_I, 1, lr=0.0)[0]["kl"].item() == pytest.approx(100.0)  # two modalities' bits
 

@@ -97,6 +97,15 @@ def test_losses_at_initialisation_by_hand(graph: ClassGraph) -> None:
     assert losses == pytest.approx(expected, abs=1e-5)
 
 
+def test_alignment_by_cosine_acts_where_the_cross_entropy_does_not(graph: ClassGraph) -> None:
+    """Away from the start it is 1 - cosine of each class text, adapted, and its own prototype."""
+    module = scrambled(build(graph, SREConfig(**SMALL, align="cosine", relation_temperature=0.2)))
+    loss = module.losses(images(1, 4), torch.tensor([[0, 1, 2, 3]]), images(1, 4))["align"]
+    texts, prototypes = module.adapt(graph.name_features_CD[None])[0].detach(), module.prototypes()[0].detach()
+    expected = sum(1 - float(texts[c] @ prototypes[c]) for c in range(6)) / 6
+    assert float(loss) == pytest.approx(expected, abs=1e-5) and expected > 0.01
+
+
 def test_total_weighs_every_loss_once(graph: ClassGraph) -> None:
     module = build(graph, SREConfig(**SMALL, w_srs=2.0, w_align=3.0, w_ent=5.0, w_div=7.0, w_bal=11.0))
     ones = {name: torch.ones(1) for name in ("cls", "srs", "align", "ent", "div", "bal")}

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.sweeps import (
+    Curve,
     ResidualCosine,
+    ResidualFold,
+    best_of_mean,
     class_mean_weights,
     lead_of_seen,
     seen_unseen_curve,
@@ -140,7 +143,15 @@ def test_best_lambda_and_tau_of_a_grid(separated: bool) -> None:
     score_I, base_I = torch.randn(images, generator=g), torch.randint(0, 4, (images,), generator=g)
     lambdas = (0.0, 0.5, 2.0, math.inf)
     cosine = ResidualCosine(*features)
-    best = sweep_residual(cosine, score_I if separated else None, base_I, labels_I, base_C, lambdas=lambdas)
+    fold = ResidualFold(
+        cosine=cosine,
+        score_I=score_I if separated else None,
+        base_best_I=base_I,
+        labels_I=labels_I,
+        base_C=base_C,
+    )
+    (best,), mean = sweep_residual([fold], lambdas=lambdas)
+    assert (mean.h, mean.residual_lambda) == (best.h, best.residual_lambda)
     tried = {}
     for strength in lambdas:
         cosine_IC = cosine.at(strength)
@@ -155,6 +166,59 @@ def test_best_lambda_and_tau_of_a_grid(separated: bool) -> None:
     assert best.h == pytest.approx(max(tried.values()), abs=1e-12)
     assert tried[best.residual_lambda] == pytest.approx(best.h, abs=1e-12)
     assert math.isnan(best.tau) != separated
+
+
+@pytest.mark.parametrize("separated", [True, False])
+def test_lambda_and_tau_of_several_folds_are_one_point_with_the_best_mean(separated: bool) -> None:
+    g = torch.Generator().manual_seed(2)
+    classes, lambdas, folds = 6, (0.0, 0.5, 2.0, math.inf), []
+    for base, images in ((4, 40), (3, 30), (2, 50)):
+        features = [torch.randn(n, 4, generator=g) for n in (images, images, classes, classes)]
+        folds.append(
+            ResidualFold(
+                cosine=ResidualCosine(*features),
+                score_I=torch.randn(images, generator=g) if separated else None,
+                base_best_I=torch.randint(0, base, (images,), generator=g),
+                labels_I=torch.randint(0, classes, (images,), generator=g),
+                base_C=torch.arange(classes) < base,
+            )
+        )
+
+    def h(fold: ResidualFold, strength: float, tau: float) -> float:
+        cosine_IC = fold.cosine.at(strength)
+        if fold.score_I is None:
+            return accuracies(cosine_IC.argmax(-1), fold.labels_I, fold.base_C)[2]
+        novel_I = cosine_IC.masked_fill(fold.base_C, -math.inf).argmax(-1)
+        predicted_I = torch.where(fold.score_I >= tau, fold.base_best_I, novel_I)
+        return accuracies(predicted_I, fold.labels_I, fold.base_C)[2]
+
+    taus = [math.inf, *(t for fold in folds if fold.score_I is not None for t in fold.score_I.tolist())]
+    best = max(sum(h(fold, x, tau) for fold in folds) / 3 for x in lambdas for tau in taus)
+    own, mean = sweep_residual(folds, lambdas=lambdas)
+    assert mean.h == pytest.approx(best, abs=1e-12)
+    at_choice = sum(h(fold, mean.residual_lambda, mean.tau) for fold in folds) / 3
+    assert at_choice == pytest.approx(best, abs=1e-12)
+    for fold, choice in zip(folds, own, strict=True):
+        (alone,), _ = sweep_residual([fold], lambdas=lambdas)
+        assert (choice.h, choice.residual_lambda) == (alone.h, alone.residual_lambda)
+
+
+def test_the_best_of_a_mean_is_no_mean_of_bests() -> None:
+    """Two folds whose best thresholds fail each other, and the one that is best for both together."""
+
+    def curve(*steps: tuple[float, float]) -> Curve:
+        taus, h = zip((math.inf, 0.0), *steps, strict=True)
+        return Curve(
+            tau_M=torch.tensor(taus).double(), seen_M=torch.tensor(h).double(), unseen_M=torch.tensor(h).double()
+        )
+
+    curves = [curve((0.9, 0.6), (0.3, 0.5), (0.2, 0.0)), curve((0.4, 0.1), (0.35, 0.5), (0.1, 0.7))]
+    choice = best_of_mean(curves)
+    assert (choice.tau, choice.h) == (pytest.approx(0.325), pytest.approx(0.55))
+    assert [(c.best().tau, c.best().h) for c in curves] == [
+        (pytest.approx(0.6), pytest.approx(0.6)),
+        (-math.inf, pytest.approx(0.7)),
+    ]
 
 
 @CASES

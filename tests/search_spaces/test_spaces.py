@@ -13,6 +13,7 @@ KNOBS = {
     "calibrated-stacking": "4f53cda18c2baa0c",
     "clip-adapter": "6199e00276baf75c",
     "coop": "a0cb3b7b3bf126c9",
+    "inmap": "4f53cda18c2baa0c",
     "linear-probe": "77206ee87f0b2055",
     "pva": "bc0a20b9422d7f82",
     "pva-ablation": "bc0a20b9422d7f82",
@@ -21,6 +22,8 @@ KNOBS = {
     "sre-ablation": "515047589cc228f9",
     "tip-adapter": "4f53cda18c2baa0c",
     "tip-adapter-f": "5bbbe5f5b6da8b91",
+    "transclip": "4f53cda18c2baa0c",
+    "zlap": "4f53cda18c2baa0c",
 }
 """Hashes of all that a space says of its knobs."""
 

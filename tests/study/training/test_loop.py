@@ -71,6 +71,26 @@ def test_the_same_pack_twice_is_bit_identical(data: TrialData) -> None:
     assert comparable(first[0]) == comparable(second[0])
 
 
+def test_an_epoch_shows_each_image_once_in_a_search_as_in_a_refit(data: TrialData) -> None:
+    search = pack_on_folds([SMALL], seeds=[0], data=data, epochs=2)
+    refit = Pack(
+        [SMALL],
+        seeds=[0],
+        seen_KC=data.seen_C[None],
+        trainable_KI=trainable_images(data, None)[None],
+        data=data,
+        epochs=2,
+    )
+    for pack in (search, refit):
+        largest = max(len(indices) for indices in pack.source_indices)
+        assert pack.steps_per_epoch == math.ceil(largest / SMALL.batch_size)
+        assert pack.module.run_steps == 2 * pack.steps_per_epoch
+        shown = torch.cat([source_KB for source_KB, _ in pack._draw_epoch()], dim=1)
+        for own_I, shown_I in zip(pack.source_indices, shown, strict=True):
+            times = shown_I.bincount(minlength=len(data.source_labels_I))[own_I]
+            assert times.min() == 1 and times.float().mean() < 1 + SMALL.batch_size / len(own_I)
+
+
 def test_another_seed_is_another_run(data: TrialData) -> None:
     first, second = train_pack([SMALL, SMALL], seeds=[3, 4], data=data, options=TrainingOptions(epochs=3))
     assert first.score != second.score

@@ -15,6 +15,7 @@ from models.baselines import (
 )
 from models.pva import PVAConfig
 from models.sre_clip import SREConfig
+from models.transductive import InMaPConfig, TransCLIPConfig, ZLaPConfig
 from study.evaluation.metrics import evaluate
 from study.protocol.trial_data import TrialData, oracle_data
 from study.training.loop import TrainingOptions, train_pack
@@ -36,6 +37,9 @@ CONFIGS: list[Any] = [
     replace(PVA, prompts="per_class", batch_size=64),
     LinearProbeConfig(batch_size=16),
     CalibratedStackingConfig(),
+    ZLaPConfig(neighbours=3),
+    TransCLIPConfig(),
+    InMaPConfig(),
 ]
 IDS = [f"{type(c).__name__}-{i}" for i, c in enumerate(CONFIGS)]
 
@@ -92,9 +96,37 @@ def test_a_diverging_lane_poisons_nothing(data: TrialData, config: Any) -> None:
     assert bad.state == "failed"
 
 
+@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
+def test_scoring_in_between_changes_nothing(data: TrialData, config: Any) -> None:
+    """A search that judges at rungs trains what one without rungs trains."""
+    with_rungs, without = (
+        train_pack([config], seeds=[3], data=data, options=TrainingOptions(epochs=3, rungs=rungs, criterion="h"))[0]
+        for rungs in ((1, 2), ())
+    )
+    assert with_rungs.curve[-1] == without.curve[-1]
+    assert with_rungs.metrics == without.metrics
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
+def test_a_refit_trains_what_the_search_trained(data: TrialData, config: Any) -> None:
+    """Swept knobs are part of the refitted configuration, and no part of its training."""
+    (result,) = train_pack([config], seeds=[3], data=data, options=TrainingOptions(epochs=2, criterion="h"))
+    found = {name: result.metrics[name] for name in METHODS[type(config)].swept if name in result.metrics}
+    other = {name: value + 1 for name, value in found.items()}
+    swept, moved = (
+        refit_pack([replace(config, **knobs)], seeds=[3], data=data, epochs=2)[0] for knobs in (found, other)
+    )
+    trained = [name for name, _ in _module(config, data).named_parameters()]
+    assert all(torch.equal(swept.weights[name], moved.weights[name]) for name in trained)
+
+
 def _parameters(config: Any, data: TrialData) -> Any:
+    return _module(config, data).parameters()
+
+
+def _module(config: Any, data: TrialData) -> Any:
     trainable = torch.ones(1, len(data.source_labels_I), dtype=torch.bool)
-    return METHODS[type(config)].build([config], [0], data.seen_C[None], trainable, data).parameters()
+    return METHODS[type(config)].build([config], [0], data.seen_C[None], trainable, data)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=IDS)
