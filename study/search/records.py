@@ -14,6 +14,13 @@ State = Literal["complete", "pruned", "failed"]
 
 SamplerName = Literal["tpe", "random", "nsga2"]
 
+TRAINING = 2
+"""Raised whenever the same configuration trains or is scored otherwise than before: a search must not mix the two.
+
+Ledgers without the number are of 1: a lane's epoch was then one pass over the source images of all folds, coupled swept
+knobs were medians over the folds, and Tip-Adapter-F trained with the values swept last.
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lane:
@@ -224,7 +231,7 @@ class StudyIdentity:
         names = ("objective", "benchmark", "clip", "fingerprint", "rotation", "epochs", "pruning", "sampler", "seed")
         fields = self._json(*names, "select", "folds", "criterion", "precision")
         knobs = {k.name: [k.scope, k.low, k.high, k.log, k.choices, k.when] for k in space.knobs}
-        return {"space": space.name, **fields, "knobs": json.loads(json.dumps(knobs))}
+        return {"space": space.name, **fields, "knobs": json.loads(json.dumps(knobs)), "training": TRAINING}
 
     def _json(self, *names: str) -> dict[str, Any]:
         """Return fields as they are when they are read again."""
@@ -244,6 +251,12 @@ def require_same(theirs: Mapping[str, Any], mine: Mapping[str, Any], where: str)
     `theirs`, `mine`: JSON of two identities. Raises `UserError`.
     """
     differing = [key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key)]
+    if "training" in differing:
+        rule = (
+            f"cannot mix results: this version trains or scores configurations otherwise than the one that began {where}. "
+            "Start the study anew with another --name, or resume it with that version"
+        )
+        raise UserError(rule, option="resume")
     if differing == ["knobs"]:
         rule = f"needs the knobs of space {mine['space']} as they were when {where} was begun"
         raise UserError(rule, option="resume")

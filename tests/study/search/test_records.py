@@ -35,7 +35,7 @@ def test_a_ledgers_identity_is_as_it_always_was() -> None:
     assert json.dumps(OF_SEARCH.ledger_json(space)) == (
         '{"space": "other", "objective": "h", "benchmark": "Toy", "clip": "toy/clip", "fingerprint": "f00d", '
         '"rotation": 1, "epochs": 4, "pruning": true, "sampler": "tpe", "seed": 0, "select": "pseudo-unseen", '
-        f'"folds": 3, "criterion": "h", "precision": "float32", "knobs": {json.dumps(x)}}}'
+        f'"folds": 3, "criterion": "h", "precision": "float32", "knobs": {json.dumps(x)}, "training": 2}}'
     )
     assert OF_SEARCH.ledger_json(toy.SPACE)["knobs"]["width"] == ["static", 4, 64, True, None, ["layers", [1, 2]]]
 
@@ -59,3 +59,12 @@ def test_other_knobs_are_one_clear_line() -> None:
     mine, theirs = (OF_SEARCH.ledger_json(s) for s in (toy.SPACE, replace(toy.SPACE, knobs=toy.SPACE.knobs[1:])))
     with pytest.raises(UserError, match="needs the knobs of space toy as they were when results/toy was begun"):
         require_same(theirs, mine, "results/toy")
+
+
+def test_results_of_another_training_are_not_mixed() -> None:
+    mine = OF_SEARCH.ledger_json(toy.SPACE)
+    older = {name: value for name, value in mine.items() if name != "training"}
+    with pytest.raises(
+        UserError, match="cannot mix results: this version trains .* than the one that began results/toy"
+    ):
+        require_same(older, mine, "results/toy")
