@@ -43,7 +43,9 @@ def run_command(work: Callable[[], object]) -> int:
             work()
     except UserError as error:
         print(f"error: {error.on_command_line()}", file=sys.stderr)
-        return 2
+        if interrupts.signum is None:
+            return 2
+        interrupts.say()  # storage that failed on the way out: the signal is why the command ends
     except KeyboardInterrupt:
         interrupts.say()
         return interrupts.exit_code

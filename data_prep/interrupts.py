@@ -13,7 +13,7 @@ from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-PATIENCE_S = 8.0
+PATIENCE_S = 7.0
 """Seconds from a signal to the end of the process, whatever its main thread does: Slurm and Kubernetes kill later."""
 
 

@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from _thread import interrupt_main
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -223,6 +225,29 @@ def test_ctrl_c_then_kill_minus_nine_then_resume(tmp_path: Path) -> None:
     assert not search(folder, configs=CONFIGS, resume=True).interrupted and each_once(folder, CONFIGS)
     without_ray(tmp_path / "undisturbed", configs=CONFIGS)  # the draws and seeds are those of a study nobody disturbed
     assert [o[:3] for o in outcome(folder)] == [o[:3] for o in outcome(tmp_path / "undisturbed")]
+
+
+def test_an_interrupted_search_in_a_notebook_frees_the_cluster_for_the_next_one(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    train = functools.partial(toy.Training, seconds=2.0)
+
+    def interrupt() -> None:
+        while not (finished(folder) or over.wait(0.1)):
+            pass
+        interrupt_main()
+
+    over = threading.Event()
+    threading.Thread(target=interrupt, daemon=True).start()
+    try:
+        assert search(folder, configs=CONFIGS, train=train).interrupted
+    finally:
+        over.set()
+    assert {t.state for t in read_ledger(folder).trials()}.isdisjoint({TrialState.RUNNING, TrialState.WAITING})
+    deadline = time.monotonic() + 20
+    while ray.available_resources().get("CPU") != 2:  # its actors are gone, in a process that goes on
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert not search(folder, configs=CONFIGS, resume=True).interrupted and each_once(folder, CONFIGS)
 
 
 def test_a_resumed_search_judges_with_the_ledgers_scores(tmp_path: Path) -> None:
