@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 import search_spaces
+from data_prep.errors import UserError
 from study.cluster.coordinator import Coordinator
 from study.cluster.jobs import PackJob, Search, SearchOutcome
 from study.cluster.pack_actor import PackTrainable
@@ -29,7 +30,7 @@ from study.options import ResourceOptions
 from study.outputs.folder import open_storage
 from study.protocol.trial_data import TrialData
 from study.search.halving import SuccessiveHalving
-from study.search.ledger import open_ledger, read_ledger
+from study.search.ledger import Ledger, open_ledger, read_ledger
 from study.search.pack_queue import PackQueue
 from study.search.records import Lane, PackReport
 from study.training.loop import TrainingOptions, train_pack
@@ -290,3 +291,14 @@ def test_workers_that_the_autoscaler_may_start_count(monkeypatch: pytest.MonkeyP
     most = {"CPU": 36, "GPU": 8}
     monkeypatch.setattr("ray._private.state.state.get_max_resources_from_cluster_config", lambda: most)
     assert concurrent(1, 0.5) == 16 and concurrent(4, 0) == 9 and concurrent(1, 9) == 0
+
+
+def test_a_ledger_that_is_gone_ends_the_search_with_its_own_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: Any) -> None:
+        raise UserError("must be a database that answers", option="ledger")
+
+    monkeypatch.setattr(Ledger, "tell", gone)
+    with pytest.raises(UserError, match="^ledger must be a database that answers$"):
+        search(tmp_path)
