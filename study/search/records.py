@@ -253,7 +253,7 @@ def require_same(theirs: Mapping[str, Any], mine: Mapping[str, Any], where: str)
     differing = [key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key)]
     if "training" in differing:
         rule = (
-            f"cannot mix results: this version trains or scores configurations otherwise than that which began {where}. "
+            f"cannot mix results: this version trains or scores configurations otherwise than that of {where}. "
             "Start the study anew with another --name, or resume it with that version"
         )
         raise UserError(rule, option="resume")

@@ -22,6 +22,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 import search_spaces
+from data_prep.errors import UserError
 from study.cluster.coordinator import Coordinator
 from study.cluster.jobs import PackJob, Search, SearchOutcome
 from study.cluster.pack_actor import PackTrainable
@@ -31,7 +32,7 @@ from study.options import ResourceOptions
 from study.outputs.folder import open_storage
 from study.protocol.trial_data import TrialData
 from study.search.halving import SuccessiveHalving
-from study.search.ledger import open_ledger, read_ledger
+from study.search.ledger import Ledger, open_ledger, read_ledger
 from study.search.pack_queue import PackQueue
 from study.search.records import Lane, PackReport
 from study.training.loop import TrainingOptions, train_pack
@@ -309,3 +310,14 @@ def test_packs_must_fit_the_cluster(tmp_path: Path) -> None:
     assert [concurrent(3, 0), concurrent(1, 1), concurrent(1, 0, workers=3)] == [0, 0, 0]
     with pytest.raises(ValueError, match="the cluster must hold a pack"):
         search(tmp_path / "study", resources=ResourceOptions(cpus_per_pack=3))
+
+
+def test_a_ledger_that_is_gone_ends_the_search_with_its_own_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: Any) -> None:
+        raise UserError("must be a database that answers", option="ledger")
+
+    monkeypatch.setattr(Ledger, "tell", gone)
+    with pytest.raises(UserError, match="^ledger must be a database that answers$"):
+        search(tmp_path)

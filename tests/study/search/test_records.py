@@ -64,5 +64,5 @@ def test_other_knobs_are_one_clear_line() -> None:
 def test_results_of_another_training_are_not_mixed() -> None:
     mine = OF_SEARCH.ledger_json(toy.SPACE)
     older = {name: value for name, value in mine.items() if name != "training"}
-    with pytest.raises(UserError, match="cannot mix results: .* than that which began results/toy"):
+    with pytest.raises(UserError, match="cannot mix results: .* than that of results/toy"):
         require_same(older, mine, "results/toy")
