@@ -88,4 +88,4 @@ def test_a_configuration_has_its_row_and_how_it_was_refitted(tmp_path: Path) -> 
     assert (content["seeds"], content["rotation"], content["epochs"]) == ([7, 8], 1, 20)
     run = {name: value for name, value in RUN_JSON.items() if name != "status"}  # the study has not ended yet
     assert "status" not in content and {name: content[name] for name in run} == run | {"feature_fingerprint": "f00d"}
-    assert list(content)[-len(RUN_JSON) + 1 :] == [name for name in RUN_JSON if name != "feature_fingerprint"]
+    assert list(content)[-len(run) + 1 :] == [name for name in run if name != "feature_fingerprint"]
