@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: one local Ray cluster per session, one prepared cache of the embedded benchmark."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent / "study"))  # tests import `small` and `toy`, whichever way pytest starts
 
 torch.set_num_threads(1)
+# the processes of `-n 2` ignore Ctrl-C, and so would the programs that tests start and interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WITH_RAY = ("test_faults", "test_security", "test_dashboard")
 """Modules whose tests start a Ray of their own."""

@@ -61,6 +61,7 @@ CONFIGURATION = {
 }
 
 
+@pytest.mark.by_hand
 def test_nodes_come_for_packs_and_go() -> None:
     paths = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "study")]
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 MATRIX = Path(__file__).parent / "matrix.py"
 SIGNALS = Path(__file__).parent / "signals.py"
 
@@ -16,6 +18,7 @@ def test_no_configuration_is_lost_or_done_twice_when_a_node_is_killed_or_drained
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.by_hand
 def test_a_study_ends_within_seconds_of_a_signal_and_goes_on_where_it_was() -> None:
     done = subprocess.run([sys.executable, str(SIGNALS), "--once"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -48,7 +48,7 @@ def large_study(pva_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     (folder / JOURNAL).unlink()
     space, sampler = search_spaces.load("pva"), RandomSampler(seed=0)
     assert isinstance(space, search_spaces.Space)
-    fields = {k: v for k, v in read_ledger(pva_study).identity.items() if k != "knobs"}
+    fields = {k: v for k, v in read_ledger(pva_study).identity.items() if k not in ("knobs", "training")}
     identity = StudyIdentity(**fields, templates=(), ledger=None)
     with open_ledger(folder, space=space, identity=identity) as ledger:
         states: tuple[State, ...] = ("complete", "pruned", "failed")

@@ -83,7 +83,7 @@ def test_two_nodes_map_their_own_files_and_train_the_same(
         monkeypatch.setenv("ZEROSWEEP_SCRATCH", str(tmp_path / node))
         there = TrialData.from_arrays(pickle.loads(sent))
         assert there.source_features_ID.dtype == there.target_features_TD.dtype == torch.float16
-        assert len(list((tmp_path / node).glob("*.npy"))) == 2
+        assert len(list((tmp_path / node).rglob("*.npy"))) == 2
         for config in CONFIGS if node == "a" else CONFIGS[:1]:
             found, expected = results(config, there), results(config, data)
             assert found[0] == expected[0], config
