@@ -45,10 +45,10 @@ class Interrupts:
 
     def say(self) -> None:
         """Print the last words, once."""
-        with self._lock:
+        with self._lock:  # held while it prints: the other thread must not end the process before the words are out
             words, self.last_words = self.last_words, ""
-        if words:
-            print(words, file=sys.stderr, flush=True)
+            if words:
+                print(words, file=sys.stderr, flush=True)
 
     def work_goes_on(self) -> None:
         """Let the command take its time to end, because it was asked to finish something first."""
@@ -79,6 +79,16 @@ class Interrupts:
 
 interrupts = Interrupts()
 """Of this process, which has one main thread and runs one command."""
+
+
+def from_interrupt(error: BaseException | None) -> bool:
+    """Return whether an exception is an interrupt, or came while one was dealt with.
+
+    An interrupt inside of another library's clean-up may come out as the error of that clean-up.
+    """
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tun
 from ray.tune.experiment import Trial
 from rich.console import Console
 
+from data_prep.interrupts import from_interrupt
 from data_prep.ray_session import quiet_loggers
 from data_prep.storage import Storage
 from study.cluster.capacity import Room, of_worker
@@ -127,10 +128,12 @@ def run_searches(
             )
             try:
                 tuner.fit()
-            except KeyboardInterrupt:
+            except BaseException as error:
+                if not from_interrupt(error):
+                    raise
                 for queue in queues:  # before anything else that takes time
                     queue.interrupt("the study was interrupted")
-                raise
+                raise KeyboardInterrupt from error
     except KeyboardInterrupt:
         interrupted = True
     finally:

@@ -100,3 +100,15 @@ def test_handlers_are_the_caller_s_again_after_a_command() -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     assert run_command(lambda: None) == 0
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_an_error_of_a_clean_up_that_an_interrupt_broke_off_is_an_interrupt() -> None:
+    from data_prep.interrupts import from_interrupt
+
+    with pytest.raises(FileNotFoundError) as caught:
+        try:
+            raise KeyboardInterrupt
+        except BaseException:
+            os.unlink("/no/such/file")  # as the lock of Optuna's journal does, where the file is gone already
+    assert from_interrupt(caught.value) and from_interrupt(KeyboardInterrupt())
+    assert not from_interrupt(FileNotFoundError()) and not from_interrupt(None)

@@ -177,7 +177,7 @@ from pathlib import Path
 ray.init(address={address!r}, log_to_driver=False, logging_level="ERROR")
 toy.register()
 resume = sys.argv[1] == "resume"
-train = functools.partial(toy.Training, seconds=0.6)
+train = functools.partial(toy.Training, seconds=1.0)
 done = test_search_run.search(Path({folder!r}), configs={configs}, resume=resume, train=train)
 print("interrupted" if done.interrupted else "finished")
 """
