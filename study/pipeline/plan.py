@@ -85,7 +85,7 @@ class Prepared:
         """What is studied, in a line."""
         return f"{self.spec.options.study.space} on {self.features.benchmark} with {self.features.clip}"
 
-    def run_record(self, rotation: int | None = None) -> RunRecord:
+    def run_record(self, rotation: int | None = None, *, interrupted: bool = False) -> RunRecord:
         """Return all that is needed to run the study (or the one rotation) again, and where it ran."""
         spec, plan = self.spec, self.plan
         return RunRecord(
@@ -102,6 +102,7 @@ class Prepared:
             megabytes_per_configuration=plan.megabytes,
             configurations_per_minute=dict(self.clock.per_minute),
             seconds={stage: round(seconds, 2) for stage, seconds in self.clock.seconds.items()},
+            status="interrupted" if interrupted else "finished",
         )
 
 

@@ -1,7 +1,7 @@
 """One rotation of a study: candidates, their refits, the test split once, export."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import ray
 
@@ -15,7 +15,7 @@ from study.outputs.adapter import make_adapter
 from study.outputs.adapter_files import write_adapter
 from study.outputs.leaderboard_files import write_leaderboard
 from study.outputs.prediction_tables import write_prediction_tables
-from study.outputs.provenance import RefitRecord, Status, write_config, write_run
+from study.outputs.provenance import RefitRecord, write_config, write_run
 from study.pipeline.candidates import Candidate
 from study.pipeline.plan import Prepared
 from study.pipeline.search_stage import SearchStage
@@ -83,8 +83,7 @@ def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Stora
     if own_folder:
         rows = [s.row for s in scored]
         write_leaderboard(storage, rows, interrupted=candidates.interrupted)
-        status: Status = "interrupted" if candidates.interrupted else "finished"
-        write_run(storage, replace(study.run_record(rotation), status=status))
+        write_run(storage, study.run_record(rotation, interrupted=candidates.interrupted))
         write_report(storage)
         study.console.print(to_terminal(rows, interrupted=candidates.interrupted))
     return RotationResult(evaluation=evaluation, scored=scored, interrupted=candidates.interrupted)

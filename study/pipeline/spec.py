@@ -26,6 +26,7 @@ from study.outputs.trackers import check_tracker
 from study.pipeline.candidates import Candidate, candidate_of_row
 from study.protocol.folds import check_folds
 from study.protocol.scores import Criterion
+from study.protocol.trial_data import check_rotation
 from study.search.halving import rung_epochs
 from study.search.records import StudyIdentity
 from study.training.loop import TrainingOptions
@@ -188,8 +189,7 @@ def _rotations(rotation: int | str, benchmark: Benchmark) -> tuple[int, ...]:
     count = benchmark.classes.unseen_RC.shape[0]
     if rotation == "all":
         return tuple(range(count))
-    if int(rotation) >= count:
-        raise UserError(f"must be 0 to {count - 1} or all for {benchmark.name}, got {rotation}", option="rotation")
+    check_rotation(int(rotation), count, benchmark.name)
     return (int(rotation),)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -21,7 +20,7 @@ from study.options import Options
 from study.outputs.ablation_files import write_ablation
 from study.outputs.folder import IDENTITY, clear_leftovers, write_json
 from study.outputs.leaderboard_files import write_leaderboard
-from study.outputs.provenance import Clock, Status, command, write_run
+from study.outputs.provenance import Clock, command, write_run
 from study.outputs.study_lock import hold_study
 from study.pipeline.plan import Prepared, make_plan
 from study.pipeline.rotation import RotationResult, run_rotation
@@ -111,7 +110,7 @@ class Study:
                     break
             self._write(study, results)
         except KeyboardInterrupt:
-            write_run(spec.storage, replace(study.run_record(), status="interrupted"))
+            write_run(spec.storage, study.run_record(interrupted=True))
             interrupts.say()
             write_interrupted_report(storage)
             raise
@@ -128,8 +127,7 @@ class Study:
         paths = write_leaderboard(spec.storage, rows, interrupted=interrupted)
         if spec.ablation:
             paths += write_ablation(spec.storage, spec.ablation, rows)
-        status: Status = "interrupted" if interrupted else "finished"
-        write_run(spec.storage, replace(study.run_record(), status=status))
+        write_run(spec.storage, study.run_record(interrupted=interrupted))
         paths.append(write_report(spec.storage))
         if several:
             console.rule(f"mean over {len(results)} rotations")

@@ -108,6 +108,12 @@ class TrialData:
         return TrialData(**values)
 
 
+def check_rotation(rotation: int, rotations: int, benchmark: str) -> None:
+    """Raise `UserError` where a benchmark has no such rotation."""
+    if not 0 <= rotation < rotations:
+        raise UserError(f"must be 0 to {rotations - 1} or all for {benchmark}, got {rotation}", option="rotation")
+
+
 def trial_data(features: FeatureSet, *, rotation: int, folds: int, seed: int, clip_path: str = "") -> TrialData:
     """Return the part of a benchmark that trials may see in one rotation.
 
@@ -115,10 +121,7 @@ def trial_data(features: FeatureSet, *, rotation: int, folds: int, seed: int, cl
 
     Raises `UserError` if the rotation does not exist or a fold would leave fewer than two classes on either side.
     """
-    rotations = features.classes.unseen_RC.shape[0]
-    if not 0 <= rotation < rotations:
-        rule = f"must be 0 to {rotations - 1} or all for {features.benchmark}, got {rotation}"
-        raise UserError(rule, option="rotation")
+    check_rotation(rotation, features.classes.unseen_RC.shape[0], features.benchmark)
     seen_C = ~features.classes.unseen_RC[rotation]
     allowed_I = seen_C[features.source_labels_I]
     labels_I, source_ID = features.source_labels_I[allowed_I], features.source.features_ID
