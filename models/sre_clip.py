@@ -89,27 +89,27 @@ class SREConfig:
     batch_size: int = 256
     """Images of each domain per step."""
 
-    lr: float = 5e-4
+    lr: float = 1e-3
     """AdamW's peak learning rate (linear warm-up, cosine decay)."""
-    weight_decay: float = 4e-5
+    weight_decay: float = 1e-4
     """Decoupled weight decay."""
-    rho: float = 0.5
+    rho: float = 1.0
     """Strength of the image adapter, f(x) = normalise(x + rho Attn(x))."""
-    residual_scale: float = 0.8
+    residual_scale: float = 1.0
     """r of the prototypes, P = normalise(GCN(T) + r T W_r)."""
-    w_srs: float = 0.3
+    w_srs: float = 1.0
     """Weight of the semantic relation structure loss."""
-    w_align: float = 0.4
+    w_align: float = 1.0
     """Weight of the cross-modal alignment retention loss."""
-    w_ent: float = 4.0
+    w_ent: float = 1.0
     """Weight of the entropy of target predictions."""
-    w_div: float = 8.0
+    w_div: float = 1.0
     """Weight of the diversity of target predictions."""
-    w_bal: float = 1.5
+    w_bal: float = 1.0
     """Weight of the balance of seen and unseen mass on the target."""
     relation_temperature: float = 0.1
     """t_rel of the relation structure's soft labels."""
-    pseudo_label_threshold: float = 0.4
+    pseudo_label_threshold: float = 0.5
     """Confidence from which a target prediction counts as a label in L_srs."""
     target_temperature: float = 1.0
     """Temperature of target predictions in the unlabelled losses."""

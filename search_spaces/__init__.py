@@ -72,6 +72,11 @@ def weight_decay(
     return Knob(name="weight_decay", scope="lane", low=1e-6, high=high, log=True, default=default, why=why)
 
 
+def weight(name: str, *, why: str) -> Knob:
+    """Return the knob of a weight of which nothing is known: ten times smaller or larger than 1."""
+    return Knob(name=name, scope="lane", low=0.1, high=10.0, log=True, default=1.0, why=why)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Space:
     """A method's searched knobs, in order (a conditional knob comes after the one it depends on)."""

@@ -15,6 +15,7 @@ Reader = Callable[[str, Path | None, bool], Benchmark]
 """read(name, data_root, allow_partial)"""
 BENCHMARKS: dict[str, Reader] = {
     "icons2emoji": icons2emoji.read,
+    icons2emoji.BACK: icons2emoji.read,
     icons2emoji.GZSL: icons2emoji.read,
     "i2awa": i2awa.read,
     "i2webv": i2webv.read,

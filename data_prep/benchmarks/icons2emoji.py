@@ -1,11 +1,11 @@
-"""The embedded benchmark: from monochrome icons (labelled source) to colour emoji (unlabelled target), 228 classes.
+"""The embedded benchmarks: from monochrome icons (labelled source) to colour emoji (unlabelled target), 228 classes.
 
 Images, class table and a small CLIP are part of this package; assets/icons2emoji/ATTRIBUTION.md says where they came
 from. Splits go by icon set, so that no drawing style is in two of them. In rotation r the classes with that number are
 unseen.
 
-`icons2emoji-gzsl` is generalized zero-shot learning within the emoji domain: labelled are the training and validation
-images, classified the test images.
+`emoji2icons` is the other direction: labelled emoji, unlabelled icons. `icons2emoji-gzsl` is generalized zero-shot
+learning within the emoji domain: labelled are the training and validation images, classified the test images.
 """
 
 from pathlib import Path
@@ -22,6 +22,7 @@ from data_prep.feature_store import SPLITS, ClassTable
 ASSETS = Path(__file__).parent.parent / "assets" / "icons2emoji"
 ROTATIONS = 4
 GZSL = "icons2emoji-gzsl"
+BACK = "emoji2icons"
 TEMPLATES = ("a {} icon", "an icon of a {}", "a picture of a {}", "a drawing of a {}", "{}")
 
 
@@ -33,7 +34,7 @@ def read(name: str, data_root: Path | None, allow_partial: bool = False) -> Benc
         images = images.filter(pc.equal(images["domain"], "emoji"))
         source = pc.not_equal(images["split"], "test")
     else:
-        source = pc.equal(images["domain"], "icon")
+        source = pc.equal(images["domain"], "emoji" if name == BACK else "icon")
     rotation_C = torch.tensor(classes["rotation"].to_numpy())
     return Benchmark(
         name=name,
