@@ -35,7 +35,7 @@ Losses, on source images x with label y and target images u ("mean" is over the 
               pi log(pi / m) + (1 - pi) log((1 - pi) / (1 - m)),  pi = min(unseen_prior C_unseen / C, 0.99)
     L       = L_cls + w_srs L_srs + w_align L_align + w_ent L_ent + w_div L_div + w_bal L_bal
 
-Prediction: argmax over all C classes of s f(x) P^T.
+Prediction: argmax over all C classes of s f(x) P^T, or of a transductive head on f and P (`heads.py`; ours).
 
 Suffixes: K lanes, B batch, C classes, D CLIP dimension, N graph nodes, M memory slots, A attention width, H heads,
 T tokens, E token width.
@@ -44,7 +44,7 @@ T tokens, E token width.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +52,19 @@ from torch import Tensor, nn
 
 from models.data_parallel import over_workers, workers
 from models.graph_conv import GraphConv
-from models.stacked import LaneModule, StackedModule, check_fields, check_static, lane_field, lane_normal, normalise
+from models.heads import FittedHead, Head
+from models.stacked import (
+    LaneModule,
+    StackedModule,
+    check_fields,
+    check_static,
+    chunks,
+    lane_field,
+    lane_normal,
+    normalise,
+    unit_features,
+)
+from models.transductive import target_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +98,8 @@ class SREConfig:
     """Text behind a class node: the benchmark's class name, its WordNet lemmas, or the mean of both."""
     align: Literal["cross-entropy", "cosine"] = "cross-entropy"
     """Form of L_align: the article's cross-entropy among all classes, or 1 - cosine of a text and its own prototype."""
+    head: Head = "none"
+    """Who classifies at inference: the prototypes (none), or a transductive head on adapted features and prototypes."""
     batch_size: int = 256
     """Images of each domain per step."""
 
@@ -210,7 +224,8 @@ class SREClip(StackedModule):
     """K lanes of the SRE-CLIP Adapter.
 
     `configs`: one per lane, equal in all static fields (`ValueError` otherwise). `seeds`: each lane's own.
-    `seen_KC`: bool, the classes whose labels each lane may use; all others are unseen to it.
+    `seen_KC`: bool, the classes whose labels each lane may use; all others are unseen to it. `target_features_TD`:
+    the unlabelled target images, which a head is fitted to when logits are first asked for after training.
     """
 
     seen_KC: Tensor
@@ -223,9 +238,16 @@ class SREClip(StackedModule):
     pseudo_label_threshold: Tensor
     target_temperature: Tensor
     unseen_prior: Tensor
+    target_KTD: Tensor  # with a head
 
     def __init__(
-        self, configs: Sequence[SREConfig], *, seeds: Sequence[int], seen_KC: Tensor, graph: ClassGraph
+        self,
+        configs: Sequence[SREConfig],
+        *,
+        seeds: Sequence[int],
+        seen_KC: Tensor,
+        graph: ClassGraph,
+        target_features_TD: Tensor | None = None,
     ) -> None:
         super().__init__()
         check_static(configs)
@@ -257,6 +279,11 @@ class SREClip(StackedModule):
                 generators=generators,
             )
         self.residual_KDD = nn.Parameter(torch.eye(dim).repeat(len(configs), 1, 1)) if config.residual else None
+        self.head, self._heads = config.head, list[FittedHead]()
+        if config.head != "none":
+            if target_features_TD is None:
+                raise ValueError(f"target_features_TD must be given with head={config.head}, got None")
+            self.register_lane("target_KTD", target_features_TD.expand(len(configs), -1, -1))  # exported with the lane
 
     def adapt(self, features_KBD: Tensor) -> Tensor:
         """Return adapted features f(x) (K, B, D), L2-normalised, of image or text features."""
@@ -275,14 +302,51 @@ class SREClip(StackedModule):
 
     def logits(self, images_BD: Tensor) -> Tensor:
         """Compute logits over all classes (K, B, C) of image features (B, D) or (K, B, D)."""
-        features_KBD = images_BD.expand(self.rho.shape[0], -1, -1)
-        return self.logit_scale * self.adapt(features_KBD) @ self.prototypes().mT
+        features_KBD = self.adapt(images_BD.expand(self.rho.shape[0], -1, -1))
+        if self.head == "none":
+            return self.logit_scale * features_KBD @ self.prototypes().mT
+        return self._head_logits(images_BD, features_KBD)
+
+    @torch.no_grad()
+    def _head_logits(self, images_BD: Tensor, features_KBD: Tensor) -> Tensor:
+        """Compute the head's logits (K, B, C) of images (B, D), whose adapted features are given."""
+        target_TD = unit_features(self.target_KTD[0])
+        if not self._heads:
+            features_KTD, prototypes_KCD = self.embed(target_TD)
+            self._heads = [
+                FittedHead(self.head, features_TD, prototypes_CD, self.logit_scale)
+                for features_TD, prototypes_CD in zip(features_KTD, prototypes_KCD, strict=True)
+            ]
+        rows_B, known_B = target_rows(images_BD, target_TD)
+        return torch.stack(
+            [
+                torch.where(known_B[:, None], head.target_logits(rows_B), head.logits(features_BD))
+                for head, features_BD in zip(self._heads, features_KBD, strict=True)
+            ]
+        )
+
+    @torch.no_grad()
+    def embed(self, images_TD: Tensor) -> tuple[Tensor, Tensor]:
+        lanes = self.rho.shape[0]
+        features_KTD = torch.cat([self.adapt(part_BD.expand(lanes, -1, -1)) for part_BD in chunks(images_TD)], dim=1)
+        return features_KTD, self.prototypes()
+
+    def keep(self, lanes: Tensor) -> None:
+        """Drop all lanes but `lanes`."""
+        super().keep(lanes)
+        self._heads = []
+
+    def join(self, other: Self) -> None:
+        """Append another module's lanes."""
+        super().join(other)
+        self._heads = []
 
     def losses(self, images_KBD: Tensor, labels_KB: Tensor, target_KBD: Tensor | None = None) -> dict[str, Tensor]:
         """Compute all losses by name, each (K,), of labelled source images and unlabelled target images.
 
         Raises `ValueError` without target images.
         """
+        self._heads = []  # of the weights before this step
         if target_KBD is None:
             raise ValueError("target_KBD must be given: SRE-CLIP adapts to unlabelled target images, got None")
         # relation logits, cosines / t_rel: the scale is cheaper on prototypes than on images x classes

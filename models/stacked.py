@@ -254,6 +254,13 @@ class StackedModule(LaneModule, ABC):
         """Return the best unseen class at each residual strength (K, G, B); None for methods without a residual."""
         return None
 
+    def embed(self, images_TD: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return features (K, T, D) of images and prototypes (K, C, D), L2-normalised: what a head takes (`heads.py`).
+
+        None for methods whose logits are no scaled cosines of the two.
+        """
+        return None
+
     def keep(self, lanes: Tensor) -> None:
         """Drop all lanes but `lanes`, and their streams of noise."""
         super().keep(lanes)

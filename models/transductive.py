@@ -290,6 +290,8 @@ class InMaPConfig(BaselineConfig):
     """Temperature of the proxies' predictions, in units of CLIP's; static."""
     hard_from: float = 0.6
     """Probability from which a pseudo-label becomes one-hot; static."""
+    steps: int = 2000
+    """Descent steps at most; static."""
 
 
 class Transductive(StackedModule):
@@ -314,6 +316,22 @@ class Transductive(StackedModule):
         """Return zero (K,)."""
         return losses["none"]
 
+    @abstractmethod
+    def target_logits(self, rows_B: Tensor) -> Tensor:
+        """Return the logits (B, C) of some target images; fit the method to all of them if it is not fitted yet."""
+
+    @abstractmethod
+    def other_logits(self, images_BD: Tensor) -> Tensor:
+        """Return the logits (B, C) of images that are not of the target."""
+
+
+def target_rows(images_BD: Tensor, target_TD: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which target image each image is (B,), and whether it is one at all, by equal features."""
+    # several candidates: of two images that are nearly the same, rounding may put the other one first
+    _, place_BN = nearest(images_BD, target_TD, 4)
+    same_BN = torch.stack([(images_BD == target_TD[place_B]).all(-1) for place_B in place_BN.T], dim=1)
+    return place_BN.gather(1, same_BN.int().argmax(1, keepdim=True))[:, 0], same_BN.any(1)
+
 
 class OnNeighbours(Transductive):
     """A method that classifies an image of the target by what the target's fit says of it, any other by its neighbours.
@@ -327,24 +345,16 @@ class OnNeighbours(Transductive):
         super().__init__(configs, texts=texts)
         self.register_lane("target_KTD", target_features_TD.expand(len(configs), -1, -1))
 
+    @property
+    def target_TD(self) -> Tensor:
+        """Return the target's features as they are computed with."""
+        return unit_features(self.target_KTD[0])
+
     @torch.no_grad()
     def logits(self, images_BD: Tensor) -> Tensor:
-        target_TD = unit_features(self.target_KTD[0])
-        # several candidates: of two images that are nearly the same, rounding may put the other one first
-        _, place_BN = nearest(images_BD, target_TD, 4)
-        same_BN = torch.stack([(images_BD == target_TD[place_B]).all(-1) for place_B in place_BN.T], dim=1)
-        row_B = place_BN.gather(1, same_BN.int().argmax(1, keepdim=True))[:, 0]
-        own_BC, other_BC = self.target_logits(target_TD, row_B), self.other_logits(images_BD, target_TD)
-        logits_BC = torch.where(same_BN.any(1, keepdim=True), own_BC, other_BC)
+        rows_B, known_B = target_rows(images_BD, self.target_TD)
+        logits_BC = torch.where(known_B[:, None], self.target_logits(rows_B), self.other_logits(images_BD))
         return logits_BC.expand(len(self.target_KTD), -1, -1)
-
-    @abstractmethod
-    def target_logits(self, target_TD: Tensor, rows_B: Tensor) -> Tensor:
-        """Return the logits (B, C) of some target images; fit the method to all of them if it is not fitted yet."""
-
-    @abstractmethod
-    def other_logits(self, images_BD: Tensor, target_TD: Tensor) -> Tensor:
-        """Return the logits (B, C) of images that are not of the target."""
 
 
 class ZLaP(OnNeighbours):
@@ -355,20 +365,20 @@ class ZLaP(OnNeighbours):
         self.config = configs[0]
         self.propagated_NC: Tensor | None = None
 
-    def _propagated(self, target_TD: Tensor) -> Tensor:
+    def _propagated(self) -> Tensor:
         if self.propagated_NC is None:
             c = self.config
             self.propagated_NC = label_propagation(
-                target_TD, self.text_features_CD, neighbours=c.neighbours, gamma=c.gamma, alpha=c.alpha
+                self.target_TD, self.text_features_CD, neighbours=c.neighbours, gamma=c.gamma, alpha=c.alpha
             )
         return self.propagated_NC
 
-    def target_logits(self, target_TD: Tensor, rows_B: Tensor) -> Tensor:
-        return self._propagated(target_TD)[len(self.text_features_CD) + rows_B].clamp_min(SMALLEST).log()
+    def target_logits(self, rows_B: Tensor) -> Tensor:
+        return self._propagated()[len(self.text_features_CD) + rows_B].clamp_min(SMALLEST).log()
 
-    def other_logits(self, images_BD: Tensor, target_TD: Tensor) -> Tensor:
-        c, labels_NC = self.config, self._propagated(target_TD)
-        _, nodes_BN, weights_BN = _graph_edges(images_BD, target_TD, self.text_features_CD, c.neighbours, c.gamma)
+    def other_logits(self, images_BD: Tensor) -> Tensor:
+        c, labels_NC = self.config, self._propagated()
+        _, nodes_BN, weights_BN = _graph_edges(images_BD, self.target_TD, self.text_features_CD, c.neighbours, c.gamma)
         reached_BC = labels_NC.new_zeros(len(images_BD), labels_NC.shape[1])
         for nodes_B, weights_B in zip(nodes_BN.T, weights_BN.T, strict=True):  # (B, N, C) would be ten times larger
             reached_BC += weights_B[:, None] * labels_NC[nodes_B]
@@ -383,11 +393,11 @@ class TransCLIP(OnNeighbours):
         self.config = configs[0]
         self.mixture: Mixture | None = None
 
-    def _fitted(self, target_TD: Tensor) -> Mixture:
+    def _fitted(self) -> Mixture:
         if self.mixture is None:
             c = self.config
             self.mixture = transclip(
-                target_TD,
+                self.target_TD,
                 self.text_features_CD,
                 self.logit_scale,
                 neighbours=c.neighbours,
@@ -396,14 +406,14 @@ class TransCLIP(OnNeighbours):
             )
         return self.mixture
 
-    def target_logits(self, target_TD: Tensor, rows_B: Tensor) -> Tensor:
-        return self._fitted(target_TD).logits_TC[rows_B]
+    def target_logits(self, rows_B: Tensor) -> Tensor:
+        return self._fitted().logits_TC[rows_B]
 
-    def other_logits(self, images_BD: Tensor, target_TD: Tensor) -> Tensor:
-        c, fit = self.config, self._fitted(target_TD)
+    def other_logits(self, images_BD: Tensor) -> Tensor:
+        c, fit = self.config, self._fitted()
         logits_BC = c.text_weight * (self.logit_scale * images_BD @ self.text_features_CD.T).log_softmax(-1)
         logits_BC += _log_density(images_BD, fit.mean_CD, fit.variance_D) / (c.temperature * self.logit_scale)
-        weights_BN, places_BN = nearest(images_BD, target_TD, c.neighbours)
+        weights_BN, places_BN = nearest(images_BD, self.target_TD, c.neighbours)
         for weights_B, places_B in zip(weights_BN.T, places_BN.T, strict=True):
             logits_BC += weights_B[:, None] * fit.assignment_TC[places_B] / (2 * c.neighbours)
         return logits_BC
@@ -423,8 +433,8 @@ class InMaP(Transductive):
         self.register_lane("proxies_KCD", texts.features_CD.expand(len(configs), -1, -1))
         self.register_lane("fitted_K", torch.zeros(len(configs), dtype=torch.bool))
 
-    @torch.no_grad()
-    def logits(self, images_BD: Tensor) -> Tensor:
+    def _proxies(self) -> Tensor:
+        """Return the proxies (K, C, D), learned when first asked for."""
         if not bool(self.fitted_K.all()):
             c = self.config
             self.proxies_KCD[:] = intra_modal_proxies(
@@ -435,6 +445,17 @@ class InMaP(Transductive):
                 text_temperature=c.text_temperature,
                 image_temperature=c.image_temperature,
                 hard_from=c.hard_from,
+                steps=c.steps,
             )
             self.fitted_K.fill_(True)
-        return self.logit_scale * images_BD @ self.proxies_KCD.mT
+        return self.proxies_KCD
+
+    @torch.no_grad()
+    def logits(self, images_BD: Tensor) -> Tensor:
+        return self.logit_scale * images_BD @ self._proxies().mT
+
+    def target_logits(self, rows_B: Tensor) -> Tensor:
+        return self.other_logits(unit_features(self.target_features_TD[rows_B]))
+
+    def other_logits(self, images_BD: Tensor) -> Tensor:
+        return self.logits(images_BD)[0]

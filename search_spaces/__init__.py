@@ -91,8 +91,8 @@ class Space:
     """All searched knobs."""
     benchmark: str
     """The embedded benchmark of the method's task, the default of a study."""
-    criterion: Literal["h+mi", "h", "mi"]
-    """The default score of a configuration; mi needs a method that may look at unlabelled target images."""
+    criterion: Literal["consensus", "agreement", "h*mi", "h", "mi"]
+    """What ranks configurations by default; all but h need a method that may look at unlabelled target images."""
     baselines: tuple[str, ...] = ()
     """Spaces of the baselines that stand beside the method."""
 

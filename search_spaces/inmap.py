@@ -8,6 +8,6 @@ SPACE = Space(
     method="InMaP",
     config=InMaPConfig,
     benchmark="icons2emoji",
-    criterion="h+mi",
+    criterion="consensus",
     knobs=(),
 )

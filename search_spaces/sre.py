@@ -13,7 +13,7 @@ SPACE = Space(
     method="SRE-CLIP",
     config=SREConfig,
     benchmark="icons2emoji",
-    criterion="h+mi",
+    criterion="consensus",
     # the quick ones (the others take minutes: --baselines LIST), and those that see the target images, as SRE-CLIP does
     baselines=("calibrated-stacking", "tip-adapter", "linear-probe", "zlap", "transclip", "inmap"),
     knobs=(

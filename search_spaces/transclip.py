@@ -8,6 +8,6 @@ SPACE = Space(
     method="TransCLIP",
     config=TransCLIPConfig,
     benchmark="icons2emoji",
-    criterion="h+mi",
+    criterion="consensus",
     knobs=(),
 )

@@ -8,6 +8,6 @@ SPACE = Space(
     method="ZLaP",
     config=ZLaPConfig,
     benchmark="icons2emoji",
-    criterion="h+mi",
+    criterion="consensus",
     knobs=(),
 )

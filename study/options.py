@@ -98,9 +98,11 @@ class SelectionOptions:
     select: Literal["pseudo-unseen", "oracle"] = "pseudo-unseen"
     """pseudo-unseen: folds of seen classes play the unseen ones, no target label is read.
     oracle: looks at the test labels; an upper bound, marked in every output, never a result."""
-    criterion: Literal["h+mi", "h", "mi"] | None = None
-    """Score of a configuration: H on the pseudo-unseen folds, mutual information of unlabelled target predictions,
-    or their weighted sum; the default is h+mi where the task lets a method see unlabelled target images, else h."""
+    criterion: Literal["consensus", "agreement", "h*mi", "h", "mi"] | None = None
+    """What ranks configurations. consensus: agreement on unlabelled target images with what all trained configurations
+    predict together (while the search runs: with training-free methods); agreement: with training-free methods only;
+    h: H on the pseudo-unseen folds; mi: mutual information of target predictions; h*mi: mean of both. The default is
+    consensus where the task lets a method see target images, else h."""
     folds: int = 3
     """Folds of the seen classes."""
     seeds: int = 3

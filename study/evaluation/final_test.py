@@ -23,6 +23,7 @@ from models.stacked import chunks, in_chunks
 from models.sweeps import Curve, lead_of_seen, seen_unseen_curve
 from study.evaluation.leaderboard import Entry, Row, mean_over_seeds, rank_rows
 from study.evaluation.metrics import evaluate, paired_bootstrap
+from study.protocol.consensus import agreement
 from study.protocol.scores import (
     Criterion,
     mutual_information,
@@ -93,9 +94,14 @@ class Evaluation:
         lead, seen_1T, unseen_1T = in_chunks(
             lambda images_BD: lead_of_seen(logits(images_BD), data.seen_C[None]), data.target_features_TD
         )
-        information = mutual_information(map(logits, chunks(data.target_features_TD)))
+        target = {"target_mi": mutual_information(map(logits, chunks(data.target_features_TD))).tolist()}
+        if data.reference_T is not None:
+            target_1T = data.competing.predict_target(
+                functools.partial(_nearest, data.target_features_TD, prototypes_CD)
+            )
+            target["target_agreement"] = agreement(target_1T, data.reference_T, data.seen_C).tolist()
         seen, unseen, h = pseudo_unseen_scores(source_KI, folds, data)
-        metrics = summarise(seen, unseen, h, information.tolist())
+        metrics = summarise(seen, unseen, h, target)
         entry = Entry(
             method=f"CLIP zero-shot ({text})",
             config_id=f"zero-shot-{text.split()[0].lower()}",

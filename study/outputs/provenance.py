@@ -138,7 +138,7 @@ class RunRecord:
     reference: str
     """Method that the others are compared with: the study's own, or an ablation's full model."""
     criterion: str = ""
-    """What selection maximised: h, mi or h+mi."""
+    """What ranked configurations: consensus, agreement, h*mi, h or mi."""
     data: DataCounts | None = None
     """Images and classes of the first rotation; None in studies of older versions."""
     concurrent: int | None = None

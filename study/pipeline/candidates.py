@@ -2,17 +2,19 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
+from models.heads import Head
 from models.stacked import MethodConfig
 from search_spaces import Space, Value
 from study.evaluation.leaderboard import Entry
 from study.outputs.folder import open_storage
 from study.outputs.leaderboard_files import read_leaderboard
+from study.pipeline.choice import Choice, Consensus
 from study.search.records import Configuration
 from study.training.methods import method_of
 from study.training.scoring import LaneResult
@@ -40,12 +42,16 @@ def make_candidate(
     metrics: Mapping[str, float],
     pareto: bool = False,
     space_name: str = "",
+    head: Head = "none",
 ) -> Candidate:
     """Return the candidate with these knobs, and with the inference-time knobs that selection found for it.
 
-    `space_name`: of the space that `--rerun` can load, where `space` is made for one variant of an ablation.
+    `space_name`: of the space that `--rerun` can load, where `space` is made for one variant of an ablation. `head`:
+    the transductive head that was chosen with it.
     """
-    swept = {name: metrics[name] for name in method_of(space).swept if name in metrics}
+    swept: dict[str, Value] = {name: metrics[name] for name in method_of(space).swept if name in metrics}
+    if head != "none":
+        swept["head"] = head
     config = space.config(**{**params, **swept})
     entry = Entry(
         method=method, config_id=config_id, val_score=score, metrics=metrics, params=asdict(config), pareto=pareto
@@ -53,25 +59,55 @@ def make_candidate(
     return Candidate(config=config, entry=entry, space=space_name or space.name)
 
 
-def searched_candidate(space: Space, found: Configuration, *, space_name: str = "") -> Candidate:
-    """Return the candidate of a configuration that the search completed."""
+def searched_candidate(space: Space, found: Choice, *, space_name: str = "") -> Candidate:
+    """Return the candidate of a configuration that the search completed, under the head that was chosen for it."""
+    configuration, head = found.configuration, found.head
     return make_candidate(
         space,
-        found.params,
+        configuration.params,
         method=space.method,
-        config_id=found.config_id,
+        config_id=configuration.config_id if head == "none" else f"{configuration.config_id}-{head}",
         score=found.score,
-        metrics=found.metrics,
-        pareto=found.pareto,
+        metrics=configuration.metrics,
+        pareto=configuration.pareto,
         space_name=space_name,
+        head=head,
+    )
+
+
+def defaults_candidate(space: Space, configurations: Sequence[Configuration]) -> Candidate | None:
+    """Return the candidate that nobody searched: the space's defaults, the first configuration of every search.
+
+    None where it diverged.
+    """
+    first = next((c for c in configurations if c.index == 0 and c.state != "failed"), None)
+    if first is None:
+        return None
+    return make_candidate(
+        space,
+        first.params,
+        method=f"{space.method}, defaults",
+        config_id=f"{space.name}-defaults",
+        score=first.score,
+        metrics=first.metrics,
     )
 
 
 def given_candidate(
-    space: Space, params: Mapping[str, Value], result: LaneResult, *, method: str, config_id: str
+    space: Space,
+    params: Mapping[str, Value],
+    result: LaneResult,
+    *,
+    method: str,
+    config_id: str,
+    consensus: Consensus | None,
 ) -> Candidate:
-    """Return the candidate of a configuration that was not searched but scored on the folds like a searched one."""
-    return make_candidate(space, params, method=method, config_id=config_id, score=result.score, metrics=result.metrics)
+    """Return the candidate of a configuration that was not searched but scored on the folds like a searched one.
+
+    `consensus`: of the study's search, by which all that vote are ranked.
+    """
+    score = consensus.score(result.votes)["none"] if consensus and result.votes else result.score
+    return make_candidate(space, params, method=method, config_id=config_id, score=score, metrics=result.metrics)
 
 
 def candidate_of_row(space: Space, row: Mapping[str, Any]) -> Candidate:

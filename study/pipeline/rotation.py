@@ -1,7 +1,7 @@
 """One rotation of a study: candidates, their refits, the test split once, export."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 
@@ -10,6 +10,7 @@ from data_prep.storage import Storage
 from study.cluster.refit_run import refit
 from study.cluster.session import single_node
 from study.evaluation.final_test import Evaluation, Scored, select, with_test_labels
+from study.evaluation.leaderboard import Entry
 from study.evaluation.leaderboard_text import to_terminal
 from study.outputs.adapter import make_adapter
 from study.outputs.adapter_files import write_adapter
@@ -17,8 +18,10 @@ from study.outputs.leaderboard_files import write_leaderboard
 from study.outputs.prediction_tables import write_prediction_tables
 from study.outputs.provenance import RefitRecord, write_config, write_run
 from study.pipeline.candidates import Candidate
+from study.pipeline.choice import Consensus
 from study.pipeline.plan import Prepared
 from study.pipeline.search_stage import SearchStage
+from study.protocol.consensus import training_free_labels
 from study.protocol.trial_data import InCache, TrialData, in_cache
 from study.reporting.report import write_report
 from study.training.refit import Refit
@@ -42,9 +45,11 @@ def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Stora
     selection, own_folder = spec.options.selection, storage is not spec.storage
     if selection.select == "oracle":
         data = with_test_labels(data, study.cache)
-    arrays = ray.put(data.to_arrays() | _in_cache(study, data))
     with clock.stage("search"):
-        candidates = SearchStage(study, rotation, arrays, storage).run()
+        if spec.criterion in ("consensus", "agreement"):
+            data = replace(data, reference_T=training_free_labels(data))
+        arrays = ray.put(data.to_arrays() | _in_cache(study, data))
+        candidates = SearchStage(study, rotation, data.seen_C, arrays, storage).run()
     with clock.stage("refit"):
         refits = refit(
             [candidate.config for candidate in candidates.found],
@@ -76,6 +81,8 @@ def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Stora
         )
         trained[entry.config_id] = candidate, done
         write_config(storage, scored[-1].row, params=entry.params, space=candidate.space, record=record)
+    if candidates.consensus:
+        scored.append(_consensus_row(study, candidates.consensus, evaluation))
     scored = select(scored, evaluation, spec.reference)
     with clock.stage("export"):
         _export(study, storage, scored, trained, evaluation, record)
@@ -87,6 +94,15 @@ def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Stora
         write_report(storage)
         study.console.print(to_terminal(rows, interrupted=candidates.interrupted))
     return RotationResult(evaluation=evaluation, scored=scored, interrupted=candidates.interrupted)
+
+
+def _consensus_row(study: Prepared, consensus: Consensus, evaluation: Evaluation) -> Scored:
+    """Score what all configurations of the search predict together: no model of its own, and nothing to export."""
+    space = study.spec.space
+    entry = Entry(
+        method=f"{space.method}, consensus", config_id=f"{space.name}-consensus", val_score=consensus.mean_agreement
+    )
+    return evaluation.score(entry, consensus.labels_T[None], consensus.division)
 
 
 def _in_cache(study: Prepared, data: TrialData) -> dict[str, InCache]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
+from torch import Tensor
 
 from data_prep.interrupts import interrupts
 from data_prep.storage import Storage, pull, push
@@ -15,12 +16,20 @@ from study.cluster.jobs import Search
 from study.cluster.search_run import run_searches
 from study.cluster.tasks import choose_precision, score_on_folds
 from study.outputs.trackers import log_configurations
-from study.pipeline.candidates import Candidate, given_candidate, searched_candidate, winner_params
+from study.pipeline.candidates import (
+    Candidate,
+    defaults_candidate,
+    given_candidate,
+    searched_candidate,
+    winner_params,
+)
+from study.pipeline.choice import Choice, Consensus, choose, find_consensus
 from study.pipeline.plan import Prepared
 from study.pipeline.spec import StudySpec
 from study.reporting.running import write_running_report
 from study.search.ledger import JOURNAL, Ledger, open_ledger
 from study.search.pack_queue import PackQueue
+from study.search.votes import VoteFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +40,8 @@ class Candidates:
     """The study's own first, then each baseline's."""
     interrupted: bool
     """Whether an interrupt ended their search."""
+    consensus: Consensus | None = None
+    """What all configurations of the study's own search predict together, where the criterion asks for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +61,11 @@ class _Wanted:
 class SearchStage:
     """Finds the candidates of one rotation."""
 
-    def __init__(self, study: Prepared, rotation: int, arrays: ray.ObjectRef, storage: Storage) -> None:
-        """`arrays`: reference to `TrialData.to_arrays()`; `storage`: the rotation's folder."""
+    def __init__(self, study: Prepared, rotation: int, seen_C: Tensor, arrays: ray.ObjectRef, storage: Storage) -> None:
+        """`seen_C`: bool; `arrays`: reference to `TrialData.to_arrays()`; `storage`: the rotation's folder."""
         self.study, self.spec, self.options = study, study.spec, study.spec.options
-        self.rotation, self.arrays, self.storage = rotation, arrays, storage
+        self.rotation, self.seen_C, self.arrays, self.storage = rotation, seen_C, arrays, storage
+        self._consensus: Consensus | None = None
 
     def run(self) -> Candidates:
         """Return the method's best configurations or the ablation's variants, and each baseline's best.
@@ -68,7 +80,7 @@ class SearchStage:
         for of_space in wanted:
             if not of_space.space.knobs and not interrupted:
                 found += self._on_folds(of_space.space, {of_space.space.method: {}})
-        return Candidates(found=(*given, *found), interrupted=interrupted)
+        return Candidates(found=(*given, *found), interrupted=interrupted, consensus=self._consensus)
 
     def _requested(self) -> tuple[list[Candidate], list[_Wanted]]:
         """Return the candidates that need no search, and the spaces whose best ones are wanted."""
@@ -107,7 +119,14 @@ class SearchStage:
             resources=self.options.resources,
         )
         return [
-            given_candidate(space, params, result, method=method, config_id=f"{prefix or space.name}-{i:0{digits}d}")
+            given_candidate(
+                space,
+                params,
+                result,
+                method=method,
+                config_id=f"{prefix or space.name}-{i:0{digits}d}",
+                consensus=self._consensus,
+            )
             for i, ((method, params), result) in enumerate(zip(of_method.items(), results, strict=True))
             if result.state == "complete"
         ]
@@ -128,6 +147,7 @@ class SearchStage:
                         sampler=search.sampler,
                         seed=search.seed,
                         refill=search.refill,
+                        votes=VoteFolder(storage=of_space.storage),
                     ),
                     training=choose_precision(of_space.space, spec.training, self.options.resources, self.arrays),
                     mirror=None if of_space.storage.is_local or ledger.url else of_space.storage,
@@ -152,13 +172,28 @@ class SearchStage:
             for of_space, ledger, outcome, before in zip(wanted, ledgers, outcomes, finished, strict=True):
                 if ledger.url:
                     _keep_journal(ledger, of_space.storage)
-                found = ledger.best(of_space.top)
-                candidates += [searched_candidate(of_space.space, c, space_name=of_space.space_name) for c in found]
+                candidates += self._candidates(of_space, ledger)
                 if self.options.output.log:
                     new = [c for c in ledger.finished() if c.index not in before]
                     log_configurations(self.options.output.log, new, study=spec.name, folder=ledger.folder)
                 self.study.clock.count(of_space.space.name, outcome.trained, outcome.seconds)
         return candidates, interrupted
+
+    def _candidates(self, of_space: _Wanted, ledger: Ledger) -> list[Candidate]:
+        """Return a space's best configurations, and its defaults, which nobody searched."""
+        space, finished = of_space.space, ledger.finished()
+        found = [Choice(configuration=c, score=c.score) for c in ledger.best(of_space.top)]
+        if self.spec.criterion == "consensus":
+            complete = [c for c in finished if c.state == "complete"]
+            votes = VoteFolder(storage=of_space.storage).load([c.index for c in complete])
+            agreed = find_consensus(list(votes.values()), self.seen_C)
+            if agreed:
+                found = choose(complete, votes, agreed, of_space.top)
+            if space is self.spec.space:
+                self._consensus = agreed
+        candidates = [searched_candidate(space, c, space_name=of_space.space_name) for c in found]
+        defaults = None if self.spec.ablation else defaults_candidate(space, finished)
+        return candidates if defaults is None else [*candidates, defaults]
 
     def _open_ledger(self, of_space: _Wanted) -> Ledger:
         """Open a space's ledger: a new one, or the one that is there if `--resume` was given."""

@@ -4,7 +4,7 @@ Suffixes: K lanes, I source images, T target images, C classes, F folds, L lanes
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -12,10 +12,6 @@ from torch import Tensor
 
 from models.sweeps import harmonic_mean
 from study.protocol.trial_data import TrialData, scored_images, seen_classes
-
-MUTUAL_INFORMATION_WEIGHT = 0.15
-"""Weight of the target's mutual information beside H in the score; search_spaces/README.md says how it was found."""
-
 
 # --- scores ---------------------------------------------------------------------------------------------------------
 
@@ -44,7 +40,15 @@ def joint_accuracy(seen: Tensor, unseen: Tensor, known_T: Tensor) -> Tensor:
     return harmonic_mean(seen, unseen) if known_T.any() else unseen
 
 
-Criterion = Literal["h+mi", "h", "mi"]
+Criterion = Literal["consensus", "agreement", "h*mi", "h", "mi"]
+"""What ranks configurations.
+
+- `agreement` of their predictions with a consensus of training-free methods on unlabelled target images;
+- `consensus`: that while the search runs; once it is over, agreement with the consensus of all trained configurations
+  chooses (see `consensus.py`);
+- `h`: H on the pseudo-unseen folds; `mi`: mutual information of target images and predictions; `h*mi`: the geometric
+  mean of both.
+"""
 
 
 def pseudo_unseen_scores(
@@ -88,20 +92,27 @@ def mutual_information(logits: Iterable[Tensor]) -> Tensor:
 
 
 def summarise(
-    seen: Sequence[float], unseen: Sequence[float], h: Sequence[float], information: Sequence[float]
+    seen: Sequence[float], unseen: Sequence[float], h: Sequence[float], target: Mapping[str, Sequence[float]]
 ) -> dict[str, float]:
-    """Return a configuration's selection metrics from those of its folds."""
+    """Return a configuration's selection metrics from those of its folds.
+
+    `target`: target_mi and target_agreement of each fold, as far as they were measured.
+    """
     h_F = torch.tensor(h)
     return {
         "val_h_mean": float(h_F.mean()),
         "val_h_std": float(h_F.std(correction=0)),
         "val_seen": sum(seen) / len(seen),
         "val_unseen": sum(unseen) / len(unseen),
-        "target_mi": sum(information) / len(information),
+        **{name: sum(values) / len(values) for name, values in target.items()},
     }
 
 
-def selection_score(metrics: dict[str, float], criterion: Criterion) -> float:
-    """Return the score that the search maximises: H of the folds, the target's mutual information, or their sum."""
-    h, information = metrics["val_h_mean"], metrics["target_mi"]
-    return {"h": h, "mi": information, "h+mi": h + MUTUAL_INFORMATION_WEIGHT * information}[criterion]
+def selection_score(metrics: Mapping[str, float], criterion: Criterion) -> float:
+    """Return the score that the search maximises; H of the folds where the method may not see the target."""
+    h = metrics["val_h_mean"]
+    if "target_mi" not in metrics:
+        return h
+    information = metrics["target_mi"]
+    scores = {"h": h, "mi": information, "h*mi": math.sqrt(max(0.0, h * information))}
+    return scores[criterion] if criterion in scores else metrics["target_agreement"]

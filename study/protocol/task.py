@@ -12,6 +12,7 @@ Inference-time knobs are swept in the same way in all three.
 Suffixes: K lanes, S seeds, I images, T target images, C classes.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -129,3 +130,10 @@ def competing_classes(*, halves: bool, target_C: Tensor | None) -> CompetingClas
 def within_halves(classify: Classify, labels_I: Tensor, seen_KC: Tensor) -> Tensor:
     """Return the classes (K, I) of images, each among the seen or the unseen ones, whichever its own is of."""
     return torch.where(seen_KC[:, labels_I], classify(seen_KC), classify(~seen_KC))
+
+
+def best_class(logits_KIC: Tensor, among_KC: Tensor | None = None) -> Tensor:
+    """Return the class (K, I) of the largest logit, among the classes of a mask (K, C) or (1, C) if one is given."""
+    if among_KC is not None:
+        logits_KIC = logits_KIC.masked_fill(~among_KC[:, None], -math.inf)
+    return logits_KIC.argmax(-1)

@@ -68,6 +68,8 @@ class TrialData:
     """Which classes compete for an image."""
     clip_path: str = ""
     """Folder or hub id of the checkpoint, for methods that learn prompts: they train through its text encoder."""
+    reference_T: Tensor | None = None
+    """Pseudo-labels of the target images by methods that train nothing, where the criterion compares with them."""
     oracle_labels_T: Tensor | None = None
     """Target labels, present in `--select oracle` studies only."""
 

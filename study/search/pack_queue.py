@@ -21,6 +21,7 @@ from data_prep.errors import UserError
 from search_spaces import Space, Value
 from study.search.ledger import Ledger
 from study.search.records import Configuration, Lane, PackReport, SamplerName, State
+from study.search.votes import VoteFolder
 
 RETRIES = 2
 """Times that a configuration is trained again after packs died with it, before it counts as failed."""
@@ -106,14 +107,16 @@ class PackQueue:
         sampler: SamplerName = "tpe",
         seed: int = 0,
         refill: bool = False,
+        votes: VoteFolder | None = None,
     ) -> None:
         """Take over the ledger's unfinished configurations.
 
         `configs`: how many to finish in all, those found in the ledger included; `pack`: lanes of a pack; `refill`:
-        whether running packs take new configurations in the room of those that end.
+        whether running packs take new configurations in the room of those that end; `votes`: where those of complete
+        configurations go.
         """
         self.ledger, self.space, self.configs, self.pack = ledger, space, configs, pack
-        self.sampler, self.seed, self.refill = sampler, seed, refill
+        self.sampler, self.seed, self.refill, self.votes = sampler, seed, refill, votes
         self.counts = Counts()
         self.seconds = 0.0
         """From this run's first pack to its last outcome."""
@@ -226,6 +229,8 @@ class PackQueue:
         with self.ledger.together():
             for lane in lanes:
                 outcome = report.ended.get(lane.number)
+                if outcome and outcome.votes and self.votes:
+                    self.votes.save(lane.index, outcome.votes)  # before the ledger calls it complete
                 if outcome and (state := self.ledger.tell(lane, outcome)):
                     self.counts.add(state, outcome.score, outcome.metrics.get("val_h_mean"), lane.params)
         if lanes:

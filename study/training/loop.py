@@ -35,7 +35,7 @@ class TrainingOptions:
     """Epochs of a configuration that is not pruned."""
     rungs: tuple[int, ...] = ()
     """Epochs after which configurations are scored and judged; they are scored after the last epoch anyway."""
-    criterion: Criterion = "h+mi"
+    criterion: Criterion = "h"
     """What scores them."""
     precision: Precision = "float32"
     """Of matrix products."""
@@ -113,7 +113,7 @@ class PackRun:
             result.epochs += 1
         due = {i: r for i, r in alive.items() if r.epochs in options.rungs or r.epochs == options.epochs}
         if due:
-            score_lanes(self.pack, lanes, self.data, options.criterion, due)
+            score_lanes(self.pack, lanes, self.data, options.criterion, due, options.epochs)
         seconds = (time.perf_counter() - started) / len(alive)
         for result in alive.values():
             result.train_seconds += seconds
@@ -258,7 +258,7 @@ def train_pack(
 
 
 def bfloat16_keeps_ranking(
-    configs: Sequence[MethodConfig], *, seeds: Sequence[int], data: TrialData, criterion: Criterion = "h+mi"
+    configs: Sequence[MethodConfig], *, seeds: Sequence[int], data: TrialData, criterion: Criterion = "h"
 ) -> bool:
     """Return whether configurations rank alike in both precisions after one epoch."""
     options = TrainingOptions(epochs=1, criterion=criterion)

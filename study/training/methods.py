@@ -49,7 +49,8 @@ class Method:
 
 
 def _sre(configs: Sequence[MethodConfig], seeds: Sequence[int], seen_KC: Tensor, _: Tensor, data: TrialData) -> SREClip:
-    return SREClip(cast("Sequence[SREConfig]", configs), seeds=seeds, seen_KC=seen_KC, graph=data.graph)
+    sre = cast("Sequence[SREConfig]", configs)
+    return SREClip(sre, seeds=seeds, seen_KC=seen_KC, graph=data.graph, target_features_TD=data.target_features_TD)
 
 
 def _on_texts(module: Callable[..., StackedModule]) -> Build:

@@ -3,6 +3,7 @@
 Suffixes: K lanes, I source images, T target images, B batch, C classes, D CLIP dimension.
 """
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from models.data_parallel import average, over_workers, share
 from models.stacked import CHUNK, MethodConfig, chunks, in_chunks, unit_features
+from study.protocol.task import best_class
 from study.protocol.trial_data import TrialData, seen_classes, trainable_images
 from study.training.methods import METHODS
 from study.training.optimiser import StackedAdamW
@@ -30,13 +32,6 @@ class Division:
     """Best seen class."""
     unseen_KI: Tensor
     """Best unseen class."""
-
-
-def best_class(logits_KIC: Tensor, among_KC: Tensor | None = None) -> Tensor:
-    """Return the class (K, I) of the largest logit, among the classes of a mask (K, C) or (1, C) if one is given."""
-    if among_KC is not None:
-        logits_KIC = logits_KIC.masked_fill(~among_KC[:, None], -math.inf)
-    return logits_KIC.argmax(-1)
 
 
 class Pack:
@@ -145,6 +140,15 @@ class Pack:
         with torch.no_grad():
             for images_BD in chunks(features_ID, self._chunk):
                 yield self.module.logits(images_BD)
+
+    def embed(self, lanes: Sequence[int]) -> tuple[Tensor, Tensor] | None:
+        """Return some lanes' features (K, T, D) of the target images and prototypes (K, C, D), where a head takes them.
+
+        Of some lanes only: those of all lanes on a large target would not fit.
+        """
+        module = copy.deepcopy(self.module)
+        module.keep(torch.tensor(lanes, device=self.diverged_K.device))
+        return module.embed(self.data.target_features_TD)
 
     @property
     def _chunk(self) -> int:

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from torch import Tensor
 
+from study.protocol.consensus import Votes, agreement, predict_target, votes_of
 from study.protocol.scores import (
     Criterion,
     mutual_information,
@@ -31,7 +33,8 @@ class LaneResult:
     score: float | None = None
     """What selection maximises, at the last epoch trained; None if failed."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """val_h_mean and val_h_std over folds, val_seen, val_unseen, and target_mi in [0, 1]."""
+    """val_h_mean and val_h_std over folds, val_seen, val_unseen, and, of methods that may see the target, target_mi and
+    target_agreement, all in [0, 1]."""
     curve: list[tuple[int, float]] = field(default_factory=list)
     """(epoch, score) at every rung and at the end."""
     epochs: int = 0
@@ -40,6 +43,8 @@ class LaneResult:
     """Its share of the pack's time."""
     error: str = ""
     """Why it failed."""
+    votes: Votes | None = None
+    """What it predicts for target images, if it is complete and a consensus is going to be asked for."""
 
 
 def score_lanes(
@@ -48,10 +53,12 @@ def score_lanes(
     data: TrialData,
     criterion: Criterion,
     results: Mapping[int, LaneResult],
+    last_epoch: int,
 ) -> None:
     """Append each configuration's score to its result; one of whose lanes the loss was not finite fails.
 
     `lanes`: (configuration, fold) of each lane, fold None for an oracle. `results`: of the configurations to score.
+    `last_epoch`: configurations that have trained so long are complete, and vote where there is a consensus.
     """
     groups = {i: [k for k, (j, _) in enumerate(lanes) if j == i] for i, _ in lanes}
     # calibrated first: predictions depend on the swept knobs
@@ -69,9 +76,7 @@ def score_lanes(
         classify = functools.partial(pack.classify, data.source_features_ID)
         predictions_KI = data.competing.predict_labelled(classify, data.source_labels_I, pack.seen_KC)
         seen_K, unseen_K, h_K = pseudo_unseen_scores(predictions_KI, folds, data)
-    information = [0.0] * len(lanes)
-    if pack.method.uses_target:
-        information = mutual_information(pack.predict(data.target_features_TD)).tolist()
+    target_KT, target = _on_target(pack, data) if pack.method.uses_target else (None, {})
     diverged_K = pack.diverged_K.tolist()
     knobs = dict(zip(groups, swept, strict=True))
     for i, result in results.items():
@@ -83,9 +88,27 @@ def score_lanes(
             [seen_K[k] for k in of_config],
             [unseen_K[k] for k in of_config],
             [h_K[k] for k in of_config],
-            [information[k] for k in of_config],
+            {name: [values[k] for k in of_config] for name, values in target.items()},
         )
         # the refit takes the values that are best for the mean of the folds, coupled ones together
         result.metrics |= knobs[i]
-        result.score = selection_score(result.metrics, criterion if data.oracle_labels_T is None else "h")
+        oracle = data.oracle_labels_T is not None
+        result.score = selection_score(result.metrics, "h" if oracle else criterion)
         result.curve.append((result.epochs, result.score))
+        if target_KT is not None and criterion == "consensus" and result.epochs == last_epoch and not oracle:
+            result.votes = votes_of(target_KT[of_config], pack.embed(of_config), data)
+
+
+def _on_target(pack: Pack, data: TrialData) -> tuple[Tensor, dict[str, list[float]]]:
+    """Return each lane's predictions (K, T) for target images, and what they are worth without labels, by lane."""
+    predicted: list[Tensor] = []
+
+    def note(logits_KBC: Tensor) -> Tensor:
+        predicted.append(predict_target(logits_KBC, data.competing))
+        return logits_KBC
+
+    target = {"target_mi": mutual_information(map(note, pack.predict(data.target_features_TD))).tolist()}
+    predicted_KT = torch.cat(predicted, dim=1)
+    if data.reference_T is not None:
+        target["target_agreement"] = agreement(predicted_KT, data.reference_T, data.seen_C).tolist()
+    return predicted_KT, target

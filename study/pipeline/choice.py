@@ -1,0 +1,78 @@
+"""The choice at the end of a search: which configurations, under which heads, are refitted.
+
+Suffixes: T target images, C classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from models.heads import Head
+from study.protocol.consensus import Votes, agreements, consensus, divided_consensus
+from study.search.records import Configuration
+from study.training.pack import Division
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A configuration that the search completed, chosen for a refit."""
+
+    configuration: Configuration
+    """The configuration."""
+    head: Head = "none"
+    """Who classifies at inference."""
+    score: float | None
+    """What it was chosen by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Consensus:
+    """What all complete configurations of a search predict together, under all heads, for the target images."""
+
+    voters: int
+    """Configurations that voted."""
+    labels_T: Tensor
+    """The class with the most votes."""
+    division: Division
+    """The same images at any threshold between seen and unseen classes, by votes."""
+    seen_C: Tensor
+    """Bool: classes with labels."""
+    mean_agreement: float
+    """Mean agreement of its voters with it."""
+
+    def score(self, votes: Votes) -> Mapping[Head, float]:
+        """Return how far a configuration agrees with it, under each head."""
+        return agreements(votes, self.labels_T, self.seen_C)
+
+
+def find_consensus(votes: Sequence[Votes], seen_C: Tensor) -> Consensus | None:
+    """Return the consensus of votes, None without any."""
+    if not votes:
+        return None
+    labels_T = consensus(votes, len(seen_C))
+    lead_T, seen_T, unseen_T = divided_consensus(votes, seen_C)
+    values = [value for of_one in votes for value in agreements(of_one, labels_T, seen_C).values()]
+    return Consensus(
+        voters=len(votes),
+        labels_T=labels_T,
+        division=Division(lead_KI=lead_T[None], seen_KI=seen_T[None], unseen_KI=unseen_T[None]),
+        seen_C=seen_C,
+        mean_agreement=sum(values) / len(values),
+    )
+
+
+def choose(
+    configurations: Sequence[Configuration], votes: Mapping[int, Votes], found: Consensus, top: int
+) -> list[Choice]:
+    """Return the configurations and heads that agree best with the consensus, the best first.
+
+    `votes`: by the configurations' indices. Of equals, the earlier configuration and the simpler head come first.
+    """
+    choices = [
+        Choice(configuration=c, head=head, score=score)
+        for c in configurations
+        if c.index in votes
+        for head, score in found.score(votes[c.index]).items()
+    ]
+    return sorted(choices, key=lambda choice: -(choice.score or 0.0))[:top]

@@ -1,0 +1,107 @@
+"""Agreement with a consensus on unlabelled target images: how configurations are ranked without labels.
+
+Every configuration predicts a class for every target image, once per fold and per head. The consensus is the class
+with the most of these votes. A configuration that errs alone disagrees with it, so agreement ranks configurations as
+their accuracy would. Sources: ensemble-based validation (EnsV, Hu et al., 2023); Musgrave et al. (2022) compare
+validators for unsupervised domain adaptation.
+
+Votes count alike, whatever their confidence: probabilities of different heads are not on one scale.
+
+Suffixes: V voters (configuration, fold and head), F folds, H heads, T target images, C classes, B images of a block.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.heads import HEADS, Head, head_logits
+from models.stacked import unit_features
+from study.protocol.scores import seen_unseen
+from study.protocol.task import CompetingClasses, best_class
+from study.protocol.trial_data import TrialData
+from study.protocol.votes import Votes
+
+BLOCK = 2**26
+"""Votes counted at once: 256 MB."""
+
+
+def compact(classes_FT: Tensor, classes: int) -> NDArray[np.integer]:
+    """Return predicted classes in the smallest integers that hold them."""
+    return classes_FT.cpu().numpy().astype(np.int16 if classes <= 2**15 else np.int32)
+
+
+def consensus(votes: Sequence[Votes], classes: int) -> Tensor:
+    """Return the class (T,) with the most votes for each target image; of several the smallest."""
+    return torch.cat([counts_BC.argmax(1) for counts_BC in _counts(votes, classes)])
+
+
+def divided_consensus(votes: Sequence[Votes], seen_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the lead of the best seen over the best unseen class in votes, and both classes, (T,) each."""
+    parts = []
+    for counts_BC in _counts(votes, len(seen_C)):
+        seen, unseen = counts_BC.masked_fill(~seen_C, -1).max(1), counts_BC.masked_fill(seen_C, -1).max(1)
+        parts.append((seen.values - unseen.values, seen.indices, unseen.indices))
+    lead_T, seen_T, unseen_T = (torch.cat(of_blocks) for of_blocks in zip(*parts, strict=True))
+    return lead_T.float(), seen_T, unseen_T
+
+
+def _counts(votes: Sequence[Votes], classes: int) -> Iterator[Tensor]:
+    """Yield each class's votes (B, C) for a block of target images: never for all of them."""
+    predicted = [rows_FT for of_one in votes for rows_FT in of_one.classes.values()]
+    size = max(1, BLOCK // classes)
+    for start in range(0, predicted[0].shape[1], size):
+        blocks = [rows_FT[:, start : start + size].astype(np.int64) for rows_FT in predicted]
+        classes_BV = torch.from_numpy(np.concatenate(blocks)).T.contiguous()
+        counts_BC = torch.zeros(len(classes_BV), classes, dtype=torch.int32)
+        yield counts_BC.scatter_add_(1, classes_BV, torch.ones_like(classes_BV, dtype=torch.int32))
+
+
+def agreement(classes_FT: Tensor, labels_T: Tensor, seen_C: Tensor) -> Tensor:
+    """Return how far predictions agree with pseudo-labels on each fold (F,): H of seen and unseen classes.
+
+    As H on true labels counts: every pseudo-class alike, however many images have it.
+    """
+    return seen_unseen(classes_FT, labels_T, seen_C)[2]
+
+
+def agreements(votes: Votes, labels_T: Tensor, seen_C: Tensor) -> dict[Head, float]:
+    """Return the agreement of a configuration's votes under each head, mean over folds."""
+    return {
+        head: float(agreement(torch.from_numpy(rows_FT.astype(np.int64)), labels_T, seen_C).mean())
+        for head, rows_FT in votes.classes.items()
+    }
+
+
+def predict_target(logits: Tensor, competing: CompetingClasses) -> Tensor:
+    """Return the classes (..., T) that logits (..., T, C) predict for target images."""
+    logits_KTC = logits if logits.dim() == 3 else logits[None]
+    predicted_KT = competing.predict_target(lambda among_KC: best_class(logits_KTC, among_KC))
+    return predicted_KT if logits.dim() == 3 else predicted_KT[0]
+
+
+def votes_of(predicted_FT: Tensor, embedded: tuple[Tensor, Tensor] | None, data: TrialData) -> Votes:
+    """Return the votes of a configuration on the target, from its lanes on the folds.
+
+    `predicted_FT`: its own predictions. `embedded`: its features (F, T, D) and prototypes (F, C, D), which heads take;
+    None where it takes no head.
+    """
+    classes = len(data.seen_C)
+    votes: dict[Head, NDArray[np.integer]] = {"none": compact(predicted_FT, classes)}
+    if embedded:
+        for head in HEADS[1:]:
+            logits_F = [head_logits(head, *fold, data.logit_scale) for fold in zip(*embedded, strict=True)]
+            votes[head] = compact(torch.stack([predict_target(logits, data.competing) for logits in logits_F]), classes)
+    return Votes(classes=votes)
+
+
+def training_free_labels(data: TrialData) -> Tensor:
+    """Return the consensus (T,) of zero-shot CLIP and the training-free transductive methods on the target.
+
+    Known before the first configuration trains, so it does not move under the search that maximises agreement with it.
+    """
+    features_1TD, texts_1CD = unit_features(data.target_features_TD)[None], data.name_features_CD[None]
+    zero_shot_1T = predict_target(data.logit_scale * features_1TD @ texts_1CD.mT, data.competing)
+    return consensus([votes_of(zero_shot_1T, (features_1TD, texts_1CD), data)], len(data.seen_C))

@@ -1,0 +1,21 @@
+"""What a configuration predicts for unlabelled target images. Without torch: the actor that judges packs reads it.
+
+Suffixes: F folds, T target images.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from models.heads import Head
+
+
+@dataclass(frozen=True, kw_only=True)
+class Votes:
+    """What one configuration predicts for the target images, on every fold and under every head."""
+
+    classes: "dict[Head, NDArray[np.integer]]"
+    """Predicted class (F, T) under each head; int16 where classes are few enough: 2 F bytes an image and head."""
