@@ -122,7 +122,7 @@ def drive(cache: Path, scratch: Path, pipe: Connection) -> None:
     features = load(cache)
     data = trial_data(features, rotation=0, folds=3, seed=0)
     sent = pickle.dumps(data.to_arrays() | in_cache(data, features, str(cache)))
-    Evaluation(cache, features, data, "pseudo-unseen").zero_shot("h+mi")
+    Evaluation(cache, features, data, "pseudo-unseen").zero_shot("h*mi")
     pipe.send((peak_bytes() - before, len(sent)))
 
 

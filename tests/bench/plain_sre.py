@@ -176,5 +176,5 @@ def train_plain(
             fold.train_epoch()
             scores.append(fold.score())
         seen, unseen, h = ([s["scores"][i][0] for s in scores] for i in range(3))
-        metrics = summarise(seen, unseen, h, [s["mi"] for s in scores])
-        yield {**metrics, "score": selection_score(metrics, "h+mi")}
+        metrics = summarise(seen, unseen, h, {"target_mi": [s["mi"] for s in scores]})
+        yield {**metrics, "score": selection_score(metrics, "h*mi")}

@@ -26,7 +26,7 @@ SPACE = Space(
     method="SRE-CLIP",
     config=functools.partial(SREConfig, heads=2, slots=4, attention_width=8, gcn_width=8, batch_size=16),
     benchmark="toy",
-    criterion="h+mi",
+    criterion="h*mi",
     knobs=(
         Knob(name="lr", scope="lane", default=3e-3, low=1e-3, high=1e-2, log=True, why="how far a step goes"),
         Knob(name="rho", scope="lane", default=0.5, low=0.1, high=1.0, why="strength of the adapter"),

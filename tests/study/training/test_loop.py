@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models.sre_clip import SREConfig
+from study.protocol.consensus import training_free_labels
 from study.protocol.scores import mutual_information
 from study.protocol.trial_data import TrialData, oracle_data, trainable_images, trial_data
 from study.training.loop import Training, TrainingOptions, bfloat16_keeps_ranking, train_pack
@@ -14,7 +15,19 @@ from study.training.pack import Pack, pack_on_folds
 from study.training.refit import refit_pack
 from study.training.scoring import LaneResult
 
-SMALL = SREConfig(heads=2, slots=4, attention_width=8, gcn_width=8, batch_size=16, lr=3e-3)
+SMALL = SREConfig(
+    heads=2,
+    slots=4,
+    attention_width=8,
+    gcn_width=8,
+    batch_size=16,
+    lr=3e-3,
+    rho=0.5,
+    residual_scale=0.8,
+    w_ent=4.0,
+    w_div=8.0,
+    w_bal=1.5,
+)
 KNOBS = [
     dict(),
     dict(lr=1e-3),
@@ -184,7 +197,7 @@ def test_memory_of_a_pack_grows_with_its_lanes(data: TrialData) -> None:
 def test_bfloat16_trains_to_nearly_the_same_scores(data: TrialData) -> None:
     configs = [replace(SMALL, lr=lr) for lr in (1e-3, 3e-3, 1e-2)]
     exact, coarse = (
-        train_pack(configs, seeds=[0, 1, 2], data=data, options=TrainingOptions(epochs=4, precision=p))
+        train_pack(configs, seeds=[0, 1, 2], data=data, options=TrainingOptions(epochs=4, criterion="mi", precision=p))
         for p in ("float32", "bfloat16")
     )
     for a, b in zip(exact, coarse, strict=True):
@@ -294,3 +307,26 @@ def test_the_last_batches_of_an_epoch_are_full_and_every_image_comes_once(data: 
     source, target = (torch.stack(steps) for steps in zip(*pack._draw_epoch(), strict=True))
     assert source.shape == target.shape == (math.ceil(90 / 16), 1, 16)
     assert sorted(source.flatten()[:90].tolist()) == list(range(90))
+
+
+def test_complete_configurations_vote_under_every_head_and_others_do_not(data: TrialData) -> None:
+    data = replace(data, reference_T=training_free_labels(data))
+    options = TrainingOptions(epochs=4, rungs=(2,), criterion="consensus")
+    configs = [SMALL, replace(SMALL, lr=1e-3)]
+    pruned, complete = train_pack(
+        configs, seeds=[0, 1], data=data, options=options, judge=lambda _, scores: [i == 1 for i, _ in scores]
+    )
+    assert pruned.state == "pruned" and pruned.votes is None and pruned.score == pruned.metrics["target_agreement"]
+    assert complete.votes is not None and list(complete.votes.classes) == ["none", "inmap", "transclip", "zlap"]
+    assert {rows.shape for rows in complete.votes.classes.values()} == {(3, len(data.target_features_TD))}
+    # the head changes nothing that is trained: alone and without rungs, the same votes
+    (alone,) = train_pack([configs[1]], seeds=[1], data=data, options=replace(options, rungs=()))
+    for head, rows in alone.votes.classes.items():  # type: ignore[union-attr]
+        assert (rows == complete.votes.classes[head]).mean() > 0.995, head
+
+
+def test_votes_cannot_depend_on_target_labels(data: TrialData, features: SimpleNamespace) -> None:
+    assert "target_labels" not in vars(data) and data.oracle_labels_T is None
+    reference_T = training_free_labels(data)
+    right = (reference_T == features.target_labels).float().mean()
+    assert right > 0.8 and right < 1  # good, and not the labels themselves

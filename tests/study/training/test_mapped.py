@@ -114,7 +114,7 @@ def test_a_map_is_evaluated_like_features_in_memory(
         features.clip, features.partial = "toy", ""
         data = trial_data(features, rotation=0, folds=3, seed=0)
         done = Evaluation(cache, features, data, "pseudo-unseen")  # type: ignore[arg-type]
-        rows.append([scored.row for scored in done.zero_shot("h+mi")])
+        rows.append([scored.row for scored in done.zero_shot("h*mi")])
     assert rows[0] == rows[1] and len(rows[0]) == 3
 
 
