@@ -44,7 +44,7 @@ def headline_section(results: Results) -> Section:
     return Section(
         id="headline",
         title="Result",
-        paragraphs=[sentence, _verdict(own), _about(results)],
+        paragraphs=[sentence, _verdict(own), _worth(results), _rival(results), _about(results)],
         charts=[gain_chart(results)],
     )
 
@@ -58,6 +58,38 @@ def _verdict(own: Row) -> str:
     if own.h_gain_hi < 0:
         return "The interval lies below zero: zero-shot CLIP, without any training, is better here."
     return "The interval includes zero: on these test images the method cannot be told from zero-shot CLIP."
+
+
+def _worth(results: Results) -> str:
+    """Say what the search was worth: the selected row against the space's defaults, which nobody searched."""
+    own = results.own
+    defaults = next((r for r in results.rows if own and r.method == f"{own.method}, defaults"), None)
+    if defaults is None or defaults.h_behind is None:
+        return ""
+    points = difference(defaults.h_behind, defaults.h_behind_lo, defaults.h_behind_hi)
+    return (
+        f"Searching was worth {points} points of H: the default configuration reaches {percent(defaults.test_h_mean)}."
+    )
+
+
+def _rival(results: Results) -> str:
+    """Say how the method stands against the best of its baselines, and plainly so where it loses."""
+    rivals = [r for r in results.rows if r.selected and r.n_seeds and not of_own_method(r, results)]
+    best = max(rivals, key=lambda r: r.test_h_mean or 0.0, default=None)
+    if best is None or results.own is None or best.h_behind is None or best.h_behind_lo is None:
+        return ""
+    method, points = results.own.method, difference(best.h_behind, best.h_behind_lo, best.h_behind_hi)
+    if best.h_behind < 0:
+        sure = "" if best.h_behind_hi is not None and best.h_behind_hi < 0 else ", though the interval includes zero"
+        return f"{method} loses to {best.method}, the best baseline: {points} points{sure}."
+    sure = "" if best.h_behind_lo > 0 else "; the interval includes zero, so the two cannot be told apart here"
+    return f"{method} leads the best baseline, {best.method}, by {points} points{sure}."
+
+
+def of_own_method(row: Row, results: Results) -> bool:
+    """Return whether a row is of the study's own method: itself, a variant, its defaults or its consensus."""
+    own = results.run.own_method
+    return row.method == own or row.method.startswith((f"{own}: ", f"{own}, "))
 
 
 def _about(results: Results) -> str:
@@ -80,23 +112,37 @@ def _about(results: Results) -> str:
 
 def gain_chart(results: Results) -> Chart:
     """Draw the gain of each method's selected row over zero-shot CLIP, with its interval."""
-    shown = [r for r in results.rows if r.selected and r.h_gain is not None][::-1]
+    shown = [(r.method, r) for r in results.rows if r.selected and r.h_gain is not None]
+    refitted = [r for r in results.rows if results.own and r.method == results.own.method and r.h_gain is not None]
+    if len(refitted) > 1:
+        shown.append((f"best of {len(refitted)} refitted*", max(refitted, key=lambda r: r.test_h_mean or 0.0)))
+    note = (
+        " * Chosen by its test result: what a perfect choice would have been, no result." if len(refitted) > 1 else ""
+    )
+    shown.sort(key=lambda named: named[1].h_gain or 0.0)
     figure = go.Figure()
-    for r in shown:
+    for name, r in shown:
         assert r.h_gain is not None and r.h_gain_lo is not None and r.h_gain_hi is not None
         figure.add_scatter(
             x=[100 * r.h_gain],
-            y=[r.method],
+            y=[name],
             error_x=whiskers([(r.h_gain, r.h_gain_lo, r.h_gain_hi)]),
             mode="markers",
-            marker={"size": 11, "color": OWN if r is results.own else MUTED},
-            hovertemplate=f"{difference(r.h_gain, r.h_gain_lo, r.h_gain_hi)}<extra>{r.method}</extra>",
+            marker={
+                "size": 11,
+                "color": OWN if r is results.own and name == r.method else MUTED,
+                "symbol": "circle" if name == r.method else "circle-open",
+            },
+            hovertemplate=f"{difference(r.h_gain, r.h_gain_lo, r.h_gain_hi)}<extra>{name}</extra>",
         )
     figure.update_layout(showlegend=False, xaxis_title="points of H")
     return Chart(
         id="chart-gain",
         title="Gain over zero-shot CLIP",
-        caption="Each method's selected configuration; bars are 95 % intervals over test images.",
+        caption="Each method's selected configuration; bars are 95 % intervals over test images."
+        + (
+            " * Chosen by its test result: no result, only what a perfect choice would have been." * (len(refitted) > 1)
+        ),
         figure=figure,
         height=110 + 42 * len(shown),
     )
@@ -143,7 +189,7 @@ def row_cells(row: Row, results: Results) -> list[Cell]:
         "selected": row.selected,
         "Pareto": row.pareto,
         "published": not row.n_seeds,
-        "baseline": row.n_seeds and row.method.partition(":")[0] != results.run.own_method,
+        "baseline": row.n_seeds and not of_own_method(row, results),
     }
     params = json.dumps(json.loads(row.params), indent=1) if row.params != "{}" else ""
     code = "\n\n".join(filter(None, (rerun_command(row, results), params)))

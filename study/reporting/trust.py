@@ -38,6 +38,33 @@ def trust_section(results: Results, others: Sequence[Results]) -> Section:
     return Section(id="trust", title="Can I trust it?", paragraphs=paragraphs, charts=charts)
 
 
+_TRANSDUCTIVE = (
+    "This is transductive: training and selection saw the test images, without their labels. On images that they have "
+    "not seen, expect less."
+)
+_MUTUAL_INFORMATION = (
+    "The score takes in how decided and how varied the predictions on unlabelled target images are (their mutual "
+    "information), which needs no label."
+)
+_AGREEMENT = (
+    "While the search ran, configurations were ranked by how far they agree, on unlabelled target images, with what "
+    "zero-shot CLIP, InMaP, TransCLIP and ZLaP predict together: these train nothing."
+)
+_CRITERIA = {
+    "consensus": (
+        _AGREEMENT,
+        "At its end, all complete configurations voted for a class for each target image, once per fold and per "
+        "transductive head. Those that agree best with the class that has the most votes were chosen.",
+        _TRANSDUCTIVE,
+    ),
+    "agreement": (_AGREEMENT, _TRANSDUCTIVE),
+    "mi": (_MUTUAL_INFORMATION, _TRANSDUCTIVE),
+    "h*mi": (_MUTUAL_INFORMATION, _TRANSDUCTIVE),
+    "h+mi": (_MUTUAL_INFORMATION, _TRANSDUCTIVE),
+}
+"""What selection looked at beyond the folds, by criterion; h+mi is of older studies."""
+
+
 def selection_in_words(results: Results) -> list[str]:
     """Say what selection looked at, for a reader who has not seen the project."""
     data, options, is_ablation = results.run.data, results.run.options, results.run.is_ablation
@@ -59,11 +86,7 @@ def selection_in_words(results: Results) -> list[str]:
         "folds is the harmonic mean of the accuracy on held-out images of the remaining classes and on images of the "
         "fold's.",
     ]
-    if "mi" in results.run.criterion:
-        words.append(
-            "The score adds how decided and how varied the predictions on unlabelled target images are (their mutual "
-            "information), which needs no label."
-        )
+    words += _CRITERIA.get(results.run.criterion, ())
     top, seeds = ("" if n is None else n for n in (options.top, options.seeds))
     refitted = "Each variant was" if is_ablation else f"The best {top} configurations were"
     words.append(
