@@ -4,25 +4,27 @@ A trained module turns target images into features f(x_i) (T, D) and classes int
 in the place of CLIP's image and text features, and classifies all target images at once (`transductive.py` has the
 equations). It sees no label and changes no weight. The article of SRE-CLIP has none: this is ours.
 
+`vote` lets the three heads vote. An image's logits are the votes of each class plus, to decide between equals, the mean
+of the heads' probabilities.
+
 Suffixes: T target images, C classes, D CLIP dimension, B batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.baselines import BaselineConfig
 from models.prompts import ClassTexts
 from models.transductive import InMaP, InMaPConfig, TransCLIP, TransCLIPConfig, Transductive, ZLaP, ZLaPConfig
 
-Head = Literal["none", "inmap", "transclip", "zlap"]
+Head = Literal["none", "inmap", "transclip", "zlap", "vote"]
 
 HEADS: tuple[Head, ...] = get_args(Head)
 """All heads; none leaves a method's own predictions."""
-
-TITLES: dict[Head, str] = {"none": "", "inmap": "InMaP", "transclip": "TransCLIP", "zlap": "ZLaP"}
 
 STEPS = 80
 """Descent steps of InMaP's proxies, which start at the trained prototypes: a head is fitted for every lane."""
@@ -38,22 +40,35 @@ class FittedHead:
     """A head on one lane's features (T, D) and prototypes (C, D), both L2-normalised."""
 
     def __init__(self, head: Head, features_TD: Tensor, prototypes_CD: Tensor, logit_scale: float) -> None:
-        module, config = _METHODS[head]
         texts = ClassTexts(features_CD=prototypes_CD, logit_scale=logit_scale)
-        self._method = module([config], texts=texts, target_features_TD=features_TD).to(features_TD.device)
+        self._methods = [
+            method([config], texts=texts, target_features_TD=features_TD).to(features_TD.device)
+            for name, (method, config) in _METHODS.items()
+            if head in (name, "vote")
+        ]
 
     def target_logits(self, rows_B: Tensor) -> Tensor:
         """Return the logits (B, C) of target images by their rows."""
-        return self._method.target_logits(rows_B)
+        return voted([method.target_logits(rows_B) for method in self._methods])
 
     def logits(self, features_BD: Tensor) -> Tensor:
         """Return the logits (B, C) of other images by their features."""
-        return self._method.other_logits(features_BD)
+        return voted([method.other_logits(features_BD) for method in self._methods])
 
 
-def head_logits(head: Head, features_TD: Tensor, prototypes_CD: Tensor, logit_scale: float) -> Tensor:
-    """Return the logits (T, C) of all target images by a lane's features and prototypes, under a head."""
-    if head == "none":
-        return logit_scale * features_TD @ prototypes_CD.T
+def voted(logits: Sequence[Tensor]) -> Tensor:
+    """Return the votes plus mean probabilities (B, C) of several heads' logits (B, C) each; a single one's own."""
+    if len(logits) == 1:
+        return logits[0]
+    one_hot = [F.one_hot(of_one.argmax(-1), of_one.shape[-1]) for of_one in logits]
+    mean_BC = torch.stack([of_one.softmax(-1) for of_one in logits]).mean(0)
+    return torch.stack(one_hot).sum(0) + mean_BC
+
+
+def head_logits(features_TD: Tensor, prototypes_CD: Tensor, logit_scale: float) -> dict[Head, Tensor]:
+    """Return the logits (T, C) of all target images under each head but none, by a lane's features and prototypes."""
     every_T = torch.arange(len(features_TD), device=features_TD.device)
-    return FittedHead(head, features_TD, prototypes_CD, logit_scale).target_logits(every_T)
+    found: dict[Head, Tensor] = {
+        head: FittedHead(head, features_TD, prototypes_CD, logit_scale).target_logits(every_T) for head in _METHODS
+    }
+    return {**found, "vote": voted(list(found.values()))}

@@ -1,9 +1,9 @@
 """Agreement with a consensus on unlabelled target images: how configurations are ranked without labels.
 
-Every configuration predicts a class for every target image, once per fold and per head. The consensus is the class
-with the most of these votes. A configuration that errs alone disagrees with it, so agreement ranks configurations as
-their accuracy would. Sources: ensemble-based validation (EnsV, Hu et al., 2023); Musgrave et al. (2022) compare
-validators for unsupervised domain adaptation.
+Every configuration predicts a class for every target image, once per fold and per head (`models/heads.py`). The
+consensus is the class with the most of these votes. A configuration that errs alone disagrees with it, so agreement
+ranks configurations as their accuracy would. Sources: ensemble-based validation (EnsV, Hu et al., 2023); Musgrave et
+al. (2022) compare validators for unsupervised domain adaptation.
 
 Votes count alike, whatever their confidence: probabilities of different heads are not on one scale.
 
@@ -50,7 +50,8 @@ def divided_consensus(votes: Sequence[Votes], seen_C: Tensor) -> tuple[Tensor, T
 
 def _counts(votes: Sequence[Votes], classes: int) -> Iterator[Tensor]:
     """Yield each class's votes (B, C) for a block of target images: never for all of them."""
-    predicted = [rows_FT for of_one in votes for rows_FT in of_one.classes.values()]
+    # the vote of the heads is not a voter of its own: they have voted
+    predicted = [rows_FT for of_one in votes for head, rows_FT in of_one.classes.items() if head != "vote"]
     size = max(1, BLOCK // classes)
     for start in range(0, predicted[0].shape[1], size):
         blocks = [rows_FT[:, start : start + size].astype(np.int64) for rows_FT in predicted]
@@ -91,9 +92,10 @@ def votes_of(predicted_FT: Tensor, embedded: tuple[Tensor, Tensor] | None, data:
     classes = len(data.seen_C)
     votes: dict[Head, NDArray[np.integer]] = {"none": compact(predicted_FT, classes)}
     if embedded:
+        folds = [head_logits(*fold, data.logit_scale) for fold in zip(*embedded, strict=True)]
         for head in HEADS[1:]:
-            logits_F = [head_logits(head, *fold, data.logit_scale) for fold in zip(*embedded, strict=True)]
-            votes[head] = compact(torch.stack([predict_target(logits, data.competing) for logits in logits_F]), classes)
+            predicted = [predict_target(of_fold[head], data.competing) for of_fold in folds]
+            votes[head] = compact(torch.stack(predicted), classes)
     return Votes(classes=votes)
 
 

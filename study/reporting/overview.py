@@ -139,10 +139,7 @@ def gain_chart(results: Results) -> Chart:
     return Chart(
         id="chart-gain",
         title="Gain over zero-shot CLIP",
-        caption="Each method's selected configuration; bars are 95 % intervals over test images."
-        + (
-            " * Chosen by its test result: no result, only what a perfect choice would have been." * (len(refitted) > 1)
-        ),
+        caption=f"Each method's selected configuration; bars are 95 % intervals over test images.{note}",
         figure=figure,
         height=110 + 42 * len(shown),
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.heads import HEADS, Head, head_logits
+from models.heads import HEADS, Head, head_logits, voted
 from models.prompts import ClassTexts
 from models.sre_clip import ClassGraph, SREClip, SREConfig
 from models.transductive import InMaP, InMaPConfig, TransCLIP, TransCLIPConfig, ZLaP, ZLaPConfig
@@ -41,7 +41,7 @@ def trained(sre: SREClip, target: torch.Tensor, steps: int = 5) -> SREClip:
     return sre
 
 
-@pytest.mark.parametrize("head", HEADS[1:])
+@pytest.mark.parametrize("head", BASELINES)
 def test_on_an_untrained_adapter_a_head_is_the_baseline(head: Head, graph: ClassGraph, target: torch.Tensor) -> None:
     baseline, config = BASELINES[head]
     texts = ClassTexts(features_CD=graph.name_features_CD, logit_scale=graph.logit_scale)
@@ -61,7 +61,7 @@ def test_a_head_follows_training_and_never_touches_it(head: Head, graph: ClassGr
     after = headed.logits(target)
     assert not torch.allclose(before, after)
     for lane, (features_TD, prototypes_CD) in enumerate(zip(*headed.embed(target), strict=True)):
-        expected = head_logits(head, features_TD, prototypes_CD, graph.logit_scale)
+        expected = head_logits(features_TD, prototypes_CD, graph.logit_scale)[head]
         torch.testing.assert_close(after[lane], expected, rtol=1e-4, atol=1e-4)
 
 
@@ -83,3 +83,10 @@ def test_lanes_with_a_head_can_be_kept_joined_and_moved(head: Head, graph: Class
 def test_a_head_needs_the_target(graph: ClassGraph) -> None:
     with pytest.raises(ValueError, match="target_features_TD must be given with head=zlap"):
         SREClip([replace(SMALL, head="zlap")], seeds=[0], seen_KC=torch.tensor([[True] * 4 + [False] * 2]), graph=graph)
+
+
+def test_most_votes_win_and_probabilities_decide_between_equals() -> None:
+    one, two, three = (torch.tensor([row]) for row in ([9.0, 0.0, 0.0], [0.0, 0.1, 0.0], [0.0, 0.1, 0.0]))
+    assert voted([one, two, three]).argmax(-1).tolist() == [1]
+    assert voted([one, two]).argmax(-1).tolist() == [0]
+    assert voted([one]) is one

@@ -21,6 +21,8 @@ def test_every_fold_and_head_has_a_vote() -> None:
     assert consensus([first], 4).tolist() == [0, 2, 1]  # of 1 and 3, with a vote each, the smaller
     assert consensus([first, second], 4).tolist() == [0, 2, 3]
     assert consensus([both], 4).tolist() == [0, 2, 3]
+    # the vote of the heads does not count again
+    assert consensus([both, votes([1, 1, 1], [1, 1, 1], [1, 1, 1], head="vote")], 4).tolist() == [0, 2, 3]
 
 
 def test_blocks_of_images_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

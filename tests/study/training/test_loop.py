@@ -317,7 +317,7 @@ def test_complete_configurations_vote_under_every_head_and_others_do_not(data: T
         configs, seeds=[0, 1], data=data, options=options, judge=lambda _, scores: [i == 1 for i, _ in scores]
     )
     assert pruned.state == "pruned" and pruned.votes is None and pruned.score == pruned.metrics["target_agreement"]
-    assert complete.votes is not None and list(complete.votes.classes) == ["none", "inmap", "transclip", "zlap"]
+    assert complete.votes is not None and list(complete.votes.classes) == ["none", "inmap", "transclip", "zlap", "vote"]
     assert {rows.shape for rows in complete.votes.classes.values()} == {(3, len(data.target_features_TD))}
     # the head changes nothing that is trained: alone and without rungs, the same votes
     (alone,) = train_pack([configs[1]], seeds=[1], data=data, options=replace(options, rungs=()))
