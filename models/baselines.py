@@ -145,8 +145,8 @@ class CoOpConfig(BaselineConfig):
     """One context for all classes or one each; static."""
     init: Literal["text", "noise"] = "text"
     """Whether the context starts as the template's words; static."""
-    template: str = "a photo of a {}"
-    """Words around the name; static."""
+    template: str = ""
+    """Words around the name; empty: the benchmark's own prompt, with a period behind it; static."""
     n_ctx: int = 4
     """Context vectors where they start as noise; static."""
 
@@ -333,7 +333,7 @@ class CoOp(Baseline):
         self.prompts = PromptLearner(
             texts,
             generators=self.generators,
-            template=configs[0].template,
+            template=texts.starting_template(configs[0].template, period=True),
             init=configs[0].init,
             n_ctx=configs[0].n_ctx,
             per_class=configs[0].prompts == "per_class",

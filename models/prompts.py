@@ -124,6 +124,20 @@ class ClassTexts:
     """Class names; needed with learnable prompts only."""
     encoder: FrozenTextEncoder | None = None
     """The checkpoint's text encoder; needed with learnable prompts only."""
+    template: str = "a photo of a {}"
+    """The benchmark's own prompt, which learnable prompts start from."""
+
+    def starting_template(self, given: str, *, period: bool = False) -> str:
+        """Return what learnable prompts start from: a given template, or the benchmark's own.
+
+        `period`: end the benchmark's with one, as the code of CoOp does. Without a word before the name there would be
+        nothing to learn: "a photo of a" stands in.
+        """
+        if given:
+            return given
+        before, after = self.template.split("{}")
+        after = f"{after.rstrip()}." if period and not after.rstrip().endswith(".") else after
+        return f"{before if before.strip() else 'a photo of a '}{{}}{after}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,8 +93,8 @@ class PVAConfig:
     prompts: Literal["none", "residual", "shared", "per_class"] = "residual"
     """What is learned in a class text: nothing, an offset of its cached feature (task residual, Yu et al., 2023), or
     context through the text encoder, one for all classes or one each, at a hundred times the cost."""
-    template: str = "a photo of a {}"
-    """What learned context starts from."""
+    template: str = ""
+    """What learned context starts from; empty: the benchmark's own prompt."""
     variational: bool = True
     """Sampled latents with a prior (ablation: False)."""
     separation: bool = True
@@ -244,7 +244,10 @@ class PVA(StackedModule):
             self.text_residual_KCD = nn.Parameter(torch.zeros(len(configs), *texts.features_CD.shape))
         elif config.prompts != "none":
             self.prompts = PromptLearner(
-                texts, generators=generators, template=config.template, per_class=config.prompts == "per_class"
+                texts,
+                generators=generators,
+                template=texts.starting_template(config.template),
+                per_class=config.prompts == "per_class",
             )
         basis_KDL = _isometry(generators, texts.features_CD.shape[1], config.latent_dim)
         self.image_encoder = GaussianEncoder(config, basis_KDL, self.sigma_init, generators)

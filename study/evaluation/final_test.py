@@ -20,8 +20,8 @@ from torch import Tensor
 from data_prep.feature_store import FeatureSet, load_target_labels
 from models.baselines import nearest_prototype, zero_shot_prototypes
 from models.stacked import chunks, in_chunks
-from models.sweeps import Curve, lead_of_seen, seen_unseen_curve
-from study.evaluation.leaderboard import Entry, Row, mean_over_seeds, rank_rows
+from models.sweeps import Curve, lead_of_seen
+from study.evaluation.leaderboard import Entry, Row, mean_over_seeds, rank_rows, sample_deviation
 from study.evaluation.metrics import evaluate, paired_bootstrap
 from study.protocol.consensus import agreement
 from study.protocol.scores import (
@@ -158,10 +158,7 @@ class Evaluation:
         labels_T, seen_C = self.labels_T, self.data.seen_C
         if len(seen_C[labels_T].unique()) < 2:
             return []
-        return [
-            seen_unseen_curve(lead_T, seen_T == labels_T, unseen_T == labels_T, labels_T, seen_C)
-            for lead_T, seen_T, unseen_T in zip(division.lead_KI, division.seen_KI, division.unseen_KI, strict=True)
-        ]
+        return [division.curve(seed, labels_T, seen_C) for seed in range(len(division.lead_KI))]
 
 
 def _nearest(features_ID: Tensor, prototypes_CD: Tensor, among_KC: Tensor | None = None) -> Tensor:
@@ -208,12 +205,23 @@ def average_rotations(rotations: Sequence[tuple[Evaluation, Sequence[Scored]]], 
         rows.append(
             replace(
                 chosen[0].row,
-                **{**mean, **dict(zip(("h_gain", "h_gain_lo", "h_gain_hi"), gain, strict=True)), **behind},
-                config_id=" ".join(dict.fromkeys(s.row.config_id for s in chosen)),
+                **{
+                    **mean,
+                    "test_h_std": _deviation(evaluations, chosen),
+                    **dict(zip(("h_gain", "h_gain_lo", "h_gain_hi"), gain, strict=True)),
+                    **behind,
+                },
+                config_id=" ".join(f"{r}:{s.row.config_id}" for r, s in enumerate(chosen)),
                 params=json.dumps([json.loads(s.row.params) for s in chosen]),
             )
         )
     return rank_rows(rows)
+
+
+def _deviation(evaluations: Sequence[Evaluation], chosen: Sequence[Scored]) -> float:
+    """Return the deviation over seeds of a row's own number: of each seed's mean H over the rotations."""
+    seeds_RS = [[m["test_h"] for m in e.metrics(s.predictions_ST)] for e, s in zip(evaluations, chosen, strict=True)]
+    return sample_deviation([fmean(of_seed) for of_seed in zip(*seeds_RS, strict=False)])
 
 
 def select(scored: Sequence[Scored], evaluation: Evaluation, reference: str) -> list[Scored]:

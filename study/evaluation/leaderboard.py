@@ -124,9 +124,14 @@ def mean_over_seeds(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {
         **mean,
         "test_h_mean": h,
-        "test_h_std": statistics.pstdev(s["test_h"] for s in seeds),
+        "test_h_std": sample_deviation([s["test_h"] for s in seeds]),
         "n_seeds": len(seeds),
     }
+
+
+def sample_deviation(values: Sequence[float]) -> float:
+    """Return the sample's standard deviation, 0 of a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def rank_rows(rows: Sequence[Row]) -> list[Row]:

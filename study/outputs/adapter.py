@@ -71,7 +71,7 @@ class Adapter:
 
         `clip_path`: folder or hub id of the checkpoint; methods with learned prompts need its text encoder.
         """
-        data = replace(self.data, class_names=self.names, clip_path=clip_path)
+        data = replace(self.data, class_names=self.names, template=self.templates[0], clip_path=clip_path)
         if "keys_KND" in self.weights:  # Tip-Adapter draws its cache from images: from exactly those, all of them
             keys, labels = self.weights["keys_KND"][0], self.weights["cache_labels_KN"][0]
             data = replace(data, source_features_ID=keys, source_labels_I=labels)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from study.outputs.leaderboard_files import read_leaderboard
 from study.pipeline.choice import Choice, Consensus
 from study.search.records import Configuration
 from study.training.methods import method_of
-from study.training.scoring import LaneResult
+from study.training.scoring import CALIBRATED_H, CONSTANT, LaneResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ def defaults_candidate(space: Space, configurations: Sequence[Configuration]) ->
         method=f"{space.method}, defaults",
         config_id=f"{space.name}-defaults",
         score=first.score,
-        metrics=first.metrics,
+        metrics={name: value for name, value in first.metrics.items() if name != CONSTANT},  # not calibrated
     )
 
 
@@ -108,6 +108,23 @@ def given_candidate(
     """
     score = consensus.score(result.votes)["none"] if consensus and result.votes else result.score
     return make_candidate(space, params, method=method, config_id=config_id, score=score, metrics=result.metrics)
+
+
+def calibrated_entry(entry: Entry, methods: Collection[str]) -> Entry | None:
+    """Return the row of the same refit with its constant between seen and unseen classes, None if there is none.
+
+    `methods`: those that have a refit already: only a method's first one, the best in selection, is calibrated. A head
+    has logits of its own, for which no constant was found.
+    """
+    if CONSTANT not in entry.metrics or entry.method in methods or entry.params.get("head", "none") != "none":
+        return None
+    h = entry.metrics[CALIBRATED_H]
+    return Entry(
+        method=f"{entry.method}, calibrated",
+        config_id=f"{entry.config_id}-calibrated",
+        val_score=h,
+        metrics={"val_h_mean": h},
+    )
 
 
 def candidate_of_row(space: Space, row: Mapping[str, Any]) -> Candidate:

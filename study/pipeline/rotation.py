@@ -17,7 +17,7 @@ from study.outputs.adapter_files import write_adapter
 from study.outputs.leaderboard_files import write_leaderboard
 from study.outputs.prediction_tables import write_prediction_tables
 from study.outputs.provenance import RefitRecord, write_config, write_run
-from study.pipeline.candidates import Candidate
+from study.pipeline.candidates import Candidate, calibrated_entry
 from study.pipeline.choice import Consensus
 from study.pipeline.plan import Prepared
 from study.pipeline.search_stage import SearchStage
@@ -25,6 +25,7 @@ from study.protocol.consensus import training_free_labels
 from study.protocol.trial_data import InCache, TrialData, in_cache
 from study.reporting.report import write_report
 from study.training.refit import Refit
+from study.training.scoring import CONSTANT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,7 @@ def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Stora
     )
     scored = evaluation.zero_shot(spec.criterion)
     trained: dict[str, tuple[Candidate, Refit]] = {}
+    methods: set[str] = set()
     for candidate, done in zip(candidates.found, refits, strict=True):
         entry = candidate.entry
         if done.diverged:
@@ -79,8 +81,13 @@ def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Stora
                 unseen_GT=done.unseen_GT,
             )
         )
-        trained[entry.config_id] = candidate, done
         write_config(storage, scored[-1].row, params=entry.params, space=candidate.space, record=record)
+        calibrated = calibrated_entry(entry, methods)
+        methods.add(entry.method)
+        if calibrated:
+            predictions_ST = done.division.at(entry.metrics[CONSTANT])
+            scored.append(evaluation.score(calibrated, predictions_ST, done.division))
+        trained[entry.config_id] = candidate, done
     if candidates.consensus:
         scored.append(_consensus_row(study, candidates.consensus, evaluation))
     scored = select(scored, evaluation, spec.reference)

@@ -64,6 +64,8 @@ class TrialData:
     """Fingerprint of the feature cache."""
     class_names: tuple[str, ...] = ()
     """Names of all classes, for methods that learn prompts."""
+    template: str = "a photo of a {}"
+    """The benchmark's own prompt (its first), for methods that learn prompts."""
     competing: CompetingClasses = AllClasses()
     """Which classes compete for an image."""
     clip_path: str = ""
@@ -142,6 +144,7 @@ def trial_data(features: FeatureSet, *, rotation: int, folds: int, seed: int, cl
         logit_scale=features.logit_scale,
         fingerprint=features.fingerprint,
         class_names=features.classes.names,
+        template=features.templates[0],
         competing=competing_classes(halves=features.halves, target_C=features.classes.target_C),
         clip_path=clip_path,
     )

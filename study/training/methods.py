@@ -95,7 +95,11 @@ def _texts(data: TrialData, config: MethodConfig) -> ClassTexts:
     if isinstance(config, PVAConfig | CoOpConfig) and config.prompts in ("shared", "per_class"):
         encoder = _text_encoder(data.clip_path)
     return ClassTexts(
-        features_CD=data.name_features_CD, logit_scale=data.logit_scale, names=data.class_names, encoder=encoder
+        features_CD=data.name_features_CD,
+        logit_scale=data.logit_scale,
+        names=data.class_names,
+        encoder=encoder,
+        template=data.template,
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models.data_parallel import average, over_workers, share
 from models.stacked import CHUNK, MethodConfig, chunks, in_chunks, unit_features
+from models.sweeps import Curve, seen_unseen_curve
 from study.protocol.task import best_class
 from study.protocol.trial_data import TrialData, seen_classes, trainable_images
 from study.training.methods import METHODS
@@ -32,6 +33,16 @@ class Division:
     """Best seen class."""
     unseen_KI: Tensor
     """Best unseen class."""
+
+    def at(self, threshold: float | Tensor) -> Tensor:
+        """Return the classes (K, I) of the images at a threshold of all, or of each image (I,)."""
+        return torch.where(self.lead_KI >= threshold, self.seen_KI, self.unseen_KI)
+
+    def curve(self, lane: int, labels_I: Tensor, seen_C: Tensor, chosen: Tensor | slice = slice(None)) -> Curve:
+        """Return seen against unseen accuracy of a lane's images (or those chosen) at every threshold."""
+        lead, seen, unseen = (t[lane][chosen] for t in (self.lead_KI, self.seen_KI, self.unseen_KI))
+        labels = labels_I[chosen]
+        return seen_unseen_curve(lead, seen == labels, unseen == labels, labels, seen_C)
 
 
 class Pack:

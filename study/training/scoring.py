@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from models.sweeps import best_of_mean
 from study.protocol.consensus import Votes, agreement, predict_target, votes_of
 from study.protocol.scores import (
     Criterion,
@@ -22,6 +23,12 @@ from study.protocol.scores import (
 )
 from study.protocol.trial_data import TrialData, scored_images
 from study.training.pack import Pack
+
+CONSTANT, CALIBRATED_H = "seen_constant", "val_h_calibrated"
+"""Metrics of complete configurations: the constant that suits the folds best, and H with it, cross-fitted."""
+
+THRESHOLDS = {"tau", "constant"}
+"""Knobs that are such a constant already."""
 
 
 @dataclass(kw_only=True)
@@ -61,6 +68,7 @@ def score_lanes(
     `last_epoch`: configurations that have trained so long are complete, and vote where there is a consensus.
     """
     groups = {i: [k for k, (j, _) in enumerate(lanes) if j == i] for i, _ in lanes}
+    constants: dict[int, dict[str, float]] = {}
     # calibrated first: predictions depend on the swept knobs
     if data.oracle_labels_T is not None:
         everything_KT = torch.ones(len(lanes), len(data.oracle_labels_T), dtype=torch.bool)
@@ -72,10 +80,14 @@ def score_lanes(
     else:
         folds = [fold for _, fold in lanes if fold is not None]
         scored_KI = torch.stack([scored_images(data, fold) for fold in folds])
-        swept = pack.calibrate(data.source_features_ID, data.source_labels_I, scored_KI, list(groups.values()))
-        classify = functools.partial(pack.classify, data.source_features_ID)
-        predictions_KI = data.competing.predict_labelled(classify, data.source_labels_I, pack.seen_KC)
+        predictions_KI, swept = _cross_fitted(pack, data, scored_KI, list(groups.values()))
         seen_K, unseen_K, h_K = pseudo_unseen_scores(predictions_KI, folds, data)
+        # none where no threshold decides, or the method has one of its own
+        due = [i for i, r in results.items() if r.epochs == last_epoch and data.competing.thresholded]
+        alone = {
+            i: groups[i] for i, of_one in zip(groups, swept, strict=True) if i in due and not THRESHOLDS & of_one.keys()
+        }
+        constants = _constants(pack, data, scored_KI, alone, folds)
     target_KT, target = _on_target(pack, data) if pack.method.uses_target else (None, {})
     diverged_K = pack.diverged_K.tolist()
     knobs = dict(zip(groups, swept, strict=True))
@@ -91,12 +103,75 @@ def score_lanes(
             {name: [values[k] for k in of_config] for name, values in target.items()},
         )
         # the refit takes the values that are best for the mean of the folds, coupled ones together
-        result.metrics |= knobs[i]
+        result.metrics |= {**knobs[i], **constants.get(i, {})}
         oracle = data.oracle_labels_T is not None
         result.score = selection_score(result.metrics, "h" if oracle else criterion)
         result.curve.append((result.epochs, result.score))
         if target_KT is not None and criterion == "consensus" and result.epochs == last_epoch and not oracle:
             result.votes = votes_of(target_KT[of_config], pack.embed(of_config), data)
+
+
+def _cross_fitted(
+    pack: Pack, data: TrialData, scored_KI: Tensor, groups: Sequence[Sequence[int]]
+) -> tuple[Tensor, list[Mapping[str, float]]]:
+    """Return the classes (K, I) of the source images, and the inference-time knobs of each group of lanes.
+
+    Where knobs are swept, an image is classified with those that are best on the other half of the images: on the
+    images that they were chosen by, H would be too good, and the better the more knobs there are. The knobs that are
+    returned, and set, are those of all images.
+    """
+    features_ID, labels_I = data.source_features_ID, data.source_labels_I
+    classify = functools.partial(pack.classify, features_ID)
+    halves = (half := _halves(labels_I), ~half) if pack.method.swept else ()
+    predictions = []
+    for half_I in halves:
+        pack.calibrate(features_ID, labels_I, scored_KI & half_I, groups)
+        predictions.append(data.competing.predict_labelled(classify, labels_I, pack.seen_KC))
+    swept = pack.calibrate(features_ID, labels_I, scored_KI, groups)
+    if halves:
+        of_first, of_second = predictions
+        return torch.where(halves[0], of_second, of_first), swept
+    return data.competing.predict_labelled(classify, labels_I, pack.seen_KC), swept
+
+
+def _halves(labels_I: Tensor) -> Tensor:
+    """Return (I,) bool: every other image of each class."""
+    place_I = torch.empty_like(labels_I)
+    order = labels_I.argsort(stable=True)
+    first_I = torch.searchsorted(labels_I[order], labels_I[order])  # where the class begins
+    place_I[order] = torch.arange(len(labels_I), device=labels_I.device) - first_I
+    return place_I % 2 == 0
+
+
+def _constants(
+    pack: Pack, data: TrialData, scored_KI: Tensor, groups: Mapping[int, Sequence[int]], folds: Sequence[int]
+) -> dict[int, dict[str, float]]:
+    """Return each configuration's constant between seen and unseen classes, and H of the folds with it, cross-fitted.
+
+    The constant (Chao et al., 2016) is subtracted from logits of seen classes: every method may have one, found exactly
+    on the folds. `groups`: the lanes of each configuration.
+    """
+    if not groups:
+        return {}
+    division = pack.divide(data.source_features_ID)
+    labels_I, scored_KI, half_I = data.source_labels_I.cpu(), scored_KI.cpu(), _halves(data.source_labels_I.cpu())
+
+    def best(lanes: Sequence[int], among_I: Tensor) -> float:
+        return best_of_mean(
+            [division.curve(k, labels_I, pack.seen_KC[k].cpu(), scored_KI[k] & among_I) for k in lanes]
+        ).tau
+
+    found = {}
+    for i, lanes in groups.items():
+        if not division.lead_KI[lanes].isfinite().all():
+            continue  # diverged
+        of_first, of_second = best(lanes, half_I), best(lanes, ~half_I)
+        constant_I = torch.where(half_I, of_second, of_first)
+        predictions_KI = division.at(constant_I)[lanes].to(data.source_labels_I.device)
+        _, _, h = pseudo_unseen_scores(predictions_KI, [folds[k] for k in lanes], data)
+        constant = best(lanes, torch.ones_like(half_I))
+        found[i] = {CONSTANT: constant, CALIBRATED_H: sum(h) / len(h)}
+    return found
 
 
 def _on_target(pack: Pack, data: TrialData) -> tuple[Tensor, dict[str, list[float]]]:

@@ -46,7 +46,7 @@ def build(kind: str, world: tuple[ClassTexts, Tensor, Tensor], seeds: list[int],
         "CLIP-Adapter": (CLIPAdapter, CLIPAdapterConfig, {"ratio": 0.0}),
         "Tip-Adapter": (TipAdapter, TipAdapterConfig, {"alpha": 0.0}),
         "Tip-Adapter-F": (TipAdapter, TipAdapterConfig, {"alpha": 0.0, "variant": "F"}),
-        "CoOp": (CoOp, CoOpConfig, {}),
+        "CoOp": (CoOp, CoOpConfig, {"template": "a photo of a {}"}),
         "linear probe": (LinearProbe, LinearProbeConfig, {}),
         "calibrated stacking": (CalibratedStacking, CalibratedStackingConfig, {}),
     }[kind]

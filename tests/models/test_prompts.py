@@ -184,3 +184,18 @@ def test_base_cross_entropy_ignores_novel_columns() -> None:
     logits_KBC = torch.tensor([[[0.0, 0.0, 50.0]]])
     loss = base_cross_entropy(logits_KBC, torch.tensor([[0]]), torch.tensor([[True, True, False]]))
     torch.testing.assert_close(loss, torch.tensor([2.0]).log())
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "period", "start"),
+    [
+        ("a {} icon", "", False, "a {} icon"),
+        ("a {} icon", "", True, "a {} icon."),
+        ("a photo of a {}, a type of pet.", "", True, "a photo of a {}, a type of pet."),
+        ("{} texture.", "", True, "a photo of a {} texture."),
+        ("a {} icon", "the {}", True, "the {}"),
+    ],
+)
+def test_learned_prompts_start_from_the_benchmarks_own(own: str, given: str, period: bool, start: str) -> None:
+    texts = ClassTexts(features_CD=torch.zeros(1, 4), logit_scale=1.0, template=own)
+    assert texts.starting_template(given, period=period) == start

@@ -48,6 +48,7 @@ def features(name_features: torch.Tensor) -> SimpleNamespace:
         logit_scale=20.0,
         classes=SimpleNamespace(names=NAMES, unseen_RC=unseen, target_C=None),
         halves=False,
+        templates=("a photo of a {}",),
         source=SimpleNamespace(features_ID=domain(0.0), split_I=torch.zeros(len(labels), dtype=torch.int8)),
         target=SimpleNamespace(features_ID=domain(0.25)),
         source_labels_I=labels,
