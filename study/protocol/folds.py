@@ -51,12 +51,27 @@ def class_folds(features: FeatureSet, seen_C: Tensor, *, folds: int, seed: int) 
 
 
 def held_out(split_I: Tensor, labels_I: Tensor, seed: int) -> Tensor:
-    """Return (I,) bool: the validation split, or a seeded share of every class where a benchmark has none."""
+    """Return (I,) bool: the validation split, or a seeded share of every class where a benchmark has none.
+
+    At least one image of a class that has two; none of a class that has one, which nothing would be left to learn from.
+    """
     if (split_I == 1).any():
         return split_I == 1
     rank_I = torch.rand(len(labels_I), generator=torch.Generator().manual_seed(seed))
     held_out_I = torch.zeros(len(labels_I), dtype=torch.bool)
     for c in labels_I.unique():
         of_class = torch.nonzero(labels_I == c).flatten()
-        held_out_I[of_class[rank_I[of_class].argsort()[: round(HELD_OUT_SHARE * len(of_class))]]] = True
+        count = max(round(HELD_OUT_SHARE * len(of_class)), int(len(of_class) > 1))
+        held_out_I[of_class[rank_I[of_class].argsort()[:count]]] = True
     return held_out_I
+
+
+def check_held_out(held_out_I: Tensor, labels_I: Tensor, fold_C: Tensor) -> None:
+    """Raise `UserError` where seen accuracy cannot be measured in every fold: it would count as 0, or not at all."""
+    held_out_folds = set(fold_C[labels_I[held_out_I]].tolist())
+    if len(held_out_folds) < 2:
+        raise UserError(
+            "must have two labelled images of some seen classes, or a validation split: seen accuracy is measured "
+            f"on images that were not trained on; got {int(held_out_I.sum())} such images of {len(labels_I)}",
+            option="benchmark",
+        )

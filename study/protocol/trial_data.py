@@ -18,7 +18,7 @@ from torch import Tensor
 from data_prep.errors import UserError
 from data_prep.feature_store import FeatureSet, mapped
 from models.sre_clip import ClassGraph
-from study.protocol.folds import class_folds, held_out
+from study.protocol.folds import check_held_out, class_folds, held_out
 from study.protocol.task import AllClasses, CompetingClasses, competing_classes
 
 Select = Literal["pseudo-unseen", "oracle"]
@@ -44,6 +44,8 @@ class TrialData:
     """Their classes, int64."""
     held_out_I: Tensor
     """Bool: not trained on while configurations are selected; they measure seen accuracy."""
+    refit_I: Tensor | None = None
+    """Bool: what refits train on, where that is not all of the source."""
     target_features_TD: Tensor
     """Unlabelled target images, L2-normalised: float32, or float16 as stored."""
     seen_C: Tensor
@@ -129,14 +131,20 @@ def trial_data(features: FeatureSet, *, rotation: int, folds: int, seed: int, cl
     seen_C = ~features.classes.unseen_RC[rotation]
     allowed_I = seen_C[features.source_labels_I]
     labels_I, source_ID = features.source_labels_I[allowed_I], features.source.features_ID
+    split_I = features.source.split_I[allowed_I]
+    held_out_I = held_out(split_I, labels_I, seed)
+    fold_C = class_folds(features, seen_C, folds=folds, seed=seed)
+    check_held_out(held_out_I, labels_I, fold_C)
     return TrialData(
         # all of a large table as the map that it is: rows picked from it are a copy in memory
         source_features_ID=source_ID if allowed_I.all() else source_ID[allowed_I],
         source_labels_I=labels_I,
-        held_out_I=held_out(features.source.split_I[allowed_I], labels_I, seed),
+        held_out_I=held_out_I,
+        # published base-to-novel and cross-dataset numbers train on the drawn shots, not on those for validation
+        refit_I=split_I != 1 if features.halves or features.classes.target_C is not None else None,
         target_features_TD=features.target.features_ID,
         seen_C=seen_C,
-        fold_C=class_folds(features, seen_C, folds=folds, seed=seed),
+        fold_C=fold_C,
         name_features_CD=torch.nn.functional.normalize(features.name_features_CPD.mean(1), dim=-1),
         node_features_ND=features.node_features_ND,
         class_node_C=features.graph.class_node_C,
@@ -174,9 +182,9 @@ def seen_classes(data: TrialData, fold: int | None) -> Tensor:
 
 
 def trainable_images(data: TrialData, fold: int | None) -> Tensor:
-    """Return (I,) bool: the source images that a lane may train on; without a fold (refits, the oracle) all of them."""
+    """Return (I,) bool: the source images that a lane may train on; without a fold those of refits (and the oracle)."""
     if fold is None:
-        return torch.ones_like(data.held_out_I)
+        return torch.ones_like(data.held_out_I) if data.refit_I is None else data.refit_I
     return seen_classes(data, fold)[data.source_labels_I] & ~data.held_out_I
 
 

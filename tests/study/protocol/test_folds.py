@@ -2,9 +2,11 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 
-from study.protocol.trial_data import TrialData, trial_data
+from data_prep.errors import UserError
+from study.protocol.trial_data import TrialData, trainable_images, trial_data
 
 # --- what a trial may see -------------------------------------------------------------------------------------------
 
@@ -30,3 +32,31 @@ def test_a_validation_split_is_used_where_there_is_one(features: SimpleNamespace
     features.source.split_I[5::10] = 1
     data = trial_data(features, rotation=0, folds=3, seed=0)
     assert torch.nonzero(data.held_out_I).flatten().tolist() == [5 + 10 * i for i in range(9)]
+
+
+def few_shots(features: SimpleNamespace, shots: int) -> SimpleNamespace:
+    chosen_I = torch.arange(len(features.source_labels_I)) % 10 < shots
+    features.source_labels_I = features.source_labels_I[chosen_I]
+    features.source.features_ID, features.source.split_I = (
+        t[chosen_I] for t in (features.source.features_ID, features.source.split_I)
+    )
+    return features
+
+
+@pytest.mark.parametrize("shots", [2, 3])
+def test_of_two_images_one_is_held_out_so_that_seen_accuracy_is_measured(features: SimpleNamespace, shots: int) -> None:
+    data = trial_data(few_shots(features, shots), rotation=0, folds=3, seed=0)
+    assert torch.bincount(data.source_labels_I[data.held_out_I], minlength=12)[data.seen_C].tolist() == [1] * 9
+
+
+def test_one_image_of_each_class_is_refused_in_one_line(features: SimpleNamespace) -> None:
+    with pytest.raises(UserError, match="must have two labelled images of some seen classes.*got 0 such images of 9"):
+        trial_data(few_shots(features, 1), rotation=0, folds=3, seed=0)
+
+
+def test_refits_of_base_to_novel_leave_the_validation_shots_alone(features: SimpleNamespace) -> None:
+    features.source.split_I[5::10] = 1
+    assert trainable_images(trial_data(features, rotation=0, folds=3, seed=0), None).all()
+    features.halves = True
+    data = trial_data(features, rotation=0, folds=3, seed=0)
+    assert torch.equal(trainable_images(data, None), ~data.held_out_I) and data.held_out_I.sum() == 9
