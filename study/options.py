@@ -66,8 +66,9 @@ class SearchOptions:
     """Configurations to finish (trained to the end, pruned or diverged)."""
     epochs: int = 20
     """Epochs of a configuration that is not pruned; an epoch passes once over the labelled source."""
-    sampler: Literal["tpe", "random", "nsga2"] = "tpe"
-    """Optuna sampler: multivariate TPE, random, or NSGA-II."""
+    sampler: Literal["tpe", "random", "nsga2"] | None = None
+    """Optuna sampler: multivariate TPE, random, or NSGA-II. The default is random where a consensus chooses, for which
+    configurations should err in different ways, else tpe."""
     objective: Literal["h", "seen,unseen"] = "h"
     """One objective (the selection score), or seen and unseen accuracy as two, with their Pareto front."""
     pruning: bool = True

@@ -144,7 +144,7 @@ class SearchStage:
                         of_space.space,
                         configs=search.configs,
                         pack=packs.get(of_space.space.name, packs[spec.space.name]),  # a variant's is its space's
-                        sampler=search.sampler,
+                        sampler=spec.sampler(of_space.space),
                         seed=search.seed,
                         refill=search.refill,
                         votes=VoteFolder(storage=of_space.storage),
@@ -204,7 +204,7 @@ class SearchStage:
             fingerprint=self.study.features.fingerprint,
             rotation=self.rotation,
             pruning=search.pruning,
-            sampler=search.sampler,
+            sampler=self.spec.sampler(of_space.space),
             criterion=self.spec.criterion,
             precision=self.options.resources.precision,
         )

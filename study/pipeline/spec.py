@@ -28,7 +28,7 @@ from study.protocol.folds import check_folds
 from study.protocol.scores import Criterion
 from study.protocol.trial_data import check_rotation
 from study.search.halving import rung_epochs
-from study.search.records import StudyIdentity
+from study.search.records import SamplerName, StudyIdentity
 from study.training.loop import TrainingOptions
 from study.training.methods import method_of
 
@@ -77,6 +77,14 @@ class StudySpec:
         search = self.options.search
         rungs = tuple(rung_epochs(search.epochs)) if search.prunes else ()
         return TrainingOptions(epochs=search.epochs, rungs=rungs, criterion=self.criterion)
+
+    def sampler(self, space: Space) -> SamplerName:
+        """Return what draws a space's configurations.
+
+        A consensus needs voters that err in different ways: a sampler that learns draws ever more of the same.
+        """
+        votes = self.criterion == "consensus" and method_of(space).uses_target
+        return self.options.search.sampler or ("random" if votes else "tpe")
 
     @property
     def refit_seeds(self) -> list[int]:

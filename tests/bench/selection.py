@@ -177,9 +177,9 @@ def _fold_agreement(c: Configuration, votes: Mapping[int, object], seen_C: Tenso
 
 
 def predictions(configs: Sequence[MethodConfig], data: TrialData) -> tuple[dict[str, Tensor], Tensor]:
-    """Train configurations on all seen classes; return target predictions (N, T) by head, and soft neighbourhood density.
+    """Train configurations on all seen classes; return target predictions (N, T) by head, and each one's density.
 
-    The density of softmax outputs p: the entropy of softmax(p_i p_j / temperature) over the other images j, mean over i.
+    The density of softmax outputs p: entropy of softmax(p_i p_j / temperature) over the other images j, mean over i.
     """
     predicted: dict[str, list[Tensor]] = {head: [torch.empty(0)] * len(configs) for head in HEADS}
     density = torch.zeros(len(configs))
