@@ -4,6 +4,7 @@
     curves.parquet       seen against unseen accuracy at thresholds between the two, same configurations
     landscape.parquet    H over tau and lambda, where the study's method has them
     errors.parquet       errors by their distance in WordNet, beside those of a guess
+    per_class.parquet    accuracy of each class under zero-shot CLIP and under the selected row
     confusions.parquet   the commonest errors on unseen classes, with small images
 
 Suffixes: S seeds, T target images, C classes, P pairs of classes, G residual strengths, M thresholds.
@@ -23,6 +24,7 @@ from data_prep.storage import Storage
 from models.sweeps import LAMBDAS, seen_unseen_curve
 from study.evaluation.final_test import BASELINE, Evaluation, Scored
 from study.outputs.folder import read_table, write_table
+from study.protocol.scores import class_accuracy
 
 CURVE_POINTS = 200
 """Most thresholds of a curve that are written; the curve itself has one per image."""
@@ -53,6 +55,8 @@ class PredictionTables:
     """Columns residual_lambda, tau, h."""
     errors: pa.Table | None
     """Columns method, label_unseen, predicted_unseen, distance, images (their number)."""
+    per_class: pa.Table | None
+    """Columns class, seen, images (their number), zero_shot, selected, difference: a line per class with images."""
     confusions: pa.Table | None
     """Columns label, predicted, share, distance, nearest, images, images_of_predicted (WebP): a line per pair."""
 
@@ -75,6 +79,7 @@ def write_prediction_tables(
         write_table(storage, "landscape", _landscape(evaluation, own))
     write_table(storage, "errors", _errors(evaluation, chosen, distance_CC))
     if own:
+        write_table(storage, "per_class", _per_class(evaluation, own))
         write_table(storage, "confusions", _confusions(evaluation, own, distance_CC, images))
 
 
@@ -162,6 +167,26 @@ def _errors(evaluation: Evaluation, chosen: Sequence[Scored], distance_CC: Tenso
     add(GUESS, share_C[labels], labels, others)
     names = ("method", "label_unseen", "predicted_unseen", "distance", "images")
     return pa.Table.from_pylist([dict(zip(names, (*cell, n), strict=True)) for cell, n in counts.items()])
+
+
+def _per_class(evaluation: Evaluation, own: Scored) -> pa.Table:
+    """List each class's accuracy under zero-shot CLIP and, mean over seeds, under the study's own selected row."""
+    labels_T, names = evaluation.labels_T, evaluation.features.classes.names
+    zero_shot_C = class_accuracy(evaluation.baseline_1T, labels_T, len(names))[0]
+    selected_C = class_accuracy(own.predictions_ST, labels_T, len(names)).mean(0)
+    images_C = torch.bincount(labels_T, minlength=len(names))
+    lines = [
+        {
+            "class": names[c],
+            "seen": bool(evaluation.data.seen_C[c]),
+            "images": int(images_C[c]),
+            "zero_shot": float(zero_shot_C[c]),
+            "selected": float(selected_C[c]),
+            "difference": float(selected_C[c] - zero_shot_C[c]),
+        }
+        for c in images_C.nonzero().flatten().tolist()
+    ]
+    return pa.Table.from_pylist(lines)
 
 
 def _confusions(evaluation: Evaluation, own: Scored, distance_CC: Tensor, images: pa.Table) -> pa.Table:

@@ -7,6 +7,7 @@ from study.evaluation.leaderboard import notes
 from study.outputs.results import Results, oracles_beside, read_results
 from study.reporting.ablation import ablation_section
 from study.reporting.appendix import cost_section, provenance_section, rotations_section
+from study.reporting.classes import classes_section
 from study.reporting.confusions import confusions_section
 from study.reporting.landscape import landscape_section
 from study.reporting.overview import headline_section, leaderboard_section
@@ -41,6 +42,7 @@ def report_sections(results: Results, others: Sequence[Results] = ()) -> list[Se
         trust_section(results, others),
         search_section(results),
         landscape_section(results),
+        classes_section(results),
         confusions_section(results),
         *(ablation_section(r) for r in (results, *others) if r.run.is_ablation),
         rotations_section(results),
