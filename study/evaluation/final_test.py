@@ -22,7 +22,7 @@ from models.baselines import nearest_prototype, zero_shot_prototypes
 from models.stacked import chunks, in_chunks
 from models.sweeps import Curve, lead_of_seen
 from study.evaluation.leaderboard import Entry, Row, mean_over_seeds, rank_rows, sample_deviation
-from study.evaluation.metrics import evaluate, paired_bootstrap
+from study.evaluation.metrics import evaluate, paired_bootstrap, resampled_h
 from study.protocol.consensus import agreement
 from study.protocol.scores import (
     Criterion,
@@ -222,6 +222,24 @@ def _deviation(evaluations: Sequence[Evaluation], chosen: Sequence[Scored]) -> f
     """Return the deviation over seeds of a row's own number: of each seed's mean H over the rotations."""
     seeds_RS = [[m["test_h"] for m in e.metrics(s.predictions_ST)] for e, s in zip(evaluations, chosen, strict=True)]
     return sample_deviation([fmean(of_seed) for of_seed in zip(*seeds_RS, strict=False)])
+
+
+def resampled_rows(rotations: Sequence[tuple[Evaluation, Sequence[Scored]]]) -> dict[tuple[str, str], Tensor]:
+    """Return H (1 + S,), observed and under resamples of the images, by method and configuration of each row.
+
+    Of several rotations the mean of each method's selected rows, as in `average_rotations`.
+    """
+    if len(rotations) == 1:
+        rows = {(s.row.method, s.row.config_id): [s] for s in rotations[0][1]}
+    else:
+        selected = [{s.row.method: s for s in scored if s.row.selected} for _, scored in rotations]
+        everywhere = [method for method in selected[0] if all(method in of_one for of_one in selected)]
+        rows = {(method, ""): [of_one[method] for of_one in selected] for method in everywhere}
+    found = {}
+    for name, chosen in rows.items():
+        counted = [e.counted(s.predictions_ST) for (e, _), s in zip(rotations, chosen, strict=True)]
+        found[name] = resampled_h([(rows_ST, seen_C) for rows_ST, _, seen_C in counted], counted[0][1])
+    return found
 
 
 def select(scored: Sequence[Scored], evaluation: Evaluation, reference: str) -> list[Scored]:

@@ -61,24 +61,51 @@ def paired_bootstrap(
     return float(gain_S[0]), float(low), float(high)
 
 
+def resampled_h(
+    tests: Sequence[tuple[Tensor, Tensor]], labels_T: Tensor, *, samples: int = 500, seed: int = 0
+) -> Tensor:
+    """Return H (1 + S,) of a row: the observed one, then that of each resample of the test images.
+
+    `tests`: for every rotation, predictions (seeds, T) and seen_C (C,). The same seed draws the same images: the
+    differences between two rows are paired, whichever two they are.
+    """
+    rng, images = np.random.default_rng(seed), len(labels_T)
+    right = [((predictions_LT == labels_T).float(), seen_C) for predictions_LT, seen_C in tests]
+    parts, chunk = [_mean_h(right, labels_T, torch.ones(1, images))], max(1, 2**22 // images)
+    for start in range(0, samples, chunk):
+        drawn_SI = torch.from_numpy(rng.integers(images, size=(min(chunk, samples - start), images)))
+        weights_ST = torch.zeros(drawn_SI.shape).scatter_add_(1, drawn_SI, torch.ones(drawn_SI.shape))
+        parts.append(_mean_h(right, labels_T, weights_ST))
+    return torch.cat(parts)
+
+
 def _h_gains(tests: Sequence[tuple[Tensor, Tensor, Tensor]], labels_G: Tensor, weights_SG: Tensor) -> Tensor:
     """Return the H difference (S,) under each row of weights of kinds of images, mean over seeds, then rotations.
 
     `tests`: as in `paired_bootstrap`, but 1.0 where a prediction is right, (seeds, G).
     """
+    method, baseline = ([(test[side], test[2]) for test in tests] for side in (0, 1))
+    return _mean_h(method, labels_G, weights_SG) - _mean_h(baseline, labels_G, weights_SG)
+
+
+def _mean_h(tests: Sequence[tuple[Tensor, Tensor]], labels_G: Tensor, weights_SG: Tensor) -> Tensor:
+    """Return H (S,) under each row of weights, mean over seeds, then rotations.
+
+    `tests`: for every rotation, 1.0 where a prediction is right, (seeds, G), and seen_C (C,).
+    """
+    known = len(tests[0][1])
+    index_SG = labels_G.expand(len(weights_SG), -1)
 
     def by_class(weights_SG: Tensor) -> Tensor:
-        sums_SC = torch.zeros(len(weights_SG), len(tests[0][2]))
-        return sums_SC.scatter_add_(1, labels_G.expand(len(weights_SG), -1), weights_SG)
+        return torch.zeros(len(weights_SG), known).scatter_add_(1, index_SG, weights_SG)
 
     count_SC = by_class(weights_SG)
-
-    def mean_h(right_LG: Tensor, seen_C: Tensor) -> Tensor:
+    of_rotations = []
+    for right_LG, seen_C in tests:
         accuracies = (by_class(weights_SG * right_G) / count_SC for right_G in right_LG)
-        known_G = seen_C[labels_G]
-        return torch.stack(
-            [joint_accuracy(a_SC[:, seen_C].nanmean(1), a_SC[:, ~seen_C].nanmean(1), known_G) for a_SC in accuracies]
-        ).mean(0)
-
-    gains = [mean_h(method_LG, seen_C) - mean_h(baseline_LG, seen_C) for method_LG, baseline_LG, seen_C in tests]
-    return torch.stack(gains).mean(0)
+        of_seeds = [
+            joint_accuracy(a_SC[:, seen_C].nanmean(1), a_SC[:, ~seen_C].nanmean(1), seen_C[labels_G])
+            for a_SC in accuracies
+        ]
+        of_rotations.append(torch.stack(of_seeds).mean(0))
+    return torch.stack(of_rotations).mean(0)

@@ -5,6 +5,7 @@
     landscape.parquet    H over tau and lambda, where the study's method has them
     errors.parquet       errors by their distance in WordNet, beside those of a guess
     per_class.parquet    accuracy of each class under zero-shot CLIP and under the selected row
+    resamples.parquet    H of every row, and under resamples of the images, for intervals between any two rows
     confusions.parquet   the commonest errors on unseen classes, with small images
 
 Suffixes: S seeds, T target images, C classes, P pairs of classes, G residual strengths, M thresholds.
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from data_prep.storage import Storage
 from models.sweeps import LAMBDAS, seen_unseen_curve
-from study.evaluation.final_test import BASELINE, Evaluation, Scored
+from study.evaluation.final_test import BASELINE, Evaluation, Scored, resampled_rows
 from study.outputs.folder import read_table, write_table
 from study.protocol.scores import class_accuracy
 
@@ -57,6 +58,8 @@ class PredictionTables:
     """Columns method, label_unseen, predicted_unseen, distance, images (their number)."""
     per_class: pa.Table | None
     """Columns class, seen, images (their number), zero_shot, selected, difference: a line per class with images."""
+    resamples: pa.Table | None
+    """Columns method, config_id ("" of means over rotations), h: a list, the observed H first."""
     confusions: pa.Table | None
     """Columns label, predicted, share, distance, nearest, images, images_of_predicted (WebP): a line per pair."""
 
@@ -81,6 +84,16 @@ def write_prediction_tables(
     if own:
         write_table(storage, "per_class", _per_class(evaluation, own))
         write_table(storage, "confusions", _confusions(evaluation, own, distance_CC, images))
+
+
+def write_resamples(storage: Storage, rotations: Sequence[tuple[Evaluation, Sequence[Scored]]]) -> None:
+    """Write every row's H under resamples of the test images. Raises `UserError` if the storage cannot be written."""
+    lines = [
+        {"method": method, "config_id": config_id, "h": h.tolist()}
+        for (method, config_id), h in resampled_rows(rotations).items()
+    ]
+    schema = pa.schema([("method", pa.string()), ("config_id", pa.string()), ("h", pa.list_(pa.float32()))])
+    write_table(storage, "resamples", pa.Table.from_pylist(lines, schema=schema))
 
 
 def read_prediction_tables(storage: Storage) -> PredictionTables:

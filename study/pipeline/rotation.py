@@ -15,7 +15,7 @@ from study.evaluation.leaderboard_text import to_terminal
 from study.outputs.adapter import make_adapter
 from study.outputs.adapter_files import write_adapter
 from study.outputs.leaderboard_files import write_leaderboard
-from study.outputs.prediction_tables import write_prediction_tables
+from study.outputs.prediction_tables import write_prediction_tables, write_resamples
 from study.outputs.provenance import RefitRecord, write_config, write_run
 from study.pipeline.candidates import Candidate, calibrated_entry
 from study.pipeline.choice import Consensus
@@ -94,6 +94,7 @@ def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Stora
     with clock.stage("export"):
         _export(study, storage, scored, trained, evaluation, record)
     write_prediction_tables(storage, evaluation, scored, spec.reference, spec.target_images)
+    write_resamples(storage, [(evaluation, scored)])
     if own_folder:
         rows = [s.row for s in scored]
         write_leaderboard(storage, rows, interrupted=candidates.interrupted)

@@ -20,6 +20,7 @@ from study.options import Options
 from study.outputs.ablation_files import write_ablation
 from study.outputs.folder import IDENTITY, clear_leftovers, write_json
 from study.outputs.leaderboard_files import write_leaderboard
+from study.outputs.prediction_tables import write_resamples
 from study.outputs.provenance import Clock, command, write_run
 from study.outputs.study_lock import hold_study
 from study.pipeline.plan import Prepared, make_plan
@@ -120,7 +121,9 @@ class Study:
         spec, console, interrupted = self.spec, self.console, results[-1].interrupted
         several = len(spec.rotations) > 1
         if several:
-            rows = average_rotations([(r.evaluation, r.scored) for r in results], spec.reference)
+            rotations = [(r.evaluation, r.scored) for r in results]
+            rows = average_rotations(rotations, spec.reference)
+            write_resamples(spec.storage, rotations)
         else:
             rows = [s.row for s in results[0].scored]
         rows += published_rows(study.features.benchmark)

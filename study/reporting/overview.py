@@ -3,6 +3,7 @@
 import json
 import shlex
 
+import numpy as np
 import plotly.graph_objects as go
 
 from data_prep.storage import join
@@ -165,6 +166,31 @@ def leaderboard_section(results: Results) -> Section:
             "Click a heading to sort, a configuration to see its values and the command that makes its row again."
         ],
         tables=[leaderboard_table(results)],
+    )
+
+
+def compare_section(results: Results) -> Section | None:
+    """Let the reader compare any two rows, on the same resamples of the test images; None without them."""
+    if results.tables.resamples is None:
+        return None
+    rows = results.tables.resamples.to_pylist()
+    own = next(
+        (
+            r
+            for r in rows
+            if results.own and r["config_id"] in (results.own.config_id, "") and r["method"] == results.own.method
+        ),
+        rows[0],
+    )
+    rows = [own, *(r for r in rows if r is not own)]
+    return Section(
+        id="compare",
+        title="How do two rows compare?",
+        paragraphs=[
+            f"Choose any two. The interval comes from {len(own['h']) - 1} resamples of the test images, the same for "
+            "all rows. It says nothing of other classes or seeds."
+        ],
+        resamples={f"{r['method']} {r['config_id']}".strip(): np.asarray(r["h"], dtype="<f4").tobytes() for r in rows},
     )
 
 

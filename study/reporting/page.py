@@ -4,8 +4,8 @@ import json
 import math
 import re
 from base64 import b64encode
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -102,6 +102,8 @@ class Section:
     """Charts, side by side where there is room."""
     tables: Sequence[Table] = ()
     """Tables below them."""
+    resamples: Mapping[str, bytes] = field(default_factory=dict)
+    """Float32 numbers by name, the observed one first and the same resamples for all: the reader compares any two."""
 
 
 def render(title: str, sections: Sequence[Section], *, warning: str = "", refresh_s: int | None = None) -> str:
@@ -118,6 +120,7 @@ def render(title: str, sections: Sequence[Section], *, warning: str = "", refres
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["base64"] = lambda numbers: b64encode(numbers).decode()
     environment.filters["webp"] = lambda image: f"data:image/webp;base64,{b64encode(image).decode()}"
     figures = {chart.id: _short(json.loads(chart.figure.to_json())) for s in sections for chart in s.charts}
     page = environment.get_template("page.html.j2").render(

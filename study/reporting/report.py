@@ -10,7 +10,7 @@ from study.reporting.appendix import cost_section, provenance_section, rotations
 from study.reporting.classes import classes_section
 from study.reporting.confusions import confusions_section
 from study.reporting.landscape import landscape_section
-from study.reporting.overview import headline_section, leaderboard_section
+from study.reporting.overview import compare_section, headline_section, leaderboard_section
 from study.reporting.page import REPORT, Section, render
 from study.reporting.searched import search_section
 from study.reporting.seen_unseen import seen_unseen_section
@@ -38,6 +38,7 @@ def report_sections(results: Results, others: Sequence[Results] = ()) -> list[Se
     sections = [
         headline_section(results),
         leaderboard_section(results),
+        compare_section(results),
         seen_unseen_section(results),
         trust_section(results, others),
         search_section(results),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from study.evaluation.metrics import evaluate, paired_bootstrap
+from study.evaluation.metrics import evaluate, paired_bootstrap, resampled_h
 
 # --- what a trial may see -------------------------------------------------------------------------------------------
 
@@ -59,3 +59,16 @@ def test_bootstrap_averages_over_rotations() -> None:
         [(right[None], half[None], SEEN), (half[None], half[None], other)], labels, samples=10
     )
     assert gain == pytest.approx((0.5 + 0.0) / 2)
+
+
+def test_resamples_of_two_rows_are_paired_and_give_the_interval_of_the_pair() -> None:
+    g = torch.Generator().manual_seed(0)
+    labels_T = torch.randint(4, (400,), generator=g)
+    wrong = torch.rand(2, 400, generator=g) < torch.tensor([[0.3], [0.5]])
+    a_1T, b_1T = torch.where(wrong, (labels_T + 1) % 4, labels_T).split(1)
+    a, b = (resampled_h([(rows, SEEN), (rows, ~SEEN)], labels_T, samples=2000) for rows in (a_1T, b_1T))
+    gain, low, high = paired_bootstrap([(a_1T, b_1T, SEEN), (a_1T, b_1T, ~SEEN)], labels_T)
+    assert a.shape == (2001,) and float(a[0] - b[0]) == pytest.approx(gain, abs=1e-6)
+    found = np.quantile((a - b)[1:].numpy(), [0.025, 0.975])
+    assert found == pytest.approx([low, high], abs=0.012)
+    assert torch.equal(a, resampled_h([(a_1T, SEEN), (a_1T, ~SEEN)], labels_T, samples=2000))
