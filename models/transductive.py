@@ -52,6 +52,8 @@ CLASSES_AT_ONCE = 512
 """Classes whose labels are propagated at once."""
 STILL = 1e-6
 """Largest change in a step, of unit vectors, from which proxies count as still."""
+SAME = 1e-5
+"""Distance of a cosine to 1 up to which two features are of the same image."""
 SMALLEST = 1e-12
 """Probability of classes that nothing reaches, so that logarithms stay finite."""
 
@@ -326,11 +328,15 @@ class Transductive(StackedModule):
 
 
 def target_rows(images_BD: Tensor, target_TD: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which target image each image is (B,), and whether it is one at all, by equal features."""
-    # several candidates: of two images that are nearly the same, rounding may put the other one first
-    _, place_BN = nearest(images_BD, target_TD, 4)
-    same_BN = torch.stack([(images_BD == target_TD[place_B]).all(-1) for place_B in place_BN.T], dim=1)
-    return place_BN.gather(1, same_BN.int().argmax(1, keepdim=True))[:, 0], same_BN.any(1)
+    """Return which target image each image is (B,), and whether it is one at all: by its features.
+
+    Features of the same image, encoded again in another batch, differ in their last digits.
+    """
+    cosine_BN, place_BN = nearest(images_BD, target_TD, 4)
+    # of images that are nearly the same, rounding may put another one first
+    equal_BN = torch.stack([(images_BD == target_TD[place_B]).all(-1) for place_B in place_BN.T], dim=1)
+    rows_B = place_BN.gather(1, equal_BN.int().argmax(1, keepdim=True))[:, 0]  # without an equal one, the nearest
+    return rows_B, equal_BN.any(1) | (cosine_BN[:, 0] > 1 - SAME)
 
 
 class OnNeighbours(Transductive):

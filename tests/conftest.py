@@ -48,7 +48,8 @@ def embedded_cache(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def without_tune(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Searches of this test run in its process: for tests of what is around a search."""
-    from small import search_here
+    """Searches and refits of this test run in its process: for tests of what is around them."""
+    from small import refit_here, search_here
 
     monkeypatch.setattr("study.pipeline.search_stage.run_searches", search_here)
+    monkeypatch.setattr("study.pipeline.rotation.refit", refit_here)

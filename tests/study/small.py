@@ -6,11 +6,14 @@ from typing import Any
 
 import ray
 
+from models.stacked import MethodConfig
 from study.cluster.jobs import Search, SearchOutcome
+from study.cluster.tasks import in_order, packs_of
 from study.protocol.trial_data import TrialData
 from study.run import main
 from study.search.records import PackReport
 from study.training.loop import train_pack
+from study.training.refit import Refit, refit_pack
 
 SMALL = (
     "--configs 4 --pack 2 --epochs 2 --folds 2 --seeds 2 --top 1 --seed 3 --cpus-per-pack 2 --refit-workers 0 "
@@ -20,6 +23,15 @@ SMALL = (
 
 def run(storage: Path, cache: Path, *arguments: str) -> int:
     return main([*SMALL, "--storage", str(storage), "--cache", str(cache.parent), *arguments])
+
+
+def refit_here(
+    configs: Sequence[MethodConfig], *, arrays: Any, seeds: Sequence[int], epochs: int, **_: Any
+) -> list[Refit]:
+    """Refit in this process: a worker of Ray imports torch first."""
+    data, packs = TrialData.from_arrays(ray.get(arrays)), packs_of(configs)
+    done = [refit_pack([configs[i] for i in pack], seeds=seeds, data=data, epochs=epochs) for pack in packs]
+    return in_order(packs, done)
 
 
 def search_here(searches: Sequence[Search], arrays: Any, **_: Any) -> list[SearchOutcome]:
