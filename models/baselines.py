@@ -117,7 +117,7 @@ class CLIPAdapterConfig(BaselineConfig):
 
     width: int = 64
     """Width of the bottleneck; static."""
-    ratio: float = 0.2
+    ratio: float = 0.5
     """Share of the adapter's output in the feature."""
 
 

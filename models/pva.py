@@ -112,11 +112,11 @@ class PVAConfig:
     """AdamW's peak learning rate."""
     weight_decay: float = 1e-4
     """Decoupled weight decay."""
-    sigma_init: float = 0.5
+    sigma_init: float = 0.3
     """Posterior standard deviation at the start; means have about unit variance per dimension, like the prior."""
-    noise: float = 1.0
+    noise: float = 0.3
     """Factor on the sampled noise."""
-    w_kl: float = 0.01
+    w_kl: float = 0.1
     """Weight of the KL to the prior, in nats per latent dimension."""
     kl_warm_up: float = 0.25
     """Share of the training's steps over which that weight grows from 0; a value above 1 counts steps.
@@ -125,9 +125,9 @@ class PVAConfig:
     """
     free_bits: float = 0.0
     """Nats per dimension that cost nothing."""
-    w_align: float = 0.5
+    w_align: float = 1.0
     """Weight of the alignment, per latent dimension."""
-    w_out: float = 0.3
+    w_out: float = 1.0
     """Weight of the cross-entropy of adapter features (with residual 1), which trains the way back to CLIP's space."""
     kappa: float = 1.0
     """Weight of novel names in the relative score."""

@@ -66,7 +66,7 @@ def learning_rate(*, low: float, high: float, default: float, why: str) -> Knob:
 
 
 def weight_decay(
-    *, high: float = 1e-1, default: float = 1e-4, why: str = "pulls what is trained back to its start"
+    *, high: float = 1e-2, default: float = 1e-4, why: str = "pulls what is trained back to its start"
 ) -> Knob:
     """Return the knob of AdamW's decoupled weight decay, from 1e-6 on a logarithmic scale."""
     return Knob(name="weight_decay", scope="lane", low=1e-6, high=high, log=True, default=default, why=why)

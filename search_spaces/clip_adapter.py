@@ -27,10 +27,10 @@ SPACE = Space(
         Knob(
             name="ratio",
             scope="lane",
-            low=0.05,
-            high=0.8,
-            default=0.2,
-            why="share of the adapter in the feature; the article's 0.2 to 0.6 and around",
+            low=0.0,
+            high=1.0,
+            default=0.5,
+            why="share of the adapter in the feature: from nothing to nothing else",
         ),
     ),
 )

@@ -13,7 +13,7 @@ SPACE = Space(
         learning_rate(
             low=1e-4,
             high=1e-2,
-            default=3e-3,
+            default=1e-3,
             why="how far base classes leave their texts; unseen ones stay",
         ),
         weight_decay(),

@@ -1,10 +1,13 @@
 """PVA's search space: generalized zero-shot learning with a latent space that separates base from novel images.
 
-tau and lambda are not here: for a trained model their exact optimum on the selection split is found, not sampled.
+Ranges are neutral, as in `search_spaces/sre.py`: a weight may be ten times smaller or larger than 1, and what belongs to
+sampling lies between nearly nothing and the whole variational objective, where it is 1. The default configuration is
+the middle of every range. tau and lambda are not here: for a trained model their exact optimum on the selection split
+is found, not sampled.
 """
 
 from models.pva import PVAConfig
-from search_spaces import Knob, Space, learning_rate, weight_decay
+from search_spaces import Knob, Space, learning_rate, weight, weight_decay
 
 SPACE = Space(
     name="pva",
@@ -35,12 +38,7 @@ SPACE = Space(
             default="kl",
             why="two distances between Gaussians; they differ in how they weigh variances",
         ),
-        learning_rate(
-            low=2e-4,
-            high=5e-3,
-            default=1e-3,
-            why="below it the latent classifier stays CLIP's, above it novel classes are lost",
-        ),
+        learning_rate(low=1e-4, high=1e-2, default=1e-3, why="how far training goes in its few hundred steps"),
         weight_decay(why="pulls the encoders' isometry towards zero"),
         Knob(
             name="sigma_init",
@@ -48,8 +46,8 @@ SPACE = Space(
             low=0.1,
             high=1.0,
             log=True,
-            default=0.5,
-            why="posterior width at the start; means have unit variance per dimension",
+            default=0.3,
+            why="posterior width at the start, up to the prior's own; means have unit variance per dimension",
         ),
         Knob(
             name="noise",
@@ -57,44 +55,20 @@ SPACE = Space(
             low=0.1,
             high=1.0,
             log=True,
-            default=1.0,
+            default=0.3,
             why="factor on sampled noise: 1 is the variational objective, less trains a sharper classifier",
         ),
         Knob(
             name="w_kl",
             scope="lane",
-            low=1e-3,
-            high=0.3,
+            low=0.01,
+            high=1.0,
             log=True,
-            default=0.01,
-            why="pull of the prior; strong pulls flatten the latent space",
+            default=0.1,
+            why="pull of the prior, up to the objective's own; strong pulls flatten the latent space",
         ),
-        Knob(
-            name="w_align",
-            scope="lane",
-            low=0.05,
-            high=2.0,
-            log=True,
-            default=0.5,
-            why="keeps images on their texts' posteriors",
-        ),
-        Knob(
-            name="w_out",
-            scope="lane",
-            low=0.03,
-            high=3.0,
-            log=True,
-            default=0.3,
-            why="trains the way back to CLIP's space, which novel images take",
-        ),
-        Knob(
-            name="kappa",
-            scope="lane",
-            low=0.3,
-            high=2.0,
-            log=True,
-            default=1.0,
-            why="weight of novel names in the relative score",
-        ),
+        weight("w_align", why="keeps images on their texts' posteriors"),
+        weight("w_out", why="trains the way back to CLIP's space, which novel images take"),
+        weight("kappa", why="novel names in the relative score"),
     ),
 )

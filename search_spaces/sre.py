@@ -49,7 +49,7 @@ SPACE = Space(
             why="hidden width between two graph layers",
         ),
         learning_rate(low=1e-4, high=1e-2, default=1e-3, why="how far training goes in its few hundred steps"),
-        weight_decay(high=1e-2, why="pulls the residual projection away from the identity too, so it is no free lunch"),
+        weight_decay(why="pulls the residual projection away from the identity too, so it is no free lunch"),
         weight("rho", why="how far the image adapter may move a feature of length one"),
         weight("residual_scale", why="CLIP's own prototype against the graph's correction of it"),
         weight("w_srs", why="soft labels from related classes; large values flatten the classifier"),

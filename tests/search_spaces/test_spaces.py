@@ -11,17 +11,17 @@ from study.training.methods import METHODS
 
 KNOBS = {
     "calibrated-stacking": "4f53cda18c2baa0c",
-    "clip-adapter": "6199e00276baf75c",
-    "coop": "a0cb3b7b3bf126c9",
+    "clip-adapter": "be8cbad1c272c0a2",
+    "coop": "f045a6966b432e3d",
     "inmap": "4f53cda18c2baa0c",
-    "linear-probe": "77206ee87f0b2055",
-    "pva": "bc0a20b9422d7f82",
-    "pva-ablation": "bc0a20b9422d7f82",
-    "pva-prompts": "339cc4d4b6fc58f0",
+    "linear-probe": "2f63147d4b9c58eb",
+    "pva": "0bc6489c98e7dd2b",
+    "pva-ablation": "0bc6489c98e7dd2b",
+    "pva-prompts": "65fbeea2a910a1a2",
     "sre": "95bf76ffdc62d354",
     "sre-ablation": "95bf76ffdc62d354",
     "tip-adapter": "4f53cda18c2baa0c",
-    "tip-adapter-f": "5bbbe5f5b6da8b91",
+    "tip-adapter-f": "2fd69850190cd2aa",
     "transclip": "4f53cda18c2baa0c",
     "zlap": "4f53cda18c2baa0c",
 }
@@ -54,6 +54,16 @@ def test_every_shipped_space_is_whole(name: str) -> None:
     if isinstance(loaded, Ablation):
         for changes in loaded.variants.values():
             space.config(**{**space.defaults(), **changes})
+
+
+@pytest.mark.parametrize("name", search_spaces.names())
+def test_the_default_is_the_middle_of_its_range(name: str) -> None:
+    """No default was tuned: half-way, on the knob's own scale, to the digit that one would write."""
+    loaded = search_spaces.load(name)
+    for knob in (loaded.space if isinstance(loaded, Ablation) else loaded).knobs:
+        if knob.low is not None and knob.high is not None:
+            middle = (knob.low * knob.high) ** 0.5 if knob.log else (knob.low + knob.high) / 2
+            assert knob.default == pytest.approx(middle, rel=0.06), knob.name
 
 
 def test_a_space_shows_its_defaults_as_those_of_the_configuration() -> None:
