@@ -122,6 +122,9 @@ class Ablation:
     """The method's space; knobs that a variant does not set keep the winner's or their default values."""
     variants: Mapping[str, Mapping[str, Value]]
     """What each variant changes in the configuration; the first one, the full method, changes nothing."""
+    needs: Mapping[str, tuple[str, tuple[Value, ...]]] = field(default_factory=dict)
+    """Knob, and its values, without which nothing would be left of a variant: a winner that has another value takes the
+    default instead."""
     published: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
     """S, U and H in percent, as published for variants, on other data."""
     published_in: str = ""
@@ -131,15 +134,29 @@ class Ablation:
         """Return a variant's name on the leaderboard."""
         return f"{self.space.method}: {variant}"
 
+    def params(self, variant: str, winner: Mapping[str, Value]) -> dict[str, Value]:
+        """Return a variant's knobs: the winner's, with what the variant changes and needs on top."""
+        params = {**winner, **self.variants[variant]}
+        needed, values = self.needs.get(variant, ("", ()))
+        return params if not needed or params.get(needed) in values else {**params, needed: self._default(needed)}
+
+    def _default(self, name: str) -> Value:
+        return next(k.default for k in self.space.knobs if k.name == name)
+
     def researched(self, variant: str) -> Space:
         """Return a variant as a space of its own: its changes are fixed, all other knobs are searched again."""
         changes, position = self.variants[variant], list(self.variants).index(variant)
+        needed, values = self.needs.get(variant, ("", ()))
         return replace(
             self.space,
             name=f"{self.name}-{position}",
             method=self.method(variant),
             config=partial(self.space.config, **changes),
-            knobs=tuple(k for k in self.space.knobs if k.name not in changes),
+            knobs=tuple(
+                replace(k, low=None, high=None, choices=values) if k.name == needed else k
+                for k in self.space.knobs
+                if k.name not in changes
+            ),
         )
 
 

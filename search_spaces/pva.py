@@ -1,7 +1,7 @@
 """PVA's search space: generalized zero-shot learning with a latent space that separates base from novel images.
 
-Ranges are neutral, as in `search_spaces/sre.py`: a weight may be ten times smaller or larger than 1, and what belongs to
-sampling lies between nearly nothing and the whole variational objective, where it is 1. The default configuration is
+Ranges are neutral, as in `search_spaces/sre.py`: a weight may be ten times smaller or larger than 1, and what belongs
+to sampling lies between nearly nothing and the whole variational objective, where it is 1. The default configuration is
 the middle of every range. tau and lambda are not here: for a trained model their exact optimum on the selection split
 is found, not sampled.
 """

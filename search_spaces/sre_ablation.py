@@ -15,5 +15,7 @@ SPACE = Ablation(
         "no L_align": {"w_align": 0.0},
         "no graph (A = I)": {"adjacency": "identity"},
         "no target losses": {"w_ent": 0.0, "w_div": 0.0, "w_bal": 0.0},
+        "no head": {"head": "none"},
     },
+    needs={"no residual (GCN only)": ("gcn_layers", (1, 2))},
 )

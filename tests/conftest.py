@@ -18,6 +18,7 @@ WITH_RAY = ("test_faults", "test_security", "test_dashboard")
 """Modules whose tests start a Ray of their own."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks: else every test goes to whichever process is free
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give all tests that use Ray to one of the processes of `-n 2`, which share one cluster; others go by module.
 

@@ -103,7 +103,7 @@ class SearchStage:
         space, params = self.spec.space, self.spec.space.defaults()
         if self.options.selection.winner:
             params = winner_params(self.options.selection.winner, space, self.rotation)
-        of_method = {ablation.method(name): {**params, **changes} for name, changes in ablation.variants.items()}
+        of_method = {ablation.method(name): ablation.params(name, params) for name in ablation.variants}
         return self._on_folds(space, of_method, prefix=ablation.name, digits=1)
 
     def _on_folds(

@@ -103,3 +103,17 @@ def test_an_unknown_space_names_the_nearest() -> None:
     assert error.value.on_command_line().startswith("--space must be one of")
     with pytest.raises(UserError, match="^baselines must be"):
         search_spaces.load("srs", option="baselines")
+
+
+def test_a_variant_of_a_winner_without_a_graph_network_takes_the_default_one() -> None:
+    """Of a winner with gcn_layers=0 nothing would be left without the residual: such a study ended with a traceback."""
+    ablation = search_spaces.load("sre-ablation")
+    assert isinstance(ablation, Ablation)
+    alone, winner = "no residual (GCN only)", {**ablation.space.defaults(), "gcn_layers": 0}
+    assert ablation.params(alone, winner)["gcn_layers"] == 1
+    assert ablation.params(alone, {**winner, "gcn_layers": 2})["gcn_layers"] == 2
+    assert ablation.params("no adapter", winner)["gcn_layers"] == 0
+    for variant in ablation.variants:
+        ablation.space.config(**ablation.params(variant, winner))
+    (layers,) = [k for k in ablation.researched(alone).knobs if k.name == "gcn_layers"]
+    assert layers.choices == (1, 2) and layers.default == 1

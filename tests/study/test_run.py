@@ -229,7 +229,7 @@ def test_an_ablation_refits_the_winner_and_each_variant(small_study: Path, embed
     winner = pd.read_parquet(small_study / "leaderboard.parquet").set_index("method").loc["SRE-CLIP"]
     assert table.loc["SRE-CLIP: full", "test_h_mean"] == pytest.approx(winner.test_h_mean, abs=1e-6)
     assert json.loads(table.loc["SRE-CLIP: no L_srs", "params"])["w_srs"] == 0.0
-    assert len(table) == 3 + 8
+    assert len(table) == 3 + 9 + 1 and "SRE-CLIP: no head, calibrated" in table.index
     ablation = pd.read_parquet(small_study.parent / "ablation" / "ablation.parquet").set_index("variant")
     assert list(ablation.index) == list(search_spaces.load("sre-ablation").variants)  # type: ignore[union-attr]
     assert ablation.loc["no L_srs", "h_behind"] == pytest.approx(
@@ -237,7 +237,9 @@ def test_an_ablation_refits_the_winner_and_each_variant(small_study: Path, embed
     )
     shown = plot(small_study.parent / "ablation", "ablation")
     (bars,) = shown.data
-    assert dict(zip(bars.y, bars.x, strict=True)) == pytest.approx(dict(-100 * ablation.h_behind.fillna(0.0)))
+    behind = dict(zip(bars.y, bars.x, strict=True))
+    assert behind.pop("no head, calibrated") < 0
+    assert behind == pytest.approx(dict(-100 * ablation.h_behind.fillna(0.0)))
     upper = dict(zip(bars.y, np.add(bars.x, bars.error_x.array), strict=True))
     assert upper["no L_srs"] == pytest.approx(-100 * ablation.loc["no L_srs", "h_behind_lo"])
 
