@@ -25,6 +25,7 @@ from data_prep.cache_tables import (
 )
 from data_prep.checkpoint import Checkpoint, find_checkpoint
 from data_prep.clip_features import Progress, encode
+from data_prep.decode import DECODER
 from data_prep.errors import UserError
 from data_prep.feature_store import read_cache_table
 from data_prep.image_hashes import image_contents
@@ -132,6 +133,7 @@ def inputs_of(bench: Benchmark, checkpoint: Checkpoint, contents: pa.Table, *, t
     classes = bench.classes
     return {
         "schema_version": SCHEMA_VERSION,
+        "decoder": DECODER,
         "checkpoint": checkpoint.identity,
         "templates": list(bench.templates),
         "classes": {

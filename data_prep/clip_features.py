@@ -15,13 +15,11 @@ boundary, and one import of transformers (seconds) is saved per core.
 Shapes: I images, T texts, D CLIP dimension, P image patches.
 """
 
-import io
 import json
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -29,10 +27,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.checkpoint import Checkpoint, load_model
+from data_prep.decode import decode
 from data_prep.errors import UserError
 from data_prep.parquet import feature_column, matrix, parquet_bytes
 from data_prep.ray_session import quiet_loggers
-from data_prep.storage import Storage, reason
+from data_prep.storage import Storage
 
 IMAGES_PER_SHARD = 256  # 150 MB of float32 pixels at 224 px: about one Ray block
 TEXTS_PER_SHARD = 512
@@ -41,7 +40,6 @@ SHARDS_PER_GPU = 64  # 16,000 images: a further GPU comes in minutes, and less w
 PROBED_IMAGES = 20_000  # with fewer images the batch is the shard: trying others would take longer than it can save
 BATCHES = (16, 32, 64, 128, 256)
 LARGE_PARAMETERS = 50_000_000
-MOST_OBLONG = 100  # the shorter side is resized to the model's, and the longer with it: a strip would fill the memory
 PLAN = "plan.json"
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total): images hashed, then shards."""
@@ -165,7 +163,7 @@ class Preprocess:
         row: dict[str, Any] = {name: unit[name] for name in ("shard", "kind", "rows")}
         if unit["kind"] == "text":
             return row | {"reasons": [""] * unit["rows"], "inputs": self._tokens(list(unit["texts"]))}
-        decoded = [_decode(path, data) for path, data in zip(unit["path"], unit["data"], strict=True)]
+        decoded = [decode(path, data) for path, data in zip(unit["path"], unit["data"], strict=True)]
         good = [image for image in decoded if not isinstance(image, str)]
         return row | {
             "reasons": [image if isinstance(image, str) else "" for image in decoded],
@@ -377,21 +375,3 @@ def _text_units(texts: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 def _unit(kind: str, start: int, rows: int) -> dict[str, Any]:
     return {"shard": f"{kind}s-{start:08d}-{rows}.parquet", "kind": kind, "start": start, "rows": rows}
-
-
-def _decode(path: str | None, data: bytes | None) -> Any:
-    """Return the image in RGB, or the reason why there is none."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        content = Path(path).read_bytes() if path else data
-        if not content:
-            return "empty file"
-        with Image.open(io.BytesIO(content)) as image:
-            if max(image.size) > MOST_OBLONG * min(image.size):
-                return f"{image.width} x {image.height} pixels: too oblong to be resized"
-            return image.convert("RGB")
-    except UnidentifiedImageError:  # its own text names a memory address
-        return "no image format that is known"
-    except Exception as error:  # Pillow raises a dozen unrelated types on damaged files
-        return reason(error)[:200]

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from data_prep.decode import decode
 from data_prep.storage import Storage
 from models.sweeps import LAMBDAS, seen_unseen_curve
 from study.evaluation.final_test import BASELINE, Evaluation, Scored, resampled_rows
@@ -247,8 +248,8 @@ def _confusions(evaluation: Evaluation, own: Scored, distance_CC: Tensor, images
 
 def _thumbnail(image: Mapping[str, Any]) -> bytes:
     """Return an image of a benchmark, given by its `path` or `data`, as a small WebP."""
-    with Image.open(image["path"] or BytesIO(image["data"])) as opened:
-        small = opened.convert("RGBA")
+    small = decode(image["path"], image["data"])
+    assert isinstance(small, Image.Image), small  # rejected images are none of a benchmark's
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = BytesIO()
     small.save(buffer, "WEBP", quality=75)
