@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock
 
-from data_prep.benchmarks import get_benchmark
+from data_prep.benchmarks import get_benchmark, with_roles
 from data_prep.benchmarks.base import DOMAINS, Benchmark
 from data_prep.cache_tables import (
     class_tables,
@@ -49,7 +49,8 @@ def prepare(options: FeatureOptions, progress: Progress | None = None) -> Path |
     manifest state the missing part of an incomplete data set, and unreadable images.
     Raises UserError for whatever is wrong with the options, the images, the class table or the checkpoint.
     """
-    bench = get_benchmark(options.benchmark, options.data_root, allow_partial=options.allow_partial)
+    name = with_roles(options.benchmark, options.source, options.target)
+    bench = get_benchmark(name, options.data_root, allow_partial=options.allow_partial)
     if options.templates:
         bench = replace(bench, templates=find_templates(options.templates))
     checkpoint = find_checkpoint(options.clip or bench.default_clip)

@@ -13,6 +13,10 @@ class FeatureOptions:
     benchmark: str = "icons2emoji"
     """A name from `python -m data_prep list`, or folder:PATH with PATH/DOMAIN/CLASS/*.jpg and PATH/classes.csv. CoOp's
     sets take options: dtd:shots=16,seed=2."""
+    source: str | None = None
+    """Of folder:PATH, the folder of labelled images, where it is not called source or train."""
+    target: str | None = None
+    """Of folder:PATH, the folder of unlabelled images, where it is not called target or test."""
     clip: str | None = None
     """Checkpoint folder or Hugging Face id; the benchmark's own if left out."""
     data_root: Path | None = None

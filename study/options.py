@@ -28,6 +28,10 @@ class StudyOptions:
     benchmark: str | None = None
     """Benchmark: icons2emoji, icons2emoji-gzsl (embedded, nothing to download; the default is that of the space's
     task), a published one under --data-root, or folder:PATH for your own images."""
+    source: str | None = None
+    """With folder:PATH: its folder of labelled images, where it is not called source or train."""
+    target: str | None = None
+    """With folder:PATH: its folder of unlabelled images, where it is not called target or test."""
     train_on: str | None = None
     """With --test-on: benchmark whose labelled images, of all its classes, are trained on."""
     test_on: str | None = None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_prep.benchmarks import coop, coop_splits, folder, i2awa, i2webv, icons2emoji, transfer, xlsa17
 from data_prep.benchmarks.base import Benchmark
+from data_prep.benchmarks.folder import with_roles as with_roles
 from data_prep.errors import UserError
 
 FOLDER_PREFIX = "folder:"

@@ -51,6 +51,8 @@ class Benchmark:
     accuracies are over images, as they are published."""
     target_classes: tuple[int, ...] = ()
     """Cross-dataset: test images are classified among these, accuracies are over images; () stands for all classes."""
+    notes: tuple[str, ...] = ()
+    """What its owner should read before anything is computed: which images have which role, what was passed over."""
     partial: str = ""
     """What of the published benchmark is missing, in words (`allow_partial`); "" if it is complete."""
 

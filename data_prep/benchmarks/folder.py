@@ -1,19 +1,31 @@
 """A user's own images as a benchmark.
 
     <root>/classes.csv                      name,wnid,seen
-    <root>/<domain>/<class>/<image>         two domain folders
+    <root>/<folder>/<class>/<image>         one of three layouts:
 
-Domains: the folder named `source` is the labelled source and the one named `target` the unlabelled target; otherwise
-the two in alphabetical order are source and target. Class folders bear the class names, with `_` or `+` for spaces if
-you like. `classes.csv`: `seen` is 1/0, yes/no or true/false. `wnid` is a WordNet 3.0 offset ("n02084071"); empty, the
-name is looked up, and `-` says that WordNet lacks the class. Class ids follow the rows of the file. Splits: within
-every class and domain, images in the order of the hash of their key; the first 70 % are train, then 15 % val and 15 %
-test (one each at least, given three images). So a new image moves few others.
+    source/, target/                        two domains: the first is labelled, the second only scores the test
+    train/, (validation/,) test/            one domain with splits: test images of all classes score the test
+    <class>/                                one domain without: images of unseen classes, and 15 % of those of each
+                                            seen class, score the test
+
+Folders with other names need their roles said: "folder:<root>::<source>::<target>", which is what `--source` and
+`--target` make of "folder:<root>". Roles are never guessed.
+
+Class folders bear the class names, with `_` or `+` for spaces if you like, in either Unicode form. `classes.csv`:
+separated by commas, semicolons or tabs; `seen` is 1/0, yes/no or true/false. `wnid` is a WordNet 3.0 offset
+("n02084071"); empty, the name is looked up, and `-` says that WordNet lacks the class. Class ids follow the rows of
+the file. Splits, where folders do not say them: within every class and domain, images in the order of the hash of their
+key; the first 70 % are train, then 15 % val and 15 % test (one each at least, given three images). So a new image moves
+few others.
 """
 
 import csv
+import difflib
 import hashlib
 import os
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,20 +42,59 @@ TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "an image of a {}.", "a d
 DEFAULT_CLIP = "openai/clip-vit-base-patch32"
 HELD_OUT = 0.15  # the share of val, and that of test
 SEEN_VALUES = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), 0),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), 1),
+    **dict.fromkeys(("test", "testing"), 2),
+}
+"""Folders of one domain's splits: index into feature_store.SPLITS."""
+ROLES = "::"
+"""Between the path, the source folder and the target folder in a benchmark's name."""
+LITTER = {"thumbs.db", "desktop.ini", "@eadir", "__macosx"}
+"""What systems leave beside images."""
+NO_IMAGES = (".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".html", ".pdf", ".zip", ".url", ".log", ".yaml")
+"""Ends of names of files that are no images and are not meant to be."""
 SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """A folder of class folders."""
+
+    folder: Path
+    """It."""
+    domain: str
+    """One of DOMAINS."""
+    split: int | None = None
+    """Split of all its images; None: dealt by their hashes."""
+
+
+def with_roles(benchmark: str, source: str | None, target: str | None) -> str:
+    """Return the name of a folder benchmark whose labelled and unlabelled folders are said. Raises UserError."""
+    if source is None and target is None:
+        return benchmark
+    if source is None or target is None:
+        option, other = ("source", "target") if source is None else ("target", "source")
+        raise UserError(f"must be given together with --{other}; got none", option=option)
+    if not benchmark.startswith("folder:") or ROLES in benchmark or "->" in benchmark:
+        raise UserError(f"must come with --benchmark folder:PATH; got {benchmark}", option="source")
+    return f"{benchmark}{ROLES}{source}{ROLES}{target}"
 
 
 def read(name: str, root: Path) -> Benchmark:
     """Read the benchmark "folder:<path>" under `root`. Raises UserError for whatever breaks the rules above."""
+    path, *roles = str(root).split(ROLES)
+    root = Path(path)
     if not root.is_dir():
         raise UserError(f"{name}: {root} is no folder", option="benchmark")
     root = root.resolve()
     names, wnids, seen = _read_classes(root / CLASSES)
-    rows = [
-        row
-        for domain, folder in zip(DOMAINS, _domain_folders(root), strict=True)
-        for row in _read_domain(root, folder, domain, names)
-    ]
+    passed_over: list[str] = []
+    if not roles and _holds_classes(root, names):
+        rows = _dealt(_read_part(root, _Part(folder=root, domain="source"), names, passed_over), seen)
+    else:
+        parts = _said(root, roles) if roles else _layout(root)
+        rows = [row for part in parts for row in _read_part(root, part, names, passed_over)]
     _check_coverage(root, names, seen, rows)
     columns = [*zip(*rows, strict=True), (None,) * len(rows)]
     return Benchmark(
@@ -57,59 +108,147 @@ def read(name: str, root: Path) -> Benchmark:
         images=pa.table([pa.array(c, f.type) for c, f in zip(columns, IMAGE_SCHEMA, strict=True)], schema=IMAGE_SCHEMA),
         templates=TEMPLATES,
         default_clip=DEFAULT_CLIP,
+        notes=(*_roles(rows, seen), *_litter(passed_over)),
     )
 
 
 def _read_classes(path: Path) -> tuple[list[str], list[str], list[bool]]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets begin the file with a mark
-            rows = list(csv.DictReader(file))
+        text = path.read_text(encoding="utf-8-sig")  # -sig: spreadsheets begin the file with a mark
+        lines = [line for line in text.splitlines() if line.strip()]
+        if lines and lines[0].lower().startswith("sep="):  # so do others, with the separator
+            del lines[0]
+        heading = lines[0] if lines else ""
+        table = list(csv.reader(lines, delimiter=max(",;\t|", key=heading.count), skipinitialspace=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} must be a CSV file with columns name, wnid, seen: {error}") from error
-    if not rows or not {"name", "seen"} <= rows[0].keys():
-        raise UserError(f"{path} must have columns name, wnid, seen and a row per class")
-    names = [_spoken(row["name"] or "") for row in rows]
+        raise UserError(f"{path} must be a CSV file in UTF-8 with columns name, wnid, seen: {error}") from error
+    columns = [cell.strip().lower() for cell in table[0]] if table else []
+    if len(table) < 2 or not {"name", "seen"} <= set(columns):
+        found = f"columns {', '.join(columns)} and {len(table) - 1} rows" if columns else "nothing"
+        raise UserError(f"{path} must have columns name, wnid, seen and a row per class; found {found}")
+    rows = [dict(zip(columns, (cell.strip() for cell in cells), strict=False)) for cells in table[1:]]
+    names = [_spoken(row["name"]) for row in rows]
+    first: dict[str, int] = {}
     for line, (class_name, row) in enumerate(zip(names, rows, strict=True), start=2):
         if not class_name:
             raise UserError(f"{path} line {line}: name must not be empty")
-        if names.index(class_name) != line - 2:
+        if first.setdefault(class_name, line) != line:
             raise UserError(f"{path} line {line}: name must be unique; {class_name!r} is there twice")
-        if (row["seen"] or "").strip().lower() not in SEEN_VALUES:
-            raise UserError(f"{path} line {line}: seen must be one of {', '.join(SEEN_VALUES)}; got {row['seen']!r}")
-    seen = [SEEN_VALUES[row["seen"].strip().lower()] for row in rows]
+        if row.get("seen", "").lower() not in SEEN_VALUES:
+            got = row.get("seen", "")
+            raise UserError(f"{path} line {line}: seen must be one of {', '.join(SEEN_VALUES)}; got {got!r}")
+    seen = [SEEN_VALUES[row["seen"].lower()] for row in rows]
     if all(seen) or not any(seen):
         raise UserError(f"{path}: column seen must hold both seen and unseen classes; all {len(seen)} are {seen[0]}")
-    return names, [(row.get("wnid") or "").strip() for row in rows], seen
+    return names, [row.get("wnid", "") for row in rows], seen
 
 
-def _domain_folders(root: Path) -> list[Path]:
-    folders = [path for path in _visible(root) if path.is_dir()]
-    if len(folders) != 2:
-        found = ", ".join(folder.name for folder in folders) or "none"
-        raise UserError(f"{root} must hold two domain folders, such as source and target; found {found}")
-    # Named folders first: a lone "target" among two must not become the source by its place in the alphabet.
-    return sorted(folders, key=lambda folder: {"source": 0, "target": 2}.get(folder.name.lower(), 1))
+def _holds_classes(root: Path, names: list[str]) -> bool:
+    """Return whether the folders here are those of classes."""
+    return any(_spoken(folder.name) in names for folder in _folders(root))
 
 
-def _read_domain(root: Path, folder: Path, domain: str, names: list[str]) -> list[tuple]:
+def _said(root: Path, roles: list[str]) -> list[_Part]:
+    """Return the folders that the user names."""
+    found = {folder.name: folder for folder in _folders(root)}
+    if len(roles) != 2 or roles[0] == roles[1]:
+        raise UserError(f"must be folder:PATH{ROLES}SOURCE{ROLES}TARGET; got {ROLES.join(roles)}", option="benchmark")
+    for option, role in zip(DOMAINS, roles, strict=True):
+        if role not in found:
+            near = difflib.get_close_matches(role, found, n=1, cutoff=0.0)
+            hint = f" (nearest: {near[0]})" if near else ""
+            raise UserError(f"must be a folder of {root}; got {role!r}{hint}", option=option)
+    return [_Part(folder=found[role], domain=domain) for domain, role in zip(DOMAINS, roles, strict=True)]
+
+
+def _layout(root: Path) -> list[_Part]:
+    """Return the folders whose names say their roles."""
+    folders = {folder.name.lower(): folder for folder in _folders(root)}
+    if set(folders) == set(DOMAINS):
+        return [_Part(folder=folders[domain], domain=domain) for domain in DOMAINS]
+    splits = {SPLIT_NAMES.get(name): folder for name, folder in folders.items()}
+    if len(splits) == len(folders) and {0, 2} <= set(splits) <= {0, 1, 2}:
+        ordered = sorted((split, folder) for split, folder in splits.items() if split is not None)
+        return [_Part(folder=folder, domain=DOMAINS[split == 2], split=split) for split, folder in ordered]
+    found = ", ".join(sorted(folder.name for folder in folders.values())) or "none"
+    raise UserError(
+        f"{root} must hold source and target, or train and test, or a folder for each class; found {found}: "
+        f"say which is which with --source NAME --target NAME"
+    )
+
+
+def _read_part(root: Path, part: _Part, names: list[str], passed_over: list[str]) -> list[tuple]:
     rows = []
-    for class_folder in _visible(folder):
+    label_of = {name: label for label, name in enumerate(names)}
+    for class_folder in sorted(part.folder.iterdir()):
+        below = str(class_folder.relative_to(root))
+        _check_utf8(below)
+        if class_folder.name.startswith(".") or (part.folder == root and class_folder.name == CLASSES):
+            continue
+        if _is_litter(class_folder.name):
+            passed_over.append(below)
+            continue
         if not class_folder.is_dir():
-            raise UserError(f"{class_folder} must be in the folder of its class, {folder}/<class>/")
-        if _spoken(class_folder.name) not in names:
+            raise UserError(f"{class_folder} must be in the folder of its class, {part.folder}/<class>/")
+        if _spoken(class_folder.name) not in label_of:
             raise UserError(f"{class_folder} has no row in {root / CLASSES}: its name must be that of a class")
-        label = names.index(_spoken(class_folder.name))
         # whatever its suffix: opening it tells if it is an image; as strings: a million Paths take half a minute
         files = sorted(name for name in os.listdir(class_folder) if not name.startswith("."))
-        below = f"{folder.name}/{class_folder.name}"
-        keys = [f"{below}/{name}" for name in files]
-        for key, name, split in zip(keys, files, _splits(keys), strict=True):
-            rows.append((key, label, domain, split, f"{class_folder}/{name}"))
+        passed_over += [f"{below}/{name}" for name in files if _is_litter(name)]
+        keys = [f"{below}/{name}" for name in files if not _is_litter(name)]
+        for key in keys:
+            _check_utf8(key)
+        splits = _splits(keys) if part.split is None else [part.split] * len(keys)
+        label = label_of[_spoken(class_folder.name)]
+        rows += [(key, label, part.domain, split, f"{root}/{key}") for key, split in zip(keys, splits, strict=True)]
     return rows
 
 
-def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+def _dealt(rows: list[tuple], seen: list[bool]) -> list[tuple]:
+    """Return the images of one domain with their roles: test images, and all of unseen classes, score the test."""
+    source = [row for row in rows if seen[row[1]] and row[3] != 2]
+    tested = [row for row in rows if not seen[row[1]] or row[3] == 2]
+    return source + [(key, label, "target", 2, path) for key, label, _, _, path in tested]
+
+
+def _roles(rows: list[tuple], seen: list[bool]) -> list[str]:
+    """Say which images are whose, with examples: a wrong layout shows here before anything is computed."""
+    said = []
+    for domain, role in zip(DOMAINS, ("labelled source", "unlabelled target"), strict=True):
+        own = [row for row in rows if row[2] == domain]
+        images = Counter(seen[row[1]] for row in own)
+        classes = Counter(seen[label] for label in {row[1] for row in own})
+        shown = [own[i][0] for i in sorted({0, len(own) // 2, len(own) - 1})] if own else []
+        said.append(
+            f"{role}: {images[True]} images of {classes[True]} seen classes, {images[False]} of {classes[False]} "
+            f"unseen classes; {', '.join(shown)}"
+        )
+    return said
+
+
+def _litter(passed_over: list[str]) -> list[str]:
+    more = f" and {len(passed_over) - SHOWN} more" if len(passed_over) > SHOWN else ""
+    return [f"passed over: {', '.join(passed_over[:SHOWN])}{more}"] if passed_over else []
+
+
+def _is_litter(name: str) -> bool:
+    return name.lower() in LITTER or name.lower().endswith(NO_IMAGES)
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(
+        path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".") and not _is_litter(path.name)
+    )
+
+
+def _check_utf8(key: str) -> None:
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(key).decode(errors="backslashreplace")
+        raise UserError(
+            f"names of files must be UTF-8; {shown} is not: rename it, or unpack it with its encoding"
+        ) from None
 
 
 def _splits(keys: list[str]) -> np.ndarray:
@@ -135,4 +274,5 @@ def _check_coverage(root: Path, names: list[str], seen: list[bool], rows: list[t
 
 
 def _spoken(name: str) -> str:
+    name = unicodedata.normalize("NFC", name)  # archives of some systems have the other form
     return " ".join(name.replace("_", " ").replace("+", " ").split())

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 import search_spaces
-from data_prep.benchmarks import get_benchmark
+from data_prep.benchmarks import get_benchmark, with_roles
 from data_prep.benchmarks.base import Benchmark
 from data_prep.benchmarks.transfer import ARROW
 from data_prep.checkpoint import find_checkpoint
@@ -55,6 +55,8 @@ class StudySpec:
     """The one row that is made again, if the study does nothing else."""
     benchmark: str
     """Benchmark, as `get_benchmark` takes it."""
+    notes: tuple[str, ...]
+    """What the benchmark's reader has to say of it."""
     target_images: pa.Table
     """The target's images for small pictures in the report: key, path and data. No label."""
     clip_path: str
@@ -109,12 +111,13 @@ def resolve(options: Options) -> StudySpec:
     baselines = _baselines(search.baselines, space, is_ablation=bool(ablation))
     _check_workers(options, [space, *baselines])
     benchmark = f"{study.train_on}{ARROW}{study.test_on}" if study.train_on else study.benchmark or space.benchmark
+    benchmark = with_roles(benchmark, study.source, study.target)
     read = get_benchmark(benchmark, study.data_root, allow_partial=study.allow_partial)
     rotations = _rotations(study.rotation, read)
     for rotation in rotations:
         check_folds(selection.folds, int((~read.classes.unseen_RC[rotation]).sum()))
     if not study.train_on:
-        options = replace(options, study=replace(study, benchmark=benchmark))
+        options = replace(options, study=replace(study, benchmark=benchmark, source=None, target=None))
     checkpoint = find_checkpoint(study.clip or read.default_clip)
     if study.templates:
         find_templates(study.templates)
@@ -157,6 +160,7 @@ def resolve(options: Options) -> StudySpec:
         baselines=baselines,
         rerun=None if row is None else candidate_of_row(space, row),
         benchmark=benchmark,
+        notes=read.notes,
         target_images=read.domain("target").select(["key", "path", "data"]),
         # a node that does not see the driver's download makes its own
         clip_path=checkpoint.identity.get("hub") or str(checkpoint.folder),

@@ -68,6 +68,8 @@ class Study:
         output, selection = spec.options.output, spec.options.selection
         with clock.stage("ray"):
             start_session(spec.options.resources)
+        for note in spec.notes:
+            console.print(f"  {note}", soft_wrap=True, highlight=False, markup=False)
         with clock.stage("features"):
             cache = prepare_features(spec, console)
         if output.prep_only:

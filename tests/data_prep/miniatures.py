@@ -47,8 +47,8 @@ def write_folder(home: Path) -> None:
     """Photographs and drawings of eight classes, the last two unseen."""
     for name in THINGS:
         for k in range(4):
-            write_image(home / "photographs" / name / f"{k}.jpg")
-            write_image(home / "drawings" / name / f"{k}.png")
+            write_image(home / "target" / name / f"{k}.jpg")
+            write_image(home / "source" / name / f"{k}.png")
     rows = [f"{name},-,{int(c < 6)}" for c, name in enumerate(THINGS)]
     (home / "classes.csv").write_text("\n".join(["name,wnid,seen", *rows]) + "\n")
 

@@ -1,6 +1,7 @@
 """Benchmarks, checkpoints, and what users get wrong about them."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_prep import FeatureOptions, UserError, prepare
-from data_prep.benchmarks import get_benchmark
+from data_prep.benchmarks import get_benchmark, with_roles
 from data_prep.benchmarks.folder import _splits
 from data_prep.benchmarks.icons2emoji import ASSETS
 from data_prep.cache_build import inputs_of
@@ -49,11 +50,98 @@ def test_folder(folder: Path) -> None:
     assert len(bench.domain("source")) == len(bench.domain("target")) == 16
 
 
-def test_domains_by_alphabet_unless_named(folder: Path) -> None:
-    (folder / "source").rename(folder / "zeichnung")
-    assert get_benchmark(f"folder:{folder}").domain("source")["key"][0].as_py() == "zeichnung/anchor/0.png"
-    (folder / "target").rename(folder / "emoji")
-    assert get_benchmark(f"folder:{folder}").domain("source")["key"][0].as_py() == "emoji/anchor/0.png"
+@pytest.mark.parametrize(
+    "pair", [("train", "eval"), ("training", "held_out"), ("photos", "test"), ("src", "tgt"), ("target", "zeichnung")]
+)
+def test_roles_of_folders_are_never_guessed(folder: Path, pair: tuple[str, str]) -> None:
+    (folder / "target").rename(folder / "second")
+    (folder / "source").rename(folder / pair[0])
+    (folder / "second").rename(folder / pair[1])
+    with pytest.raises(UserError, match="say which is which with --source NAME --target NAME"):
+        get_benchmark(f"folder:{folder}")
+    said = get_benchmark(with_roles(f"folder:{folder}", *pair))
+    assert said.domain("source")["key"][0].as_py() == f"{pair[0]}/anchor/0.png"
+    assert said.domain("target")["key"][0].as_py() == f"{pair[1]}/anchor/0.png"
+
+
+def test_roles_that_make_no_sense_are_one_clear_error(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"must be a folder of .*; got 'sorce' \(nearest: source\)"):
+        get_benchmark(with_roles(f"folder:{folder}", "sorce", "target"))
+    with pytest.raises(UserError, match="^target must be given together with --source; got none"):
+        with_roles(f"folder:{folder}", "source", None)
+    with pytest.raises(UserError, match="must come with --benchmark folder:PATH; got icons2emoji"):
+        with_roles("icons2emoji", "a", "b")
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("Training", "Testing"), ("train", "validation", "test")])
+def test_splits_of_one_domain_are_read_as_such(folder: Path, names: tuple[str, ...]) -> None:
+    (folder / "source").rename(folder / names[0])
+    (folder / "target").rename(folder / names[-1])
+    if len(names) == 3:
+        shutil.copytree(folder / "train", folder / names[1])
+    bench = get_benchmark(f"folder:{folder}")
+    keys, splits = (bench.domain("source")[name].to_pylist() for name in ("key", "split"))
+    assert {key.split("/")[0]: split for key, split in zip(keys, splits, strict=True)} == dict(
+        zip(names[:-1], range(2), strict=False)
+    )
+    assert set(bench.domain("target")["split"].to_pylist()) == {2}
+    assert {key.split("/")[0] for key in bench.domain("target")["key"].to_pylist()} == {names[-1]}
+
+
+def test_one_domain_without_splits_is_dealt(folder: Path) -> None:
+    for name in ("anchor", "banana", "bear", "bed"):
+        (folder / "target" / name).rename(folder / name)
+    shutil.rmtree(folder / "source")
+    shutil.rmtree(folder / "target")
+    bench = get_benchmark(f"folder:{folder}")
+    of = {d: [key.split("/")[0] for key in bench.domain(d)["key"].to_pylist()] for d in ("source", "target")}
+    assert {name: of["source"].count(name) for name in ("anchor", "banana", "bear", "bed")} == {
+        "anchor": 3, "banana": 3, "bear": 0, "bed": 0,
+    }  # fmt: skip
+    assert {name: of["target"].count(name) for name in ("anchor", "bear")} == {"anchor": 1, "bear": 4}
+    assert bench.notes[0].startswith("labelled source: 6 images of 2 seen classes, 0 of 0 unseen classes; anchor/")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Name;WNID;Seen\nanchor;n02709367;1\nbanana;n07753592;yes\nbear;n02131653;0\nbed;n02818832;no\n",
+        "\ufeffname\tseen\twnid\nanchor\t1\tn02709367\nbanana\t1\tn07753592\nbear\t0\tn02131653\nbed\t0\tn02818832\n",
+        " name , wnid , seen \n anchor , n02709367 , TRUE \nbanana,n07753592,1\n\nbear, n02131653,0\nbed,n02818832,0",
+        "sep=;\nname;wnid;seen\nanchor;n02709367;1\nbanana;n07753592;1\nbear;n02131653;0\nbed;n02818832;0\n",
+    ],
+)
+def test_dialects_of_the_class_table_are_read(folder: Path, text: str) -> None:
+    (folder / "classes.csv").write_text(text)
+    bench = get_benchmark(f"folder:{folder}")
+    assert bench.classes.wnids == ("n02709367", "n07753592", "n02131653", "n02818832")
+    assert bench.classes.unseen_RC.tolist() == [[False, False, True, True]]
+
+
+def test_names_are_the_same_in_either_unicode_form(folder: Path) -> None:
+    edit(folder / "classes.csv", "bed,", "b\u00e9d,")
+    for domain in ("source", "target"):
+        (folder / domain / "bed").rename(folder / domain / "be\u0301d")
+    assert get_benchmark(f"folder:{folder}").classes.names[3] == "b\u00e9d"
+
+
+def test_what_is_no_image_is_passed_over_and_said(folder: Path) -> None:
+    for litter in ("source/bed/Thumbs.db", "source/LICENSE.txt", "target/bear/desktop.ini", "target/bear/._0.png"):
+        (folder / litter).write_bytes(b"x")
+    for litter in ("source/@eaDir", "__MACOSX", "source/.ipynb_checkpoints"):
+        (folder / litter).mkdir()
+    bench = get_benchmark(f"folder:{folder}")
+    assert len(bench.domain("source")) == len(bench.domain("target")) == 16
+    assert bench.notes[2] == (
+        "passed over: source/@eaDir, source/LICENSE.txt, source/bed/Thumbs.db, target/bear/desktop.ini"
+    )
+
+
+def test_a_file_name_that_is_no_utf8_is_named(folder: Path) -> None:
+    image = folder / "source" / "bed" / "0.png"
+    image.rename(os.fsdecode(os.fsencode(image.parent) + b"/caf\xe9.png"))
+    with pytest.raises(UserError, match=r"must be UTF-8; source/bed/caf\\xe9.png is not: rename it"):
+        get_benchmark(f"folder:{folder}")
 
 
 def test_splits_hold_every_class_out() -> None:
@@ -72,7 +160,7 @@ def edit(path: Path, old: str, new: str) -> None:
     ("mistake", "message"),
     [
         (lambda root: shutil.rmtree(root), "is no folder"),
-        (lambda root: (root / "classes.csv").unlink(), r"classes.csv must be a CSV file with columns name, wnid, seen"),
+        (lambda root: (root / "classes.csv").unlink(), r"classes.csv must be a CSV file in UTF-8 with columns name, wnid, seen"),
         (lambda root: edit(root / "classes.csv", "seen", "known"), "must have columns name, wnid, seen"),
         (
             lambda root: edit(root / "classes.csv", "bed,", "bear,"),
@@ -84,7 +172,7 @@ def edit(path: Path, old: str, new: str) -> None:
         (lambda root: edit(root / "classes.csv", "n02818832", "n00000001"), "class 'bed' has 'n00000001'"),
         (lambda root: edit(root / "classes.csv", "n02818832", ""), "'bed' is ambiguous"),
         (lambda root: (root / "source" / "cat").mkdir(), "source/cat has no row in"),
-        (lambda root: (root / "third").mkdir(), "must hold two domain folders.*found source, target, third"),
+        (lambda root: (root / "third").mkdir(), "must hold source and target.*found source, target, third"),
         (
             lambda root: shutil.rmtree(root / "source" / "anchor"),
             "every seen class needs source images; none for anchor",

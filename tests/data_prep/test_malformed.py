@@ -51,7 +51,6 @@ def images() -> dict[str, tuple[bytes, bool | None]]:
         "document.jpg": (b"%PDF-1.4\n%%EOF", False),
         "zipped.jpg": (gzip.compress(jpeg), False),
         "header-only.png": (png[:16], False),
-        "notes.txt": (b"to do", False),
         "strip.png": (encoded("PNG", size=(4000, 2)), False),
         "zeros.jpg": (bytes(5000), False),
         "png-in-fact.jpg": (png, True),
@@ -84,10 +83,10 @@ def built(tmp_path_factory: pytest.TempPathFactory, module_without_ray: None) ->
     root = tmp_path_factory.mktemp("malformed") / "images"
     miniatures.write_folder(root)
     for name, (content, _) in images().items():
-        (root / "photographs" / "anchor" / name).write_bytes(content)
-    (root / "photographs" / "anchor" / "dangling.jpg").symlink_to("nowhere.jpg")
-    (root / "photographs" / "anchor" / "loop.jpg").symlink_to("loop.jpg")
-    (root / "photographs" / "anchor" / "folder.jpg").mkdir()
+        (root / "target" / "anchor" / name).write_bytes(content)
+    (root / "target" / "anchor" / "dangling.jpg").symlink_to("nowhere.jpg")
+    (root / "target" / "anchor" / "loop.jpg").symlink_to("loop.jpg")
+    (root / "target" / "anchor" / "folder.jpg").mkdir()
     cache = prepare(
         FeatureOptions(benchmark=f"folder:{root}", clip=CLIP, cache_dir=root.parent / "cache", max_rejected=1)
     )
@@ -99,7 +98,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, module_without_ray: None) ->
 
 @pytest.mark.parametrize("name", [*images(), "dangling.jpg", "loop.jpg", "folder.jpg"])
 def test_an_image_is_encoded_or_rejected_with_a_reason(name: str, built: tuple[set[str], dict[str, str]]) -> None:
-    (keys, reasons), key = built, f"photographs/anchor/{name}"
+    (keys, reasons), key = built, f"target/anchor/{name}"
     assert (key in keys) != (key in reasons)
     readable = images()[name][1] if name in images() else False
     assert readable is None or (key in keys) == readable
@@ -195,8 +194,8 @@ LISTS: list[tuple[str, str, Callable[[Path], None]]] = [
     ("folder:mine", "class twice", lines("mine/classes.csv", lambda x: [*x, x[1]])),
     ("folder:mine", "seen of maybe", lines("mine/classes.csv", lambda x: [x[0], "anchor,-,maybe", *x[2:]])),
     ("folder:mine", "missing value", lines("mine/classes.csv", lambda x: [x[0], "anchor", *x[2:]])),
-    ("folder:mine", "stray file", raw("mine/drawings/readme.txt", b"hello")),
-    ("folder:mine", "stray class", lambda root: (root / "mine" / "drawings" / "okapi").mkdir()),
+    ("folder:mine", "stray file", raw("mine/source/readme", b"hello")),
+    ("folder:mine", "stray class", lambda root: (root / "mine" / "source" / "okapi").mkdir()),
 ]
 
 
