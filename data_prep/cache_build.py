@@ -15,6 +15,8 @@ from filelock import FileLock
 from data_prep.benchmarks import get_benchmark, with_roles
 from data_prep.benchmarks.base import DOMAINS, Benchmark
 from data_prep.cache_tables import (
+    check_classes,
+    check_texts,
     class_tables,
     graph_tables,
     image_rows,
@@ -202,6 +204,7 @@ class _Build:
             )
         rejected = rejected_table(bench, encoded)
         _refuse(rejected, len(bench.images), max_rejected)
+        check_classes(bench, encoded)
         readable_I = np.array([not reason for reason in encoded.reasons])
         inputs, tables = self.inputs, class_tables(bench) | graph_tables(graph, len(bench.classes.names))
         if len(rejected):
@@ -211,6 +214,7 @@ class _Build:
                 "rejected": {"count": len(rejected), "sha256": hashlib.sha256(keys.encode()).hexdigest()}
             }
         name_features, node_features = np.split(encoded.text_features_TD, [len(names)])
+        check_texts(bench, name_features)
         tables |= label_tables(bench, readable_I) | {
             "names": names.append_column("feature", feature_column(name_features)),
             "node_texts": nodes.append_column("feature", feature_column(node_features)),

@@ -11,7 +11,11 @@ import pyarrow.compute as pc
 
 from data_prep.benchmarks.base import DOMAINS, Benchmark
 from data_prep.clip_features import IMAGES_PER_SHARD, Encoded
+from data_prep.errors import UserError
 from data_prep.wordnet_graph import WordNetGraph
+
+SHOWN = 5
+"""Classes named in an error."""
 
 
 def name_texts(bench: Benchmark) -> pa.Table:
@@ -81,6 +85,40 @@ def rejected_table(bench: Benchmark, encoded: Encoded) -> pa.Table:
     """Return the unreadable images: key, domain, path (null for images inside the benchmark's own table), reason."""
     table = bench.images.select(["key", "domain", "path"]).append_column("reason", pa.array(encoded.reasons))
     return table.filter(pc.not_equal(table["reason"], ""))
+
+
+def check_classes(bench: Benchmark, encoded: Encoded) -> None:
+    """Raise UserError where a class that needs images of a domain had some, and none of them can be read."""
+    unseen_C = bench.classes.unseen_RC.any(0).numpy()
+    seen_C = (~bench.classes.unseen_RC).any(0).numpy()
+    label_I, readable_I = bench.images["label"].to_numpy(), np.array([not reason for reason in encoded.reasons])
+    for domain, needed_C, kind in zip(DOMAINS, (seen_C, unseen_C), ("seen", "unseen"), strict=True):
+        own_I = pc.equal(bench.images["domain"], domain).to_numpy()
+        listed_C, left_C = (
+            np.bincount(label_I[rows_I], minlength=len(needed_C)) for rows_I in (own_I, own_I & readable_I)
+        )
+        lost = [bench.classes.names[c] for c in np.flatnonzero(needed_C & (listed_C > 0) & (left_C == 0))]
+        if lost:
+            more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
+            raise UserError(
+                f"{bench.name}: every {kind} class needs {domain} images that can be read; none for "
+                f"{', '.join(lost[:SHOWN])}{more}"
+            )
+
+
+def check_texts(bench: Benchmark, features_TD: np.ndarray) -> None:
+    """Raise UserError where two classes have the same text features (C * P, D) in every template.
+
+    Their texts differ behind the last token that the text tower reads: no method could tell them apart.
+    """
+    first: dict[bytes, str] = {}
+    for name, features in zip(bench.classes.names, np.split(features_TD, len(bench.classes.names)), strict=True):
+        other = first.setdefault(features.tobytes(), name)
+        if other != name:
+            raise UserError(
+                f"texts of classes must differ within what the text tower reads; {other!r} and {name!r} do not under "
+                f"{bench.templates[0]!r}: shorten the names, or the prompts with --templates"
+            )
 
 
 def graph_tables(graph: WordNetGraph, classes: int) -> dict[str, pa.Table]:

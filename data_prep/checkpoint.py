@@ -15,6 +15,10 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 WEIGHTS = ("vision_model.", "visual_projection.", "text_model.", "text_projection.", "logit_scale")
 CONTENT_PATTERNS = ("*.json", "*.txt", "*.safetensors", "*.bin")
+POINTER = b"version https://git-lfs.github.com/"
+"""How a file begins that Git LFS has not downloaded."""
+DEFAULT_CROP = 224
+"""Pixels of CLIP's image processor where its file states none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +35,7 @@ class Checkpoint:
     @property
     def weight_bytes(self) -> int:
         """Size of its weights on disk; the cost of an image grows with it."""
-        files = list(self.folder.glob("*.safetensors")) or list(self.folder.glob("pytorch_model*.bin"))
-        return sum(path.stat().st_size for path in files)
+        return sum(path.stat().st_size for path in _weight_files(self.folder))
 
 
 def find_checkpoint(clip: str | Path) -> Checkpoint:
@@ -77,6 +80,10 @@ def _on_hub(repo: str, folder: Path) -> Checkpoint:
 
 def _checked(name: str, folder: Path, identity: dict[str, Any], clip: str | Path) -> Checkpoint:
     """Return the checkpoint if it is a whole CLIP model, as far as its files say. Raises UserError."""
+    for path in sorted({path for pattern in CONTENT_PATTERNS for path in folder.glob(pattern)}):
+        with path.open("rb") as file:
+            if file.read(len(POINTER)) == POINTER:
+                raise UserError(f"{clip}: {path.name} is a pointer of Git LFS: run git lfs pull there", option="clip")
     config = _read_json(folder / "config.json", clip)
     if config.get("model_type") != "clip":
         raise UserError(
@@ -88,6 +95,10 @@ def _checked(name: str, folder: Path, identity: dict[str, Any], clip: str | Path
     for kind, names in (("image processor", PROCESSOR_FILES), ("tokenizer", TOKENIZER_FILES)):
         if not any((folder / file).is_file() for file in names):
             raise UserError(f"must come with its {kind}; {clip} has no {names[0]}", option="clip")
+    if (folder / "tokenizer.json").is_file():
+        _read_json(folder / "tokenizer.json", clip)
+    elif not (folder / "merges.txt").is_file():
+        raise UserError(f"must come with its tokenizer; {clip} has vocab.json, but no merges.txt", option="clip")
     _check_towers(folder, clip)
     settings = [_read_json(path, clip) for path in processors]
     _check_size(config, settings, clip)
@@ -108,7 +119,8 @@ def load_model(checkpoint: Checkpoint) -> "CLIPModel":
     try:
         loaded: Any = CLIPModel.from_pretrained(checkpoint.folder, dtype="float32", output_loading_info=True)
     except Exception as error:  # from_pretrained raises a dozen unrelated types on damaged files
-        raise UserError(f"{checkpoint.name} cannot be loaded: {error}", option="clip") from error
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{checkpoint.name} cannot be loaded: {said[0]}", option="clip") from error
     finally:
         logging.set_verbosity(verbosity)
     model, info = loaded
@@ -123,12 +135,13 @@ def load_model(checkpoint: Checkpoint) -> "CLIPModel":
 
 
 def _check_size(config: dict[str, Any], processors: list[dict[str, Any]], clip: str | Path) -> None:
-    """Raise UserError where the processor makes images of another size than the model takes."""
-    expected = (config.get("vision_config") or {}).get("image_size", 224)  # CLIP's own default, left out of many files
+    """Raise UserError where the processor makes images that the model does not take."""
+    # CLIP's own defaults, which are left out of many files
+    expected = (config.get("vision_config") or {}).get("image_size", DEFAULT_CROP)
     for settings in processors:
         settings = settings.get("image_processor", settings)
-        crops = settings.get("do_center_crop", True) and "crop_size" in settings
-        size = settings.get("crop_size" if crops else "size", expected)
+        crops = settings.get("do_center_crop", True)
+        size = settings.get("crop_size", DEFAULT_CROP) if crops else settings.get("size", expected)
         sides = set(size.values()) if isinstance(size, dict) else {size}
         if sides != {expected}:
             raise UserError(
@@ -136,13 +149,33 @@ def _check_size(config: dict[str, Any], processors: list[dict[str, Any]], clip: 
                 f"its model takes {expected}",
                 option="clip",
             )
+        for name in ("image_mean", "image_std"):
+            given = settings.get(name, [0.5] * 3)
+            if not isinstance(given, list) or len(given) != 3:
+                raise UserError(f"{clip}: {name} of its image processor must be 3 numbers, got {given}", option="clip")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files that transformers loads: others may lie beside them, of adapters or of other libraries."""
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / whole).is_file():
+            return [folder / whole]
+        try:
+            parts = set(json.loads((folder / f"{whole}.index.json").read_text())["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError):
+            continue
+        return [folder / part for part in sorted(parts)]
+    return []
 
 
 def _check_towers(folder: Path, clip: str | Path) -> None:
     """Raise UserError where a tower or projection is missing: read from the files' headers, before any work starts."""
     from safetensors import SafetensorError, safe_open
 
-    files = sorted(folder.glob("*.safetensors"))
+    found = _weight_files(folder)
+    if not found:
+        raise UserError(f"must hold weights; {clip} has no model.safetensors", option="clip")
+    files = [path for path in found if path.suffix == ".safetensors"]
     weights: set[str] = set()
     for path in files:
         try:
@@ -156,8 +189,6 @@ def _check_towers(folder: Path, clip: str | Path) -> None:
             f"must hold an image tower, a text tower and both projections; {clip} has no {missing[0].rstrip('.')}",
             option="clip",
         )
-    if not files and not any(folder.glob("pytorch_model*.bin")):
-        raise UserError(f"must hold weights; {clip} has no model.safetensors", option="clip")
 
 
 def _download(repo: str, *, revision: str | None = None, local: bool = False) -> Path:

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -74,6 +75,19 @@ class WordNet:
         wnids = dict.fromkeys(wnid for form in forms for wnid in self._wnids_of.get(form, ()))
         return tuple(self.synsets[wnid] for wnid in wnids)
 
+    def spelled(self, given: str) -> str:
+        """Return a wnid, whichever way it is written: n02084071, 02084071, 2084071, N02084071, dog.n.01.
+
+        What is none of these comes back as it is.
+        """
+        text = given.strip()
+        if match := re.fullmatch(r"[nN]?-?(\d{5,8})(?:-?[nN])?", text):
+            return f"n{int(match[1]):08d}"
+        if match := re.fullmatch(r"(.+)\.[nN]\.(\d+)", text):
+            senses = self._wnids_of.get(match[1].replace("_", " ").lower(), ())
+            return senses[int(match[2]) - 1] if 0 < int(match[2]) <= len(senses) else text
+        return text
+
 
 @cache
 def wordnet() -> WordNet:
@@ -97,10 +111,13 @@ def resolve_wnids(names: Sequence[str], wnids: Sequence[str], *, where: str) -> 
     net = wordnet()
     resolved: list[str | None] = []
     open_questions: list[str] = []
-    for name, wnid in zip(names, wnids, strict=True):
-        if wnid:
+    for name, given in zip(names, wnids, strict=True):
+        if given.strip():
+            wnid = net.spelled(given)
             if wnid != NOT_IN_WORDNET and wnid not in net.synsets:
-                raise UserError(f"{where} must be a noun of WordNet 3.0 (n and 8 digits); class {name!r} has {wnid!r}")
+                raise UserError(
+                    f"{where} must be a noun of WordNet 3.0, as n02084071 or dog.n.01; class {name!r} has {given!r}"
+                )
             resolved.append(None if wnid == NOT_IN_WORDNET else wnid)
             continue
         candidates = net.lookup(name)

@@ -23,7 +23,7 @@ from torch.nn.functional import normalize
 
 from data_prep.errors import UserError
 from data_prep.feature_store import FeatureSet
-from data_prep.wordnet import resolve_wnids, wordnet
+from data_prep.wordnet import NOT_IN_WORDNET, resolve_wnids, wordnet
 from data_prep.wordnet_graph import hypernym_graph
 from models.stacked import MethodConfig, StackedModule
 from study.protocol.trial_data import TrialData
@@ -94,13 +94,12 @@ class Adapter:
         taken = [name for i, name in enumerate(names) if not name or name in (*self.names, *names[:i])]
         if taken:
             raise UserError(f"must be names that are not there yet, got {taken[0]!r}", option="classes")
-        wnids: tuple[str | None, ...] = tuple(wnid or None for _, wnid in added)
-        if self.method.uses_graph:
-            wnids = resolve_wnids(names, [wnid for _, wnid in added], where=where)
-            known = [wnid for wnid in wnids if wnid and wnid in self.wnids]
-            if known:
-                name = self.names[self.wnids.index(known[0])]
-                raise UserError(f"must be new, {known[0]} is {name!r}", option="classes")
+        unknown = "" if self.method.uses_graph else NOT_IN_WORDNET  # "": looked up
+        wnids = resolve_wnids(names, [wnid.strip() or unknown for _, wnid in added], where=where)
+        known = [wnid for wnid in wnids if wnid and wnid in self.wnids]
+        if known:
+            name = self.names[self.wnids.index(known[0])]
+            raise UserError(f"must be new, {known[0]} is {name!r}", option="classes")
         name_features_CD = normalize(self._encoded([[name] for name in names], encode), dim=-1)
         grown = self._with_nodes(names, wnids, encode)
         node_of = {node: i for i, node in enumerate(grown.node_wnids)}

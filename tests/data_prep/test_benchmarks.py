@@ -160,7 +160,10 @@ def edit(path: Path, old: str, new: str) -> None:
     ("mistake", "message"),
     [
         (lambda root: shutil.rmtree(root), "is no folder"),
-        (lambda root: (root / "classes.csv").unlink(), r"classes.csv must be a CSV file in UTF-8 with columns name, wnid, seen"),
+        (
+            lambda root: (root / "classes.csv").unlink(),
+            r"classes.csv must be a CSV file in UTF-8 with columns name, wnid, seen",
+        ),
         (lambda root: edit(root / "classes.csv", "seen", "known"), "must have columns name, wnid, seen"),
         (
             lambda root: edit(root / "classes.csv", "bed,", "bear,"),
@@ -201,6 +204,46 @@ def test_unreadable_images_are_named(folder: Path, without_ray: None, tmp_path: 
     allowed = r"2 of 32 images cannot be read \(max_rejected allows 0.10%\)"
     with pytest.raises(UserError, match=rf"{allowed}: source/bed/1.png \(no image.*; target/bear/2.png \("):
         prepare(FeatureOptions(benchmark=f"folder:{folder}", clip=str(ASSETS / "clip"), cache_dir=tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("domain", "name", "message"),
+    [
+        ("source", "banana", "every seen class needs source images that can be read; none for banana"),
+        ("target", "bed", "every unseen class needs target images that can be read; none for bed"),
+    ],
+)
+def test_a_class_may_not_lose_all_its_images(
+    domain: str, name: str, message: str, folder: Path, without_ray: None, tmp_path: Path
+) -> None:
+    for image in (folder / domain / name).iterdir():
+        image.write_bytes(b"no image")
+    options = {"clip": str(ASSETS / "clip"), "cache_dir": tmp_path / "cache", "max_rejected": 0.5}
+    with pytest.raises(UserError, match=message):
+        prepare(FeatureOptions(benchmark=f"folder:{folder}", **options))
+
+
+@pytest.mark.parametrize("long", ["names", "template"])
+def test_texts_that_the_text_tower_cannot_tell_apart_are_refused(
+    long: str, folder: Path, without_ray: None, tmp_path: Path
+) -> None:
+    words, options = (
+        "a small round printed circuit board with two short metal pins and a blue plastic housing for a ",
+        {},
+    )
+    if long == "template":
+        options = {"templates": (f"{words}{words}{{}}",)}
+    else:
+        for old, new in (("bear", f"{words}washing machine"), ("bed", f"{words}refrigerator")):
+            edit(folder / "classes.csv", f"{old},", f"{new},")
+            for domain in ("source", "target"):
+                (folder / domain / old).rename(folder / domain / new)
+    with pytest.raises(UserError, match="texts of classes must differ within what the text tower reads; .* do not"):
+        prepare(
+            FeatureOptions(
+                benchmark=f"folder:{folder}", clip=str(ASSETS / "clip"), cache_dir=tmp_path / "cache", **options
+            )
+        )
 
 
 def test_every_input_changes_the_fingerprint(folder: Path, tmp_path: Path) -> None:

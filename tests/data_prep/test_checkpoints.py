@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from data_prep import UserError
 from data_prep.benchmarks.icons2emoji import ASSETS
-from data_prep.checkpoint import find_checkpoint
+from data_prep.checkpoint import find_checkpoint, load_model
 from data_prep.feature_store import load, mapped, read_cache_table
 from data_prep.parquet import matrix
 
@@ -103,3 +104,77 @@ def test_a_processor_of_another_size_is_refused(settings: dict[str, Any], tmp_pa
     (clip / "preprocessor_config.json").write_text(json.dumps(content | settings))
     with pytest.raises(UserError, match="its image processor makes images of .* pixels, its model takes 48$"):
         find_checkpoint(clip)
+
+
+def bin_only(clip: Path) -> None:
+    torch.save(load_file(clip / "model.safetensors"), clip / "pytorch_model.bin")
+    (clip / "model.safetensors").unlink()
+
+
+def beside(name: str) -> Callable[[Path], None]:
+    def change(clip: Path) -> None:
+        bin_only(clip)
+        save_file({"lora_A": torch.zeros(2, 2)}, clip / name)
+
+    return change
+
+
+def sharded(clip: Path) -> None:
+    weights = load_file(clip / "model.safetensors")
+    names = {"model-1.safetensors": sorted(weights)[::2], "model-2.safetensors": sorted(weights)[1::2]}
+    for file, part in names.items():
+        save_file({name: weights[name] for name in part}, clip / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file, part in names.items() for name in part}}
+    (clip / "model.safetensors.index.json").write_text(json.dumps(index))
+    (clip / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    "change", [bin_only, beside("open_clip_model.safetensors"), beside("adapter_model.safetensors"), sharded]
+)
+def test_only_the_weights_that_are_loaded_count(change: Callable[[Path], None], tmp_path: Path) -> None:
+    clip = Path(shutil.copytree(ASSETS / "clip", tmp_path / "clip"))
+    size = find_checkpoint(clip).weight_bytes
+    change(clip)
+    checkpoint = find_checkpoint(clip)
+    assert checkpoint.weight_bytes == pytest.approx(size, rel=0.01)
+    assert load_model(checkpoint).config.projection_dim == 192
+
+
+def rewritten(name: str, content: str) -> Callable[[Path], None]:
+    return lambda clip: (clip / name).write_text(content) and None
+
+
+def vocabulary_alone(clip: Path) -> None:
+    vocabulary = json.loads((clip / "tokenizer.json").read_text())["model"]["vocab"]
+    (clip / "tokenizer.json").unlink()
+    (clip / "vocab.json").write_text(json.dumps(vocabulary))
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+SIZES = {"size": {"shortest_edge": 48}, "crop_size": {"height": 48, "width": 48}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (rewritten("model.safetensors", POINTER), "model.safetensors is a pointer of Git LFS: run git lfs pull there"),
+        (rewritten("tokenizer.json", POINTER), "tokenizer.json is a pointer of Git LFS"),
+        (rewritten("tokenizer.json", "{"), "tokenizer.json: Expecting"),
+        (vocabulary_alone, "has vocab.json, but no merges.txt"),
+        (
+            rewritten("preprocessor_config.json", json.dumps({"image_mean": [0.5], **SIZES})),
+            r"image_mean of its image processor must be 3 numbers, got \[0.5\]",
+        ),
+        (
+            rewritten("preprocessor_config.json", json.dumps({"image_processor_type": "ViT", "size": 48})),
+            "makes images of 224 pixels, its model takes 48",
+        ),
+    ],
+)
+def test_files_that_cannot_work_are_one_line(change: Callable[[Path], None], message: str, tmp_path: Path) -> None:
+    clip = Path(shutil.copytree(ASSETS / "clip", tmp_path / "clip"))
+    change(clip)
+    with pytest.raises(UserError, match=message) as error:
+        find_checkpoint(clip)
+    assert "\n" not in str(error.value)

@@ -69,6 +69,17 @@ def test_ambiguous_and_missing_names_are_listed_with_candidates() -> None:
     assert "n03793489  mouse, computer mouse: a hand-operated electronic device" in message
 
 
+@pytest.mark.parametrize("given", ["n02084071", "N02084071", "02084071", "2084071", "n2084071", " dog.n.01 "])
+def test_a_wnid_may_be_spelled_in_every_usual_way(given: str) -> None:
+    assert resolve_wnids(["dog"], [given], where="classes.csv") == ("n02084071",)
+
+
+@pytest.mark.parametrize("given", ["n99999999", "dog.n.99", "dog.v.01", "unicorns.n.01", "dogs", "n"])
+def test_a_wnid_that_is_none_is_refused(given: str) -> None:
+    with pytest.raises(UserError, match="as n02084071 or dog.n.01; class 'dog' has"):
+        resolve_wnids(["dog"], [given], where="classes.csv")
+
+
 def test_unknown_and_duplicate_wnids_are_refused() -> None:
     with pytest.raises(UserError, match="class 'dog' has 'n99999999'"):
         resolve_wnids(["dog"], ["n99999999"], where="w")
