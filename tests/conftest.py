@@ -18,7 +18,6 @@ WITH_RAY = ("test_faults", "test_security", "test_dashboard")
 """Modules whose tests start a Ray of their own."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks: else every test goes to whichever process is free
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give all tests that use Ray to one of the processes of `-n 2`, which share one cluster; others go by module.
 
@@ -50,7 +49,8 @@ def embedded_cache(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture
 def without_tune(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches and refits of this test run in its process: for tests of what is around them."""
-    from small import refit_here, search_here
+    from small import map_packs_here, refit_here, search_here
 
     monkeypatch.setattr("study.pipeline.search_stage.run_searches", search_here)
     monkeypatch.setattr("study.pipeline.rotation.refit", refit_here)
+    monkeypatch.setattr("study.cluster.tasks.map_packs", map_packs_here)

@@ -8,7 +8,8 @@ import ray
 
 from models.stacked import MethodConfig
 from study.cluster.jobs import Search, SearchOutcome
-from study.cluster.tasks import in_order, packs_of
+from study.cluster.tasks import PackWork, in_order, packs_of
+from study.options import ResourceOptions
 from study.protocol.trial_data import TrialData
 from study.run import main
 from study.search.records import PackReport
@@ -32,6 +33,14 @@ def refit_here(
     data, packs = TrialData.from_arrays(ray.get(arrays)), packs_of(configs)
     done = [refit_pack([configs[i] for i in pack], seeds=seeds, data=data, epochs=epochs) for pack in packs]
     return in_order(packs, done)
+
+
+def map_packs_here(
+    work: PackWork[Any], configs: Sequence[MethodConfig], arrays: Any, resources: ResourceOptions
+) -> list[Any]:
+    """Work on configurations in this process, a pack after the other."""
+    data, packs = TrialData.from_arrays(ray.get(arrays)), packs_of(configs)
+    return in_order(packs, [work([configs[i] for i in pack], data=data) for pack in packs])
 
 
 def search_here(searches: Sequence[Search], arrays: Any, **_: Any) -> list[SearchOutcome]:

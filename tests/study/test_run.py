@@ -222,7 +222,9 @@ def test_baselines_stand_beside_the_method_with_the_same_budget(
     assert "constant" in json.loads(table.loc["Calibrated CLIP", "params"])
 
 
-def test_an_ablation_refits_the_winner_and_each_variant(small_study: Path, embedded_cache: Path) -> None:
+def test_an_ablation_refits_the_winner_and_each_variant(
+    small_study: Path, embedded_cache: Path, without_tune: None
+) -> None:
     arguments = ("--space", "sre-ablation", "--name", "ablation", "--winner", str(small_study))
     assert run(small_study.parent, embedded_cache, *arguments) == 0
     table = pd.read_parquet(small_study.parent / "ablation" / "leaderboard.parquet").set_index("method")
