@@ -140,6 +140,7 @@ class Evaluation:
             benchmark=self.features.benchmark + partial,
             clip=self.features.clip,
             val_score=entry.val_score,
+            val_alike=entry.val_alike,
             val_h_mean=entry.metrics.get("val_h_mean"),
             val_h_std=entry.metrics.get("val_h_std"),
             **measured,

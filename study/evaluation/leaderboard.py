@@ -26,6 +26,8 @@ class Entry:
     """The configuration's id in the study, or the baseline's."""
     val_score: float | None = None
     """Value of the criterion that selection maximises; None where nothing was selected."""
+    val_alike: float | None = None
+    """Share of the search's other choices that selection could not tell from this one."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Selection metrics: val_h_mean, val_h_std and so on."""
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -102,6 +104,8 @@ class Row:
     """Upper end."""
     val_score: float | None = None
     """Selection: what it maximises, the criterion's value; without one of its own a configuration is not selected."""
+    val_alike: float | None = None
+    """Of a consensus' choice: share of the other choices that agree with it as well, within the noise of its images."""
 
 
 def notes(rows: Sequence[Row], *, interrupted: bool) -> list[str]:

@@ -43,18 +43,25 @@ def make_candidate(
     pareto: bool = False,
     space_name: str = "",
     head: Head = "none",
+    alike: float | None = None,
 ) -> Candidate:
     """Return the candidate with these knobs, and with the inference-time knobs that selection found for it.
 
     `space_name`: of the space that `--rerun` can load, where `space` is made for one variant of an ablation. `head`:
-    the transductive head that was chosen with it.
+    the transductive head that was chosen with it. `alike`: share of the other choices that are as good, within noise.
     """
     swept: dict[str, Value] = {name: metrics[name] for name in method_of(space).swept if name in metrics}
     if head != "none":
         swept["head"] = head
     config = space.config(**{**params, **swept})
     entry = Entry(
-        method=method, config_id=config_id, val_score=score, metrics=metrics, params=asdict(config), pareto=pareto
+        method=method,
+        config_id=config_id,
+        val_score=score,
+        val_alike=alike,
+        metrics=metrics,
+        params=asdict(config),
+        pareto=pareto,
     )
     return Candidate(config=config, entry=entry, space=space_name or space.name)
 
@@ -72,6 +79,7 @@ def searched_candidate(space: Space, found: Choice, *, space_name: str = "") -> 
         pareto=configuration.pareto,
         space_name=space_name,
         head=head,
+        alike=found.alike,
     )
 
 

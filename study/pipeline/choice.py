@@ -4,12 +4,13 @@ Suffixes: T target images, C classes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from models.heads import Head
-from study.protocol.consensus import Votes, agreements, consensus, divided_consensus
+from study.protocol.consensus import Votes, agreements, consensus, divided_consensus, noise_of_difference
 from study.search.records import Configuration
 from study.training.pack import Division
 
@@ -24,6 +25,8 @@ class Choice:
     """Who classifies at inference."""
     score: float | None
     """What it was chosen by."""
+    alike: float | None = None
+    """Of the best one: share of the other choices whose score is as good, within the noise of its images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,4 +78,20 @@ def choose(
         if c.index in votes
         for head, score in found.score(votes[c.index]).items()
     ]
-    return sorted(choices, key=lambda choice: -(choice.score or 0.0))[:top]
+    ranked = sorted(choices, key=lambda choice: -(choice.score or 0.0))
+    if ranked:
+        ranked[0] = replace(ranked[0], alike=_alike(ranked, votes, found))
+    return ranked[:top]
+
+
+def _alike(ranked: Sequence[Choice], votes: Mapping[int, Votes], found: Consensus) -> float:
+    """Return the share of the choices behind the first that are behind it by noise only (5 % level)."""
+
+    def classes_FT(choice: Choice) -> Tensor:
+        return torch.from_numpy(votes[choice.configuration.index].classes[choice.head].astype("int64"))
+
+    best_FT, alike = classes_FT(ranked[0]), 0
+    for choice in ranked[1:]:
+        noise = noise_of_difference(best_FT, classes_FT(choice), found.labels_T, found.seen_C)
+        alike += (ranked[0].score or 0.0) - (choice.score or 0.0) <= 1.96 * noise
+    return alike / max(1, len(ranked) - 1)

@@ -68,9 +68,16 @@ def _worth(results: Results) -> str:
     if defaults is None or defaults.h_behind is None:
         return ""
     points = difference(defaults.h_behind, defaults.h_behind_lo, defaults.h_behind_hi)
-    return (
+    said = (
         f"Searching was worth {points} points of H: the default configuration reaches {percent(defaults.test_h_mean)}."
     )
+    if own is not None and own.val_alike:
+        said += (
+            f" Of all other choices of a configuration and a head, {100 * own.val_alike:.0f} % agree with the "
+            "consensus as well as the selected one, within the noise of its images: among those the pick was chance. "
+            "The consensus row uses them all."
+        )
+    return said
 
 
 def _rival(results: Results) -> str:

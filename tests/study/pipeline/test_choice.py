@@ -1,9 +1,11 @@
 """The choice at the end of a search, by hand."""
 
 import numpy as np
+import pytest
 import torch
 
 from study.pipeline.choice import choose, find_consensus
+from study.protocol.consensus import agreement, noise_of_difference
 from study.protocol.votes import Votes
 from study.search.records import Configuration
 
@@ -49,3 +51,31 @@ def test_the_configuration_and_head_that_agree_best_are_chosen_not_those_that_th
 
 def test_without_votes_there_is_no_consensus() -> None:
     assert find_consensus([], SEEN) is None
+
+
+def test_choices_that_differ_by_noise_are_counted() -> None:
+    """One image in four hundred is noise; half of them are not. Literal: of two other choices one is alike."""
+    labels = np.arange(400) % 4
+    close, far = labels.copy(), labels.copy()
+    close[0], far[::2] = 3, (far[::2] + 1) % 4
+    votes = {0: Votes(classes={"none": labels[None]}), 1: Votes(classes={"none": close[None]})}
+    votes |= {2: Votes(classes={"none": far[None]})}
+    found = find_consensus(list(votes.values()), SEEN)
+    assert found is not None and found.labels_T.tolist() == labels.tolist()
+    chosen = choose([configuration(i) for i in range(3)], votes, found, top=2)
+    assert [(c.configuration.index, c.alike) for c in chosen] == [(0, 0.5), (1, None)]
+
+
+def test_the_noise_of_a_difference_is_that_of_resampled_images() -> None:
+    g = torch.Generator().manual_seed(0)
+    labels_T = torch.arange(600) % 4
+    best_FT, other_FT = (
+        torch.where(torch.rand(2, 600, generator=g) < right, labels_T, (labels_T + 1) % 4) for right in (0.8, 0.7)
+    )
+    drawn = []
+    for _ in range(400):
+        rows = torch.cat([torch.arange(600)[labels_T == c][torch.randint(150, (150,), generator=g)] for c in range(4)])
+        h = [agreement(p[:, rows], labels_T[rows], SEEN).mean() for p in (best_FT, other_FT)]
+        drawn.append(float(h[0] - h[1]))
+    found = noise_of_difference(best_FT, other_FT, labels_T, SEEN)
+    assert found == pytest.approx(float(np.std(drawn)), rel=0.15)
