@@ -74,6 +74,32 @@ def lookup(names: Annotated[tuple[str, ...], tyro.conf.Positional]) -> None:
             console.print(f"  {synset.wnid}  {words}: {synset.gloss}", markup=False, highlight=False, soft_wrap=True)
 
 
+def classes(
+    path: Annotated[Path, tyro.conf.Positional],
+    unseen: tuple[str, ...] = (),
+    seed: int = 0,
+    force: bool = False,
+) -> None:
+    """Write PATH/classes.csv for a folder of your own images: names of its class folders, their first noun sense in
+    WordNet (look at the column gloss, and at the other senses beside it), and which classes are seen.
+
+    Args:
+        path: Folder with CLASS/*, or with source/CLASS/*, target/CLASS/* and the like.
+        unseen: Names of the unseen classes. By default every fourth in the order of WordNet's tree.
+        seed: Deals other unseen classes.
+        force: Write over a classes.csv that is there.
+    """
+    from data_prep.class_table import write_class_table
+
+    guesses = write_class_table(path, unseen=unseen, seed=seed, force=force)
+    for guess in guesses:
+        text = f"  {guess.name}: {guess.wnid}  {guess.gloss}" + (f"  (1 of {guess.senses})" if guess.senses > 1 else "")
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{path / 'classes.csv'}: look at the senses before you use it", markup=False, soft_wrap=True)
+    if all(guess.wnid == "-" for guess in guesses):
+        console.print("no class is in WordNet: methods with a graph have no edges between these classes", markup=False)
+
+
 def list_(cache_dir: str = ".cache") -> None:
     """List benchmarks, and the caches of a folder.
 
@@ -129,6 +155,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "features": features,
     "list": list_,
     "verify": verify,
+    "classes": classes,
     "lookup": lookup,
     "wordnet": build_wordnet,
 }

@@ -112,6 +112,17 @@ def read(name: str, root: Path) -> Benchmark:
     )
 
 
+def class_names(root: Path) -> list[str]:
+    """Return the names of classes that have a folder, sorted. Raises UserError where there is no folder `root`."""
+    if not root.is_dir():
+        raise UserError(f"must be a folder of images; got {root}", option="path")
+    folders = _folders(root)
+    below = [folder for domain in folders for folder in _folders(domain)]  # of domains or splits
+    for folder in below or folders:
+        _check_utf8(str(folder.relative_to(root)))
+    return sorted({_spoken(folder.name) for folder in below or folders})
+
+
 def _read_classes(path: Path) -> tuple[list[str], list[str], list[bool]]:
     try:
         text = path.read_text(encoding="utf-8-sig")  # -sig: spreadsheets begin the file with a mark

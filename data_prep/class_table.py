@@ -1,0 +1,96 @@
+"""Write the class table of a folder of images: names, WordNet's senses, and which classes are seen."""
+
+import csv
+import difflib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.benchmarks.folder import CLASSES, class_names
+from data_prep.errors import UserError
+from data_prep.wordnet import NOT_IN_WORDNET, WordNet, wordnet
+
+UNSEEN = 4
+"""One class in so many is unseen."""
+SHOWN_SENSES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guess:
+    """A class and the sense that its name is taken for."""
+
+    name: str
+    """Name of its folder, with spaces."""
+    wnid: str
+    """The first noun sense that no other class has, by WordNet's own order; "-" outside WordNet."""
+    senses: int
+    """Noun senses of the name."""
+    others: tuple[str, ...] = ()
+    """The other senses, wnid and gloss."""
+    gloss: str = ""
+    """Definition of the sense."""
+
+
+def guess_senses(names: Sequence[str], net: WordNet) -> list[Guess]:
+    """Return a sense for every name; each synset is one class's only."""
+    taken: set[str] = set()
+    found = []
+    for name in names:
+        senses = net.lookup(name)
+        free = [sense for sense in senses if sense.wnid not in taken]
+        wnid = free[0].wnid if free else NOT_IN_WORDNET
+        taken.add(wnid)
+        others = [f"{s.wnid} {s.gloss}" for s in senses if s.wnid != wnid][:SHOWN_SENSES]
+        gloss = free[0].gloss if free else ""
+        found.append(Guess(name=name, wnid=wnid, senses=len(senses), gloss=gloss, others=tuple(others)))
+    return found
+
+
+def deal_unseen(guesses: Sequence[Guess], net: WordNet, seed: int) -> set[str]:
+    """Return the names of a quarter of the classes, spread over WordNet: every fourth in the order of its tree."""
+
+    def place(guess: Guess) -> tuple[str, ...]:
+        path, wnid = [guess.name], guess.wnid
+        while wnid in net.synsets:
+            path.append(wnid)
+            wnid = next(iter(net.synsets[wnid].hypernyms + net.synsets[wnid].instance_hypernyms), "")
+        return tuple(reversed(path))
+
+    first = random.Random(seed).randrange(UNSEEN)
+    in_order = [guess.name for guess in sorted(guesses, key=place)]
+    return set(in_order[first::UNSEEN]) or {in_order[-1]}
+
+
+def write_class_table(root: Path, *, unseen: Sequence[str] = (), seed: int = 0, force: bool = False) -> list[Guess]:
+    """Write `root`/classes.csv from the names of its folders; return what was guessed. Raises UserError."""
+    path = root / CLASSES
+    if path.exists() and not force:
+        raise UserError(f"must be given to write over {path}, which is there", option="force")
+    names = class_names(root)
+    if len(names) < 2:
+        raise UserError(f"must hold a folder for each of at least two classes; {root} has {len(names)}", option="path")
+    for name in unseen:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+            raise UserError(f"must be classes of {root}; got {name!r} (nearest: {near[0]})", option="unseen")
+    guesses = guess_senses(names, wordnet())
+    not_seen = set(unseen) or deal_unseen(guesses, wordnet(), seed)
+    if len(not_seen) == len(names):
+        raise UserError(f"must leave a seen class; got all {len(names)}", option="unseen")
+    rows = [
+        {
+            "name": guess.name,
+            "wnid": guess.wnid,
+            "seen": int(guess.name not in not_seen),
+            "guess": "not in WordNet" if guess.wnid == NOT_IN_WORDNET else f"first of {guess.senses}",
+            "gloss": guess.gloss,
+            "other senses": " | ".join(guess.others),
+        }
+        for guess in guesses
+    ]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    return guesses
