@@ -89,14 +89,16 @@ def classes(
         seed: Deals other unseen classes.
         force: Write over a classes.csv that is there.
     """
+    from data_prep.benchmarks.folder import CLASSES
     from data_prep.class_table import write_class_table
+    from data_prep.wordnet import NOT_IN_WORDNET
 
     guesses = write_class_table(path, unseen=unseen, seed=seed, force=force)
     for guess in guesses:
         text = f"  {guess.name}: {guess.wnid}  {guess.gloss}" + (f"  (1 of {guess.senses})" if guess.senses > 1 else "")
         console.print(text, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{path / 'classes.csv'}: look at the senses before you use it", markup=False, soft_wrap=True)
-    if all(guess.wnid == "-" for guess in guesses):
+    console.print(f"{path / CLASSES}: look at the senses before you use it", markup=False, soft_wrap=True)
+    if all(guess.wnid == NOT_IN_WORDNET for guess in guesses):
         console.print("no class is in WordNet: methods with a graph have no edges between these classes", markup=False)
 
 

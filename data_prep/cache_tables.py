@@ -11,11 +11,8 @@ import pyarrow.compute as pc
 
 from data_prep.benchmarks.base import DOMAINS, Benchmark
 from data_prep.clip_features import IMAGES_PER_SHARD, Encoded
-from data_prep.errors import UserError
+from data_prep.errors import UserError, some_of
 from data_prep.wordnet_graph import WordNetGraph
-
-SHOWN = 5
-"""Classes named in an error."""
 
 
 def name_texts(bench: Benchmark) -> pa.Table:
@@ -99,10 +96,8 @@ def check_classes(bench: Benchmark, encoded: Encoded) -> None:
         )
         lost = [bench.classes.names[c] for c in np.flatnonzero(needed_C & (listed_C > 0) & (left_C == 0))]
         if lost:
-            more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
             raise UserError(
-                f"{bench.name}: every {kind} class needs {domain} images that can be read; none for "
-                f"{', '.join(lost[:SHOWN])}{more}"
+                f"{bench.name}: every {kind} class needs {domain} images that can be read; none for {some_of(lost)}"
             )
 
 

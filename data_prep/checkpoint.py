@@ -67,8 +67,7 @@ def find_pinned_checkpoint(repo: str, revision: str, *, download: bool) -> Check
 
 def _in_folder(folder: Path, clip: str | Path) -> Checkpoint:
     """Return the checkpoint in a folder. Raises UserError if it is not a CLIP model. `clip`: how the user names it."""
-    files = sorted({path for pattern in CONTENT_PATTERNS for path in folder.glob(pattern)})
-    identity = {"files": {path.name: file_sha256(path) for path in files}}
+    identity = {"files": {path.name: file_sha256(path) for path in _content_files(folder)}}
     return _checked("/".join(folder.parts[-2:]), folder, identity, clip)
 
 
@@ -80,7 +79,7 @@ def _on_hub(repo: str, folder: Path) -> Checkpoint:
 
 def _checked(name: str, folder: Path, identity: dict[str, Any], clip: str | Path) -> Checkpoint:
     """Return the checkpoint if it is a whole CLIP model, as far as its files say. Raises UserError."""
-    for path in sorted({path for pattern in CONTENT_PATTERNS for path in folder.glob(pattern)}):
+    for path in _content_files(folder):
         with path.open("rb") as file:
             if file.read(len(POINTER)) == POINTER:
                 raise UserError(f"{clip}: {path.name} is a pointer of Git LFS: run git lfs pull there", option="clip")
@@ -153,6 +152,11 @@ def _check_size(config: dict[str, Any], processors: list[dict[str, Any]], clip: 
             given = settings.get(name, [0.5] * 3)
             if not isinstance(given, list) or len(given) != 3:
                 raise UserError(f"{clip}: {name} of its image processor must be 3 numbers, got {given}", option="clip")
+
+
+def _content_files(folder: Path) -> list[Path]:
+    """Return the files that make a checkpoint, by name."""
+    return sorted({path for pattern in CONTENT_PATTERNS for path in folder.glob(pattern)})
 
 
 def _weight_files(folder: Path) -> list[Path]:

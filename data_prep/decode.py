@@ -48,7 +48,7 @@ def _shown(image: Image.Image) -> Image.Image:
         rgba = upright.convert("RGBA")  # palettes with one transparent colour, or with many; grey with alpha
         alpha, profile = rgba.getchannel("A"), profile if upright.mode in ("RGB", "RGBA", "P", "PA") else None
         upright = rgba.convert("RGB")
-    elif upright.mode in ("P", "PA"):
+    elif upright.mode == "P":
         upright = upright.convert("RGB")
     colours = _in_srgb(upright, profile)
     if alpha is None:

@@ -1,9 +1,12 @@
 """Mistakes a user can mend, and the one way in which commands end."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from data_prep.interrupts import interrupts, signals_interrupt
+
+SHOWN = 5
+"""Names in an error that could name hundreds."""
 
 
 class UserError(ValueError):
@@ -31,6 +34,12 @@ class UserError(ValueError):
 
 def _user_error(message: str, option: str) -> UserError:
     return UserError(message, option=option)
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Return the first of these names in a line, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
 
 
 def run_command(work: Callable[[], object]) -> int:

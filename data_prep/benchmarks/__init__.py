@@ -8,7 +8,6 @@ from pathlib import Path
 
 from data_prep.benchmarks import coop, coop_splits, folder, i2awa, i2webv, icons2emoji, transfer, xlsa17
 from data_prep.benchmarks.base import Benchmark
-from data_prep.benchmarks.folder import with_roles as with_roles
 from data_prep.errors import UserError
 
 FOLDER_PREFIX = "folder:"
@@ -51,6 +50,18 @@ def get_benchmark(name: str, data_root: Path | None = None, *, allow_partial: bo
     near = difflib.get_close_matches(name, [*BENCHMARKS, FOLDER_PREFIX], n=1, cutoff=0.4)
     hint = f"; did you mean {near[0].replace(FOLDER_PREFIX, valid[-1])!r}?" if near else ""
     raise UserError(f"must be one of {', '.join(valid)}; got {name!r}{hint}", option="benchmark")
+
+
+def with_roles(benchmark: str, source: str | None, target: str | None) -> str:
+    """Return the name of a folder benchmark whose labelled and unlabelled folders are said. Raises UserError."""
+    if source is None and target is None:
+        return benchmark
+    if source is None or target is None:
+        option, other = ("source", "target") if source is None else ("target", "source")
+        raise UserError(f"must be given together with --{other}; got none", option=option)
+    if not benchmark.startswith(FOLDER_PREFIX) or folder.ROLES in benchmark or transfer.ARROW in benchmark:
+        raise UserError(f"must come with --benchmark folder:PATH; got {benchmark}", option="source")
+    return f"{benchmark}{folder.ROLES}{source}{folder.ROLES}{target}"
 
 
 def _transfer(source: str, target: str, data_root: Path | None, allow_partial: bool) -> Benchmark:

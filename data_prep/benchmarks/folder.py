@@ -22,6 +22,7 @@ few others.
 import csv
 import difflib
 import hashlib
+import io
 import os
 import unicodedata
 from collections import Counter
@@ -33,7 +34,7 @@ import pyarrow as pa
 import torch
 
 from data_prep.benchmarks.base import DOMAINS, IMAGE_SCHEMA, Benchmark
-from data_prep.errors import UserError
+from data_prep.errors import UserError, some_of
 from data_prep.feature_store import ClassTable
 from data_prep.wordnet import resolve_wnids
 
@@ -54,7 +55,6 @@ LITTER = {"thumbs.db", "desktop.ini", "@eadir", "__macosx"}
 """What systems leave beside images."""
 NO_IMAGES = (".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".html", ".pdf", ".zip", ".url", ".log", ".yaml")
 """Ends of names of files that are no images and are not meant to be."""
-SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,18 +67,6 @@ class _Part:
     """One of DOMAINS."""
     split: int | None = None
     """Split of all its images; None: dealt by their hashes."""
-
-
-def with_roles(benchmark: str, source: str | None, target: str | None) -> str:
-    """Return the name of a folder benchmark whose labelled and unlabelled folders are said. Raises UserError."""
-    if source is None and target is None:
-        return benchmark
-    if source is None or target is None:
-        option, other = ("source", "target") if source is None else ("target", "source")
-        raise UserError(f"must be given together with --{other}; got none", option=option)
-    if not benchmark.startswith("folder:") or ROLES in benchmark or "->" in benchmark:
-        raise UserError(f"must come with --benchmark folder:PATH; got {benchmark}", option="source")
-    return f"{benchmark}{ROLES}{source}{ROLES}{target}"
 
 
 def read(name: str, root: Path) -> Benchmark:
@@ -125,12 +113,12 @@ def class_names(root: Path) -> list[str]:
 
 def _read_classes(path: Path) -> tuple[list[str], list[str], list[bool]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")  # -sig: spreadsheets begin the file with a mark
-        lines = [line for line in text.splitlines() if line.strip()]
-        if lines and lines[0].lower().startswith("sep="):  # so do others, with the separator
-            del lines[0]
-        heading = lines[0] if lines else ""
-        table = list(csv.reader(lines, delimiter=max(",;\t|", key=heading.count), skipinitialspace=True))
+        text = path.read_text(encoding="utf-8-sig").lstrip()  # -sig: spreadsheets begin the file with a mark
+        if text.lower().startswith("sep="):  # so do others, with the separator
+            text = text.partition("\n")[2].lstrip()
+        separator = max(",;\t|", key=text.partition("\n")[0].count)
+        cells = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
+        table = [row for row in cells if len(row) > 1 or "".join(row).strip()]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} must be a CSV file in UTF-8 with columns name, wnid, seen: {error}") from error
     columns = [cell.strip().lower() for cell in table[0]] if table else []
@@ -238,8 +226,7 @@ def _roles(rows: list[tuple], seen: list[bool]) -> list[str]:
 
 
 def _litter(passed_over: list[str]) -> list[str]:
-    more = f" and {len(passed_over) - SHOWN} more" if len(passed_over) > SHOWN else ""
-    return [f"passed over: {', '.join(passed_over[:SHOWN])}{more}"] if passed_over else []
+    return [f"passed over: {some_of(passed_over)}"] if passed_over else []
 
 
 def _is_litter(name: str) -> bool:
@@ -278,10 +265,7 @@ def _check_coverage(root: Path, names: list[str], seen: list[bool], rows: list[t
     for is_seen, domain, kind in ((True, "source", "seen"), (False, "target", "unseen")):
         bare = [n for c, n in enumerate(names) if seen[c] == is_seen and (c, domain) not in present]
         if bare:
-            more = f" and {len(bare) - SHOWN} more" if len(bare) > SHOWN else ""
-            raise UserError(
-                f"{root}: every {kind} class needs {domain} images; none for {', '.join(bare[:SHOWN])}{more}"
-            )
+            raise UserError(f"{root}: every {kind} class needs {domain} images; none for {some_of(bare)}")
 
 
 def _spoken(name: str) -> str:

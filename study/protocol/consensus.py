@@ -19,6 +19,7 @@ from torch import Tensor
 
 from models.heads import HEADS, Head, head_logits
 from models.stacked import unit_features
+from models.sweeps import class_mean_weights
 from study.protocol.scores import seen_unseen
 from study.protocol.task import CompetingClasses, best_class
 from study.protocol.trial_data import TrialData
@@ -82,13 +83,12 @@ def noise_of_difference(best_FT: Tensor, other_FT: Tensor, labels_T: Tensor, see
     Both see the same images, so only images on which they differ count. By the delta method: H = 2SU / (S + U) is
     linear in the images near the best prediction's S and U; variances are within pseudo-classes, whose sizes are given.
     """
-    agrees_2T = torch.stack([(rows_FT == labels_T).double().mean(0) for rows_FT in (best_FT, other_FT)])
+    best_T, other_T = ((rows_FT == labels_T).double().mean(0) for rows_FT in (best_FT, other_FT))
+    seen_T, unseen_T = class_mean_weights(labels_T, seen_C)
+    s, u = float(seen_T @ best_T), float(unseen_T @ best_T)
+    slope_T = (2 * u * u * seen_T + 2 * s * s * unseen_T) / max((s + u) ** 2, 1e-12)
+    off_T = slope_T * (best_T - other_T)
     count_C = torch.bincount(labels_T, minlength=len(seen_C))
-    kinds = [seen_C & (count_C > 0), ~seen_C & (count_C > 0)]
-    weight_C = sum(kind_C.double() / max(1, int(kind_C.sum())) for kind_C in kinds) / count_C.clamp_min(1)
-    s, u = (float((weight_C * kind_C)[labels_T] @ agrees_2T[0]) for kind_C in kinds)
-    slope_C = torch.where(seen_C, 2.0 * u * u, 2.0 * s * s) / max((s + u) ** 2, 1e-12)
-    off_T = (slope_C * weight_C)[labels_T] * (agrees_2T[0] - agrees_2T[1])
     of_class_C = torch.zeros(len(seen_C), dtype=torch.float64).index_add_(0, labels_T, off_T)
     variance = float((off_T**2).sum() - (of_class_C**2 / count_C.clamp_min(1)).sum())
     return max(variance, 0.0) ** 0.5

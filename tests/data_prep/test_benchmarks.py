@@ -108,6 +108,7 @@ def test_one_domain_without_splits_is_dealt(folder: Path) -> None:
         "Name;WNID;Seen\nanchor;n02709367;1\nbanana;n07753592;yes\nbear;n02131653;0\nbed;n02818832;no\n",
         "\ufeffname\tseen\twnid\nanchor\t1\tn02709367\nbanana\t1\tn07753592\nbear\t0\tn02131653\nbed\t0\tn02818832\n",
         " name , wnid , seen \n anchor , n02709367 , TRUE \nbanana,n07753592,1\n\nbear, n02131653,0\nbed,n02818832,0",
+        'name,wnid,seen,gloss\nanchor,n02709367,1,"a\nb"\nbanana,n07753592,1,\nbear,n02131653,0,\nbed,n02818832,0,\n',
         "sep=;\nname;wnid;seen\nanchor;n02709367;1\nbanana;n07753592;1\nbear;n02131653;0\nbed;n02818832;0\n",
     ],
 )

@@ -1,5 +1,6 @@
 """A real study of seconds on the embedded benchmark, through the command line; and searches without Tune."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,11 @@ def refit_here(
     configs: Sequence[MethodConfig], *, arrays: Any, seeds: Sequence[int], epochs: int, **_: Any
 ) -> list[Refit]:
     """Refit in this process: a worker of Ray imports torch first."""
-    data, packs = TrialData.from_arrays(ray.get(arrays)), packs_of(configs)
-    done = [refit_pack([configs[i] for i in pack], seeds=seeds, data=data, epochs=epochs) for pack in packs]
-    return in_order(packs, done)
+    return map_packs_here(functools.partial(refit_pack, seeds=seeds, epochs=epochs), configs, arrays)
 
 
 def map_packs_here(
-    work: PackWork[Any], configs: Sequence[MethodConfig], arrays: Any, resources: ResourceOptions
+    work: PackWork[Any], configs: Sequence[MethodConfig], arrays: Any, resources: ResourceOptions | None = None
 ) -> list[Any]:
     """Work on configurations in this process, a pack after the other."""
     data, packs = TrialData.from_arrays(ray.get(arrays)), packs_of(configs)
