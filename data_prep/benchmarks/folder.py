@@ -113,9 +113,9 @@ def class_names(root: Path) -> list[str]:
 
 def _read_classes(path: Path) -> tuple[list[str], list[str], list[bool]]:
     try:
-        text = path.read_text(encoding="utf-8-sig").lstrip()  # -sig: spreadsheets begin the file with a mark
+        text = path.read_text(encoding="utf-8-sig").lstrip("\n")  # -sig: spreadsheets begin the file with a mark
         if text.lower().startswith("sep="):  # so do others, with the separator
-            text = text.partition("\n")[2].lstrip()
+            text = text.partition("\n")[2].lstrip("\n")
         separator = max(",;\t|", key=text.partition("\n")[0].count)
         cells = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
         table = [row for row in cells if len(row) > 1 or "".join(row).strip()]
