@@ -108,11 +108,11 @@ def list_(cache_dir: str = ".cache") -> None:
     Args:
         cache_dir: Folder or URI where caches are kept.
     """
-    from data_prep.benchmarks import BENCHMARKS, FOLDER_PREFIX
+    from data_prep.benchmarks import BENCHMARKS, OWN_DATA
     from data_prep.manifest import MANIFEST, read_manifest
     from data_prep.storage import locate
 
-    console.print("benchmarks:", *BENCHMARKS, f"{FOLDER_PREFIX}<path>", highlight=False)
+    console.print("benchmarks:", *BENCHMARKS, *(f"{prefix}<path>" for prefix in OWN_DATA), highlight=False)
     caches = locate(cache_dir, option="cache_dir")
     for name in caches.names(recursive=True):
         if not name.endswith(f"/{MANIFEST}"):

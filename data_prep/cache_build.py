@@ -56,6 +56,8 @@ def prepare(options: FeatureOptions, progress: Progress | None = None) -> Path |
     if options.templates:
         bench = replace(bench, templates=find_templates(options.templates))
     checkpoint = find_checkpoint(options.clip or bench.default_clip)
+    if options.tokens and bench.holds_features:
+        raise UserError(f"must be left out with {bench.name}, which has no images", option="tokens")
     caches = locate(options.cache_dir, option="")
     contents = image_contents(bench.images, caches, f".{bench.slug}.hashes.parquet", progress)
     inputs = inputs_of(bench, checkpoint, contents, tokens=options.tokens)
@@ -153,6 +155,7 @@ def inputs_of(bench: Benchmark, checkpoint: Checkpoint, contents: pa.Table, *, t
         "auxiliary_wnids": sorted(bench.auxiliary_wnids),
         # absent facts leave no trace: other benchmarks keep their fingerprints
         **({"partial": bench.partial} if bench.partial else {}),
+        **({"encoded": True} if bench.holds_features else {}),
         **({"halves": True} if bench.halves else {}),
         **({"target_classes": list(bench.target_classes)} if bench.target_classes else {}),
         **({"tokens": True} if tokens else {}),
@@ -200,7 +203,14 @@ class _Build:
         shards, tokens = self.caches / _building(name), "tokens" in self.inputs
         with ray_session():
             encoded = encode(
-                bench.images, texts, self.checkpoint, shards, tokens=tokens, gpu=self.gpu, progress=self.progress
+                bench.images,
+                texts,
+                self.checkpoint,
+                shards,
+                encoded=bench.holds_features,
+                tokens=tokens,
+                gpu=self.gpu,
+                progress=self.progress,
             )
         rejected = rejected_table(bench, encoded)
         _refuse(rejected, len(bench.images), max_rejected)

@@ -19,6 +19,8 @@ POINTER = b"version https://git-lfs.github.com/"
 """How a file begins that Git LFS has not downloaded."""
 DEFAULT_CROP = 224
 """Pixels of CLIP's image processor where its file states none."""
+DEFAULT_DIMENSION = 512
+"""Of CLIP's features where its file states none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,8 @@ class Checkpoint:
     """Where its files are; all nodes of a cluster must see it."""
     identity: dict[str, Any]
     """What its content is: hub id and revision, or the SHA-256 of its files; and the processor's settings."""
+    dimension: int
+    """Of its features."""
 
     @property
     def weight_bytes(self) -> int:
@@ -101,7 +105,8 @@ def _checked(name: str, folder: Path, identity: dict[str, Any], clip: str | Path
     _check_towers(folder, clip)
     settings = [_read_json(path, clip) for path in processors]
     _check_size(config, settings, clip)
-    return Checkpoint(name=name, folder=folder, identity=identity | {"processor": settings})
+    dimension = config.get("projection_dim", DEFAULT_DIMENSION)
+    return Checkpoint(name=name, folder=folder, identity=identity | {"processor": settings}, dimension=dimension)
 
 
 def load_model(checkpoint: Checkpoint) -> "CLIPModel":

@@ -19,6 +19,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -76,13 +77,15 @@ def encode(
     checkpoint: Checkpoint,
     shards: Storage,
     *,
+    encoded: bool = False,
     tokens: bool = False,
     gpu: bool = False,
     progress: Progress | None = None,
 ) -> Encoded:
     """Encode every row of `images` (columns key, path and data, one of the last two null) and every text.
 
-    shards: folder of finished shards, which are not computed again; it must belong to these inputs alone. tokens:
+    shards: folder of finished shards, which are not computed again; it must belong to these inputs alone. encoded:
+    `data` of the images are their features, float32 (see `Benchmark.holds_features`); only texts are encoded. tokens:
     keep the features of image patches, too. gpu: encode on GPUs only, and wait for one if an autoscaler must start its
     node. Ray must be initialised. Raises UserError if the checkpoint fails, or a GPU that Ray counts is none.
     """
@@ -91,8 +94,13 @@ def encode(
     image_units, text_units = list(_image_units(images)), list(_text_units(unique))
     units, finished = image_units + text_units, set(shards.names())
     todo = [unit for unit in units if unit["shard"] not in finished]
-    batch = _plan_batch(len(images), checkpoint, shards, finished, gpu=gpu)
+    batch = _plan_batch(0 if encoded else len(images), checkpoint, shards, finished, gpu=gpu)
     report = progress or (lambda stage, done, total: None)
+    if encoded:
+        for unit in todo:
+            if unit["kind"] == "image":
+                _commit(_given_features(unit, checkpoint), shards)
+        todo = [unit for unit in todo if unit["kind"] == "text"]
     report("features", len(units) - len(todo), len(units))
     for done, row in enumerate(_run(todo, checkpoint, batch, tokens, gpu), start=len(units) - len(todo) + 1):
         if row["fatal"]:
@@ -117,6 +125,29 @@ def encode(
         shards=shards,
         image_shards=tuple((unit["start"], unit["shard"]) for unit in image_units),
     )
+
+
+def _given_features(unit: dict[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the row of a unit whose images come with their features. Raises UserError for those of another model."""
+    features_ID = np.stack([np.frombuffer(data, np.float32) for data in unit["data"]])
+    if features_ID.shape[1] != checkpoint.dimension:
+        raise UserError(
+            f"must be the checkpoint of the features, which have {features_ID.shape[1]} dimensions; "
+            f"{checkpoint.name} has {checkpoint.dimension}",
+            option="clip",
+        )
+    length_I1 = np.linalg.norm(features_ID, axis=1, keepdims=True)
+    finite_I1 = np.isfinite(length_I1)
+    reasons = np.where(finite_I1, np.where(length_I1 > 0, "", "the feature is 0"), "the feature is not finite")
+    scaled_ID = features_ID / np.where(finite_I1 & (length_I1 > 0), length_I1, 1)
+    return {
+        "shard": unit["shard"],
+        "features": np.where(reasons == "", scaled_ID, 0).astype(np.float16),
+        "reasons": reasons[:, 0].tolist(),
+        "tokens": np.zeros((0, 1), np.float16),
+        "logit_scale": 0.0,
+        "precision": "",
+    }
 
 
 def _plan_batch(images: int, checkpoint: Checkpoint, shards: Storage, finished: set[str], *, gpu: bool) -> int:
@@ -154,8 +185,8 @@ def _commit(row: dict[str, Any], shards: Storage) -> None:
 class Preprocess:
     """A unit of work -> the model's input (pixels or token ids), and the reasons why images of it cannot be read."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: Checkpoint, threads: int = 1) -> None:
+        self.checkpoint, self._threads = checkpoint, threads
         self._processor: Any = None
         self._tokenizer: Any = None
 
@@ -163,20 +194,28 @@ class Preprocess:
         row: dict[str, Any] = {name: unit[name] for name in ("shard", "kind", "rows")}
         if unit["kind"] == "text":
             return row | {"reasons": [""] * unit["rows"], "inputs": self._tokens(list(unit["texts"]))}
-        decoded = [decode(path, data) for path, data in zip(unit["path"], unit["data"], strict=True)]
-        good = [image for image in decoded if not isinstance(image, str)]
+        with ThreadPoolExecutor(self._threads) as pool:  # Pillow lets other threads run while it decodes
+            made = list(pool.map(self._pixels, unit["path"], unit["data"]))
+        good = [pixels for pixels in made if not isinstance(pixels, str)]
         return row | {
-            "reasons": [image if isinstance(image, str) else "" for image in decoded],
-            "inputs": self._pixels(good) if good else np.zeros(0, np.float32),
+            "reasons": [pixels if isinstance(pixels, str) else "" for pixels in made],
+            "inputs": np.concatenate(good) if good else np.zeros(0, np.float32),
         }
 
-    def _pixels(self, decoded: list[Any]) -> np.ndarray:
+    def _pixels(self, path: str | None, data: Any) -> np.ndarray | str:
+        """Return the pixels (1, 3, size, size) of an image, or the reason why there are none.
+
+        One image at a time: those of a shard, as photographs are today, would fill 9 GB before they are resized.
+        """
+        image = decode(path, data)
+        if isinstance(image, str):
+            return image
         if self._processor is None:
             # By name: without torchvision CLIPImageProcessor does not exist, and where it does it rounds differently.
             from transformers import CLIPImageProcessorPil
 
             self._processor = CLIPImageProcessorPil.from_pretrained(self.checkpoint.folder)
-        return self._processor(decoded, return_tensors="np")["pixel_values"]
+        return self._processor(image, return_tensors="np")["pixel_values"]
 
     def _tokens(self, texts: list[str]) -> np.ndarray:
         if self._tokenizer is None:

@@ -20,9 +20,11 @@ MOST_OBLONG = 100
 """Sides' largest ratio: the shorter one is resized to the model's, and the longer with it; a strip fills the memory."""
 
 
-def decode(path: str | None, data: bytes | None) -> Image.Image | str:
-    """Return the image of a file or of its content in RGB, or the reason why there is none."""
+def decode(path: str | None, data: bytes | Image.Image | None) -> Image.Image | str:
+    """Return the image of a file, of its content or of one opened already in RGB, or the reason why there is none."""
     try:
+        if isinstance(data, Image.Image):
+            return _shown(data)
         content = Path(path).read_bytes() if path else data
         if not content:
             return "empty file"

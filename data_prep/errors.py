@@ -1,5 +1,6 @@
 """Mistakes a user can mend, and the one way in which commands end."""
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 
@@ -47,6 +48,8 @@ def run_command(work: Callable[[], object]) -> int:
 
     A user's mistake is one line on standard error. Any other exception passes: Python then shows its traceback.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without UTF-8 shows a name as far as it can
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with signals_interrupt():
             work()

@@ -11,16 +11,18 @@ class FeatureOptions:
     """A benchmark, a checkpoint, and the folder of their features"""
 
     benchmark: str = "icons2emoji"
-    """A name from `python -m data_prep list`, or folder:PATH with PATH/DOMAIN/CLASS/*.jpg and PATH/classes.csv. CoOp's
-    sets take options: dtd:shots=16,seed=2."""
+    """A name from `python -m data_prep list`, folder:PATH with PATH/DOMAIN/CLASS/*.jpg and PATH/classes.csv, or
+    features:PATH for features of images in a Parquet or npz file. CoOp's sets take options: dtd:shots=16,seed=2."""
     source: str | None = None
-    """Of folder:PATH, the folder of labelled images, where it is not called source or train."""
+    """Of folder:PATH or features:PATH, the folder or domain of labelled images, where it is not called source or
+    train."""
     target: str | None = None
-    """Of folder:PATH, the folder of unlabelled images, where it is not called target or test."""
+    """Of folder:PATH or features:PATH, the folder or domain of unlabelled images, where it is not called target or
+    test."""
     clip: str | None = None
     """Checkpoint folder or Hugging Face id; the benchmark's own if left out."""
     data_root: Path | None = None
-    """Where the data sets were unpacked, and where a relative folder:PATH starts."""
+    """Where the data sets were unpacked, and where a relative PATH of own data starts."""
     cache_dir: str | Path = ".cache"
     """Folder or URI (s3://bucket/prefix) where caches are kept, one folder each, named by benchmark and fingerprint."""
     rebuild: bool = False

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,11 @@ def csv_bytes(table: pa.Table) -> bytes:
     content = io.BytesIO()
     pa.csv.write_csv(table, content)
     return content.getvalue()
+
+
+def plain_cell(text: str) -> str:
+    """Return a cell as `csv_bytes` writes it, for files that are written row by row."""
+    return f"'{text}" if re.match(f"'*{_FORMULA}", text) else text
 
 
 def read_csv(content: bytes, *, strings: Sequence[str]) -> pa.Table:

@@ -292,12 +292,13 @@ class TipAdapter(Baseline):
         *,
         allowed_KI: Tensor | None = None,
         groups: Sequence[Sequence[int]] | None = None,
+        apart: bool = False,
         alphas: Sequence[float] = ALPHAS,
         betas: Sequence[float] = BETAS,
     ) -> list[Swept]:
         """Set alpha and beta of each lane to the grid's best on labelled images; return what was found, by group.
 
-        `allowed_KI`: bool, the images each lane may choose by. `groups`: the lanes of each configuration.
+        Arguments as in `StackedModule.sweep`.
         """
         found = []
         for lanes in each_lane(len(self.base_KC), groups):
@@ -313,6 +314,7 @@ class TipAdapter(Baseline):
                     alphas=alphas,
                     betas=betas,
                     base_C=self.base_KC[k],
+                    apart=apart,
                 )
                 b, a = divmod(int(grid_BA.argmax()), len(alphas))
                 self.alpha[k], self.beta[k] = alphas[a], betas[b]
@@ -378,10 +380,11 @@ class CalibratedStacking(Baseline):
         *,
         allowed_KI: Tensor | None = None,
         groups: Sequence[Sequence[int]] | None = None,
+        apart: bool = False,
     ) -> list[Swept]:
         """Set each lane's constant to the best of all on labelled images; return what was found, by group.
 
-        `allowed_KI`: bool, the images each lane may choose by. `groups`: the lanes of each configuration.
+        Arguments as in `StackedModule.sweep`; where base and novel classes compete apart the constant decides nothing.
         """
         scaled_DC = self.logit_scale * self.text_features_CD.T
         # an image goes to the best base class while the constant is at most its lead: it is a threshold on the lead

@@ -335,12 +335,14 @@ class PVA(StackedModule):
         *,
         allowed_KI: Tensor | None = None,
         groups: Sequence[Sequence[int]] | None = None,
+        apart: bool = False,
         lambdas: Sequence[float] = LAMBDAS,
     ) -> list[Swept]:
         """Set tau and lambda of each lane to the best on labelled images; return what was found, by group.
 
-        Labels are class ids; those of the lane's base classes count for S, the others for U. `allowed_KI`: bool, the
-        images each lane may choose by. `groups`: the lanes of each configuration.
+        Labels are class ids; those of the lane's base classes count for S, the others for U. Other arguments as in
+        `StackedModule.sweep`. Where classes compete apart, lambda is the best among novel classes, and tau, which then
+        decides nothing, the best at this lambda where all of them compete.
         """
         scores = self.scores(unit_features(images_ID))
         found = []
@@ -357,7 +359,7 @@ class PVA(StackedModule):
                         base_C=self.base_KC[k],
                     )
                 )
-            own, mean = sweep_residual(folds, lambdas=lambdas if self.config.residual else (0.0,))
+            own, mean = sweep_residual(folds, lambdas=lambdas if self.config.residual else (0.0,), apart=apart)
             for k, choice in zip(lanes, own, strict=True):
                 self.tau[k], self.residual_lambda[k] = choice.tau, choice.residual_lambda
             knobs = {"tau": mean.tau, "residual_lambda": mean.residual_lambda}

@@ -242,11 +242,14 @@ class StackedModule(LaneModule, ABC):
         *,
         allowed_KI: Tensor | None = None,
         groups: Sequence[Sequence[int]] | None = None,
+        apart: bool = False,
     ) -> list[Swept]:
         """Set each lane's inference-time knobs to its best on labelled images; return what was found, by group.
 
         `labels_I`: class ids. `allowed_KI`: bool, the images each lane may choose by. `groups`: the lanes of each
-        configuration, by default each lane alone; other lanes keep their knobs. Nothing is swept by default.
+        configuration, by default each lane alone; other lanes keep their knobs. `apart`: whether only base classes
+        compete for images of base classes and only novel ones for the others, as where base-to-novel is scored.
+        Nothing is swept by default.
         """
         return []
 

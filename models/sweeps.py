@@ -226,13 +226,23 @@ class ResidualFold:
     def curve(self, strength: float) -> Curve:
         """Return S and U at every threshold, at one residual strength; without separation a curve of one point."""
         if self.score_I is None:
-            correct_I = (self.cosine.at(strength).argmax(-1) == self.labels_I).double()
-            seen, unseen = (w @ correct_I for w in class_mean_weights(self.labels_I, self.base_C))
-            return Curve(tau_M=seen.new_full((1,), math.inf), seen_M=seen[None], unseen_M=unseen[None])
+            return self._point(self.cosine.at(strength).argmax(-1))
         novel_N, cosine = self._novel
         novel_I = novel_N[cosine.at(strength).argmax(-1)] if len(novel_N) else torch.full_like(self.labels_I, -1)
         base_right_I, novel_right_I = self.base_best_I == self.labels_I, novel_I == self.labels_I
         return seen_unseen_curve(self.score_I, base_right_I, novel_right_I, self.labels_I, self.base_C)
+
+    def apart(self, strength: float) -> Curve:
+        """Return S and U where only classes of the label's own kind compete: a curve of one point."""
+        is_base_I = self.base_C[self.labels_I]
+        others_IC = self.base_C != is_base_I[:, None]
+        best_I = self.cosine.at(strength).masked_fill(others_IC, -math.inf).argmax(-1)
+        return self._point(best_I if self.score_I is None else torch.where(is_base_I, self.base_best_I, best_I))
+
+    def _point(self, predicted_I: Tensor) -> Curve:
+        correct_I = (predicted_I == self.labels_I).double()
+        seen, unseen = (w @ correct_I for w in class_mean_weights(self.labels_I, self.base_C))
+        return Curve(tau_M=seen.new_full((1,), math.inf), seen_M=seen[None], unseen_M=unseen[None])
 
     @cached_property
     def _novel(self) -> tuple[Tensor, ResidualCosine]:
@@ -241,21 +251,27 @@ class ResidualFold:
         return novel_N, self.cosine.among(novel_N)
 
 
-def sweep_residual(folds: Sequence[ResidualFold], *, lambdas: Sequence[float] = LAMBDAS) -> tuple[list[Choice], Choice]:
+def sweep_residual(
+    folds: Sequence[ResidualFold], *, lambdas: Sequence[float] = LAMBDAS, apart: bool = False
+) -> tuple[list[Choice], Choice]:
     """Return each fold's best residual strength with its exact best threshold, and the pair best for the folds' mean.
 
     tau and lambda belong together, so the second result is one point of the whole grid: the largest mean H over the
     folds, every threshold tried at every lambda. tau is NaN without separation. Of equal H the smaller lambda wins.
+    `apart`: whether only base classes compete for images of base classes, and only novel ones for the others. lambda is
+    then the best for that, and tau, which decides nothing there, the best at this lambda where all classes compete.
     """
     if not lambdas:
         raise ValueError("lambdas must name at least one residual strength, got none")
     best = [Choice(tau=math.nan, seen=0.0, unseen=0.0, h=-math.inf)] * (len(folds) + 1)  # the last one is of the mean
     for strength in lambdas:
         curves = [fold.curve(strength) for fold in folds]
-        for i, together in enumerate([*([curve] for curve in curves), curves]):
-            choice = best_of_mean(together)
+        scored = [fold.apart(strength) for fold in folds] if apart else curves
+        for i, lanes in enumerate([*([f] for f in range(len(folds))), range(len(folds))]):
+            choice = best_of_mean([scored[f] for f in lanes])
             if choice.h > best[i].h:
-                tau = math.nan if folds[0].score_I is None else choice.tau
+                tau = best_of_mean([curves[f] for f in lanes]).tau if apart else choice.tau
+                tau = math.nan if folds[0].score_I is None else tau
                 best[i] = replace(choice, tau=tau, residual_lambda=float(strength))
     return best[:-1], best[-1]
 
@@ -272,13 +288,14 @@ def tip_adapter_grid(
     alphas: Sequence[float],
     betas: Sequence[float],
     base_C: Tensor | None = None,
+    apart: bool = False,
 ) -> Tensor:
     """Compute the accuracy (B, A) float64 of Tip-Adapter at every beta and alpha; H instead where `base_C` is given.
 
     Logits are `clip + alpha sum_n exp(-beta (1 - affinity_n)) [label_n = c]` (Zhang et al., 2022). For one beta they
     are linear in alpha: two bounds per image replace one product per alpha. Where rounding could decide, the logits are
     formed and compared after all, so each count is that of a loop over the grid. Ties go to the smaller class, as in
-    `argmax`.
+    `argmax`. `apart`: whether only base classes compete for images of base classes, and only novel ones for the others.
     """
     alpha_A = torch.tensor(alphas, dtype=clip_logits_IC.dtype, device=clip_logits_IC.device)
     if base_C is None:
@@ -292,6 +309,11 @@ def tip_adapter_grid(
     own_I1 = clip_logits_IC.gather(1, labels_I[:, None])
     others_IC = clip_logits_IC.index_fill(1, cached_M, -math.inf).scatter_(1, labels_I[:, None], -math.inf)
     lead_IM = (own_I1 - clip_logits_IC[:, cached_M]).masked_fill_(own_IM, math.inf)  # no rival of itself
+    outside_IC = torch.zeros_like(clip_logits_IC, dtype=torch.bool)  # classes that do not compete for the image
+    if apart and base_C is not None:
+        outside_IC = base_C != base_C[labels_I][:, None]
+        lead_IM.masked_fill_(outside_IC[:, cached_M], math.inf)
+        others_IC.masked_fill_(outside_IC, -math.inf)
     lead_IR = torch.cat([lead_IM, own_I1 - others_IC.amax(1, keepdim=True)], dim=1)
     grid = []
     for beta in betas:
@@ -306,7 +328,7 @@ def tip_adapter_grid(
         for rows_P2 in doubtful.split(2**16):
             i, a = rows_P2.unbind(1)
             logits_PC = clip_logits_IC[i].index_add_(1, cached_M, alpha_A[a, None] * cache_IM[i])
-            correct_IA[i, a] = logits_PC.argmax(-1) == labels_I[i]
+            correct_IA[i, a] = logits_PC.masked_fill_(outside_IC[i], -math.inf).argmax(-1) == labels_I[i]
         accuracy_SA = weights_SI @ correct_IA.double()
         grid.append(accuracy_SA[0] if base_C is None else harmonic_mean(accuracy_SA[0], accuracy_SA[1]))
     return torch.stack(grid)

@@ -2,10 +2,14 @@
 
 from typing import Any
 
-__all__ = ["load_benchmark", "plot", "read_leaderboard", "run_study"]
+__all__ = ["Adapter", "load_benchmark", "plot", "read_leaderboard", "run_study"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "Adapter":
+        from study.outputs.prediction import Adapter
+
+        return Adapter
     if name in __all__:
         from study import api  # torch, Ray and plotly take seconds: --help does not wait for them
 

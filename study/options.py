@@ -27,11 +27,11 @@ class StudyOptions:
     """Search space: a method's knobs with their ranges, or an ablation."""
     benchmark: str | None = None
     """Benchmark: icons2emoji, icons2emoji-gzsl (embedded, nothing to download; the default is that of the space's
-    task), a published one under --data-root, or folder:PATH for your own images."""
+    task), a published one under --data-root, folder:PATH for your own images, or features:PATH for their features."""
     source: str | None = None
-    """With folder:PATH: its folder of labelled images, where it is not called source or train."""
+    """With folder:PATH or features:PATH: its labelled images, where they are not called source or train."""
     target: str | None = None
-    """With folder:PATH: its folder of unlabelled images, where it is not called target or test."""
+    """With folder:PATH or features:PATH: its unlabelled images, where they are not called target or test."""
     train_on: str | None = None
     """With --test-on: benchmark whose labelled images, of all its classes, are trained on."""
     test_on: str | None = None

@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: one local Ray cluster per session, one prepared cache of the embedded benchmark."""
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,18 +15,18 @@ torch.set_num_threads(1)
 # the processes of `-n 2` ignore Ctrl-C, and so would the programs that tests start and interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-WITH_RAY = ("test_faults", "test_security", "test_dashboard")
-"""Modules whose tests start a Ray of their own."""
 
-
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks: else every test goes to whichever process is free
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give all tests that use Ray to one of the processes of `-n 2`, which share one cluster; others go by module.
+    """Give all tests with the embedded studies to one of the processes of `-n 2`: those are made once.
 
-    Much of the time of tests with Ray is waiting for its processes: the other tests run meanwhile.
+    All others with a Ray share one, too; what is left goes by module. Much of the time of tests with Ray is waiting for
+    its processes: other tests run meanwhile.
     """
     for item in items:
-        uses_ray = "ray_cluster" in getattr(item, "fixturenames", ()) or item.path.stem in WITH_RAY
-        item.add_marker(pytest.mark.xdist_group("ray" if uses_ray else str(item.path)))
+        names = getattr(item, "fixturenames", ())
+        groups = {"embedded_cache": "studies", "ray_cluster": "ray"}
+        item.add_marker(pytest.mark.xdist_group(next((g for n, g in groups.items() if n in names), str(item.path))))
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +44,10 @@ def embedded_cache(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) 
     """The embedded benchmark's features, built by the real Ray Data job: it costs seconds, so all tests share it."""
     from data_prep import FeatureOptions, prepare
 
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the folder above is that of all processes
+        mark = tmp_path_factory.getbasetemp().parent / "embedded_cache"
+        assert not mark.exists(), "a second process makes all studies again: xdist has lost its groups"
+        mark.touch()
     return prepare(FeatureOptions(benchmark="icons2emoji", cache_dir=tmp_path_factory.mktemp("embedded")))
 
 

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from data_prep.benchmarks import coop, coop_splits, folder, i2awa, i2webv, icons2emoji, transfer, xlsa17
+from data_prep.benchmarks import coop, coop_splits, features, folder, i2awa, i2webv, icons2emoji, transfer, xlsa17
 from data_prep.benchmarks.base import Benchmark
+from data_prep.benchmarks.own_data import ROLES
 from data_prep.errors import UserError
 
-FOLDER_PREFIX = "folder:"
+OWN_DATA: dict[str, Callable[[str, Path], Benchmark]] = {"folder:": folder.read, features.PREFIX: features.read}
+"""Readers of a user's own data, by what the benchmark's name begins with: read(name, path)."""
 Reader = Callable[[str, Path | None, bool], Benchmark]
 """read(name, data_root, allow_partial)"""
 BENCHMARKS: dict[str, Reader] = {
@@ -28,40 +30,44 @@ BENCHMARKS: dict[str, Reader] = {
 def get_benchmark(name: str, data_root: Path | None = None, *, allow_partial: bool = False) -> Benchmark:
     """Read the class table and image list of benchmark `name`; images themselves are opened later.
 
-    name: a key of BENCHMARKS (CoOp's take options, see coop.py), "folder:<path>" for your own images (a relative path
-    starts at `data_root`, if given), or "A->B" to train on A and test on B (see transfer.py). data_root: where the
-    published data sets were unpacked; each benchmark's file states the layout. allow_partial: take the part of an
-    incomplete data set that is there, and say so in `Benchmark.partial`.
+    name: a key of BENCHMARKS (CoOp's take options, see coop.py), "folder:<path>" for your own images or
+    "features:<path>" for features of them (a relative path starts at `data_root`, if given), or "A->B" to train on A
+    and test on B (see transfer.py). data_root: where the published data sets were unpacked; each benchmark's file
+    states the layout. allow_partial: take the part of an incomplete data set that is there, and say so in
+    `Benchmark.partial`.
     Raises UserError for an unknown name (with the nearest valid one) and for whatever is wrong with the data.
     """
     if transfer.ARROW in name:
         source, target = name.split(transfer.ARROW, 1)
         return _transfer(source, target, data_root, allow_partial)
-    if name.startswith(FOLDER_PREFIX):
-        path = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
-        return folder.read(name, data_root / path if data_root else path)
-    base, options, _ = name.partition(":")
+    base, colon, options = name.partition(":")
+    if base + colon in OWN_DATA:
+        path = Path(options).expanduser()
+        bench = OWN_DATA[base + colon](name, data_root / path if data_root else path)
+        _check_names(bench)
+        return bench
     reader = BENCHMARKS.get(base)
     if reader and (reader is coop.read or not options):
         bench = reader(name, data_root, allow_partial)
         _check_names(bench)
         return bench
-    valid = [*BENCHMARKS, f"{FOLDER_PREFIX}<path>"]
-    near = difflib.get_close_matches(name, [*BENCHMARKS, FOLDER_PREFIX], n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0].replace(FOLDER_PREFIX, valid[-1])!r}?" if near else ""
+    valid = [*BENCHMARKS, *(f"{prefix}<path>" for prefix in OWN_DATA)]
+    near = difflib.get_close_matches(name, [*BENCHMARKS, *OWN_DATA], n=1, cutoff=0.4)
+    hint = f"; did you mean {next(v for v in valid if v.startswith(near[0]))!r}?" if near else ""
     raise UserError(f"must be one of {', '.join(valid)}; got {name!r}{hint}", option="benchmark")
 
 
 def with_roles(benchmark: str, source: str | None, target: str | None) -> str:
-    """Return the name of a folder benchmark whose labelled and unlabelled folders are said. Raises UserError."""
+    """Return the name of own data whose labelled and unlabelled parts are said. Raises UserError."""
     if source is None and target is None:
         return benchmark
     if source is None or target is None:
         option, other = ("source", "target") if source is None else ("target", "source")
         raise UserError(f"must be given together with --{other}; got none", option=option)
-    if not benchmark.startswith(FOLDER_PREFIX) or folder.ROLES in benchmark or transfer.ARROW in benchmark:
-        raise UserError(f"must come with --benchmark folder:PATH; got {benchmark}", option="source")
-    return f"{benchmark}{folder.ROLES}{source}{folder.ROLES}{target}"
+    if not benchmark.startswith(tuple(OWN_DATA)) or ROLES in benchmark or transfer.ARROW in benchmark:
+        rule = f"must come with --benchmark {' or '.join(f'{prefix}PATH' for prefix in OWN_DATA)}"
+        raise UserError(f"{rule}; got {benchmark}", option="source")
+    return f"{benchmark}{ROLES}{source}{ROLES}{target}"
 
 
 def _transfer(source: str, target: str, data_root: Path | None, allow_partial: bool) -> Benchmark:

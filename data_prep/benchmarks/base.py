@@ -23,7 +23,7 @@ IMAGE_SCHEMA = pa.schema(
         ("domain", pa.string()),  # one of DOMAINS
         ("split", pa.int8()),  # index into feature_store.SPLITS
         ("path", pa.string()),  # image file, or null
-        ("data", pa.binary()),  # encoded image, or null; one of path and data is given
+        ("data", pa.binary()),  # encoded image (or feature: `holds_features`), or null; one of path and data is given
     ]
 )
 
@@ -51,6 +51,8 @@ class Benchmark:
     accuracies are over images, as they are published."""
     target_classes: tuple[int, ...] = ()
     """Cross-dataset: test images are classified among these, accuracies are over images; () stands for all classes."""
+    holds_features: bool = False
+    """Whether `data` of the images are CLIP features that exist already, float32, as bytes."""
     notes: tuple[str, ...] = ()
     """What its owner should read before anything is computed: which images have which role, what was passed over."""
     partial: str = ""

@@ -37,7 +37,7 @@ EncodeTexts = Callable[[Sequence[str]], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adapter:
+class TrainedAdapter:
     """One trained configuration and the texts it classifies by."""
 
     config: MethodConfig
@@ -84,7 +84,7 @@ class Adapter:
 
     def with_classes(
         self, added: Sequence[tuple[str, str]], encode: EncodeTexts, *, where: str = "classes as NAME=WNID"
-    ) -> "Adapter":
+    ) -> "TrainedAdapter":
         """Return the adapter with more classes, each a (name, wnid or ""): unseen ones, like any class without images.
 
         Methods with a graph need the place of each class in WordNet: an empty wnid is looked up. `where`: how users
@@ -112,7 +112,7 @@ class Adapter:
         )
         return replace(grown, data=data, names=(*self.names, *names), wnids=(*self.wnids, *wnids))
 
-    def _with_nodes(self, names: Sequence[str], wnids: Sequence[str | None], encode: EncodeTexts) -> "Adapter":
+    def _with_nodes(self, names: Sequence[str], wnids: Sequence[str | None], encode: EncodeTexts) -> "TrainedAdapter":
         """Return the adapter with nodes and edges for classes and those of their hypernyms that the graph lacks."""
         net = wordnet()
         hierarchy = hypernym_graph(net, [wnid for wnid in wnids if wnid in net.synsets])
@@ -148,9 +148,9 @@ def make_adapter(
     data: TrialData,
     features: FeatureSet,
     clip: dict[str, Any],
-) -> Adapter:
+) -> TrainedAdapter:
     """Make the adapter of one refitted lane. `clip`: identity of the checkpoint, from the cache's manifest."""
-    return Adapter(
+    return TrainedAdapter(
         config=config,
         seed=seed,
         data=without_images(**{name: getattr(data, name) for name in (*TEXTS, "logit_scale", "fingerprint")}),

@@ -16,7 +16,7 @@ from data_prep.templates import is_template
 from data_prep.wordnet import NOT_IN_WORDNET
 from study.evaluation.leaderboard import ORACLE, Row
 from study.evaluation.leaderboard_text import to_markdown
-from study.outputs.adapter import TEXTS, Adapter, without_images
+from study.outputs.adapter import TEXTS, TrainedAdapter, without_images
 from study.outputs.provenance import RefitRecord
 from study.training.methods import METHODS
 
@@ -27,7 +27,7 @@ FORMAT = 1
 def write_adapter(
     storage: Storage,
     folder: str,
-    adapter: Adapter,
+    adapter: TrainedAdapter,
     *,
     row: Row,
     metrics: Mapping[str, float],
@@ -69,7 +69,7 @@ def write_adapter(
         storage.write(f"{folder}/{name}", content)
 
 
-def read_adapter(storage: Storage) -> Adapter:
+def read_adapter(storage: Storage) -> TrainedAdapter:
     """Read the adapter in a folder. Raises `UserError` if there is none, or if it is damaged."""
     files = {name: storage.read(name) for name in ("config.json", "adapter.safetensors", "classes.csv", "nodes.csv")}
     missing = [name for name, content in files.items() if content is None]
@@ -90,7 +90,7 @@ def read_adapter(storage: Storage) -> Adapter:
         tensors = load(files["adapter.safetensors"] or b"")
         classes, nodes = _columns(files["classes.csv"]), _columns(files["nodes.csv"])
         kind = {method.__name__: method for method in METHODS}[config["method"]]
-        return Adapter(
+        return TrainedAdapter(
             config=kind(**config["config"]),
             seed=config["seed"],
             data=without_images(
@@ -117,7 +117,7 @@ def _columns(content: bytes | None) -> dict[str, list[Any]]:
     return read_csv(content or b"", strings=("name", "wnid")).to_pydict()
 
 
-def _card(adapter: Adapter, row: Row, metrics: Mapping[str, float], record: RefitRecord) -> str:
+def _card(adapter: TrainedAdapter, row: Row, metrics: Mapping[str, float], record: RefitRecord) -> str:
     """Return the model card."""
     _, _, table = to_markdown([row]).partition("\n\n")  # without its title
     seen = int(adapter.data.seen_C.sum())

@@ -1,80 +1,132 @@
 """Classify images with an exported adapter, without Ray and without the feature cache.
 
-Suffixes: B batch, I images, T texts, C classes, D CLIP dimension.
+from study import Adapter
+
+adapter = Adapter.load("results/NAME/adapters/1")
+for prediction in adapter.predict(["cat.png", "photos/"]):
+    print(prediction.image, prediction.classes[0])
+
+Suffixes: I images, T texts, C classes, D CLIP dimension.
 """
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from data_prep.benchmarks.folder import is_litter
 from data_prep.benchmarks.icons2emoji import ASSETS
 from data_prep.checkpoint import Checkpoint, find_checkpoint, find_pinned_checkpoint
 from data_prep.clip_features import IMAGES_PER_SHARD, Encode, Preprocess
 from data_prep.errors import UserError
 from data_prep.storage import locate
-from study.outputs.adapter import Adapter
+from study.outputs.adapter import TrainedAdapter
 from study.outputs.adapter_files import read_adapter
+
+ImageLike = str | Path | Image.Image
+"""An image file, or an image that is opened."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     """One image's likeliest classes."""
 
-    image: Path
-    """The image file."""
+    image: str
+    """Path of the file; "image 0", "image 1", ... for opened images, by their place in the input."""
     classes: tuple[tuple[str, float], ...]
-    """Class names with their probabilities, the likeliest first."""
+    """Class names with their probabilities, the likeliest first; empty for an image that cannot be read."""
+    error: str = ""
+    """Why the image cannot be read."""
 
 
-def predict_images(
-    images: Sequence[Path],
-    *,
-    adapter: str,
-    clip: str | None = None,
-    allow_download: bool = False,
-    classes: str = "",
-    top: int = 5,
-) -> Iterator[Prediction]:
-    """Classify image files; yield the `top` likeliest classes of each. Raises `UserError`.
+class Adapter:
+    """An exported adapter with its checkpoint, ready to classify images; on a GPU, if there is one."""
 
-    `adapter`: folder or URI. `clip`: the checkpoint it was trained with, where it is neither embedded nor on this
-    machine. `allow_download`: whether the repository that the adapter names may be downloaded. `classes`: more classes
-    that compete, "NAME,NAME=WNID,...".
-    """
-    loaded = read_adapter(locate(adapter, option="adapter"))
-    checkpoint = _checkpoint(loaded, clip, allow_download=allow_download)
-    encoder = Encoder(checkpoint)
-    if classes:
-        pairs = (part.partition("=") for part in classes.split(","))
-        loaded = loaded.with_classes([(name.strip(), wnid.strip()) for name, _, wnid in pairs], encoder.texts)
-    module = loaded.module(str(checkpoint.folder))
-    for start in range(0, len(images), IMAGES_PER_SHARD):
-        batch = images[start : start + IMAGES_PER_SHARD]
-        probabilities_BC = module.logits(encoder.images(batch))[0].detach().softmax(-1)
-        best = probabilities_BC.topk(min(top, len(loaded.names)))
-        for image, of_image, values in zip(batch, best.indices.tolist(), best.values.tolist(), strict=True):
-            named = tuple((loaded.names[c], p) for c, p in zip(of_image, values, strict=True))
-            yield Prediction(image=image, classes=named)
+    def __init__(self, trained: TrainedAdapter, encoder: "Encoder") -> None:
+        self._trained, self._encoder = trained, encoder
+        self._module = trained.module(str(encoder.checkpoint.folder)).to(encoder.device)
+
+    @classmethod
+    def load(cls, path: str | Path, *, clip: str | Path | None = None, allow_download: bool = False) -> "Adapter":
+        """Load the adapter in a folder or URI, <study>/adapters/<rank>. Raises `UserError`.
+
+        `clip`: the checkpoint it was trained with, where it is neither embedded nor on this machine.
+        `allow_download`: whether the Hugging Face repository that the adapter names may be downloaded.
+        """
+        trained = read_adapter(locate(path, option="adapter"))
+        return cls(trained, Encoder(_checkpoint(trained, clip, allow_download=allow_download)))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that compete."""
+        return self._trained.names
+
+    def with_classes(self, *added: str) -> "Adapter":
+        """Return the adapter with more classes, each NAME or NAME=WNID. Raises `UserError`."""
+        pairs = [part.partition("=") for part in added]
+        named = [(name.strip(), wnid.strip()) for name, _, wnid in pairs]
+        return Adapter(self._trained.with_classes(named, self._encoder.texts), self._encoder)
+
+    def predict(self, images: ImageLike | Iterable[ImageLike], *, top: int = 5) -> list[Prediction]:
+        """Return the `top` likeliest classes of every image. Raises `UserError` for a folder without images.
+
+        `images`: files, folders (all images below them) or opened images, or one of these. An image that cannot be
+        read gets no class and says why.
+        """
+        single = isinstance(images, str | Path | Image.Image)
+        return list(self.predictions(find_images([images] if single else images), top=top))  # type: ignore[list-item,arg-type]
+
+    def predictions(self, images: Sequence[ImageLike], *, top: int = 5) -> Iterator[Prediction]:
+        """Yield what `predict` returns, batch by batch; for image files without folders."""
+        for start in range(0, len(images), IMAGES_PER_SHARD):
+            yield from self._batch(images[start : start + IMAGES_PER_SHARD], start, top)
+
+    @torch.inference_mode()
+    def _batch(self, images: Sequence[ImageLike], start: int, top: int) -> list[Prediction]:
+        features_ID, reasons = self._encoder.images(images)
+        named = iter(self._likeliest(features_ID, top))
+        return [
+            Prediction(
+                image=f"image {start + i}" if isinstance(image, Image.Image) else str(image),
+                classes=() if reason else next(named),
+                error=reason,
+            )
+            for i, (image, reason) in enumerate(zip(images, reasons, strict=True))
+        ]
+
+    def _likeliest(self, features_ID: Tensor, top: int) -> list[tuple[tuple[str, float], ...]]:
+        if not len(features_ID):
+            return []
+        probabilities_IC = self._module.logits(features_ID.to(self._encoder.device))[0].softmax(-1).cpu()
+        best = probabilities_IC.topk(min(top, len(self.classes)))
+        return [
+            tuple((self.classes[c], p) for c, p in zip(of_image, values, strict=True))
+            for of_image, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
 
 
 class Encoder:
     """A checkpoint that encodes as the study's features were encoded: same code, same rounding."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self._preprocess, self._encode = Preprocess(checkpoint), Encode(checkpoint, torch.get_num_threads())
+        self.checkpoint = checkpoint
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        threads = torch.get_num_threads()
+        self._preprocess, self._encode = Preprocess(checkpoint, threads), Encode(checkpoint, threads)
 
-    def images(self, paths: Sequence[Path]) -> Tensor:
-        """Return features (I, D) of image files, L2-normalised. Raises `UserError` naming those that are unreadable."""
-        row = self._row({"kind": "image", "path": [str(p) for p in paths], "data": [None] * len(paths)}, len(paths))
-        unreadable = [f"{path}: {reason}" for path, reason in zip(paths, row["reasons"], strict=True) if reason]
-        if unreadable:
-            raise UserError(f"IMAGES must be readable: {'; '.join(unreadable)}")
-        return _normalised(row)
+    def images(self, images: Sequence[ImageLike]) -> tuple[Tensor, list[str]]:
+        """Return features (readable images, D), L2-normalised, and why each image cannot be read, "" if it can."""
+        opened = [image if isinstance(image, Image.Image) else None for image in images]
+        paths = [None if image else str(path) for path, image in zip(images, opened, strict=True)]
+        row = self._row({"kind": "image", "path": paths, "data": opened}, len(images))
+        readable_I = torch.tensor([not reason for reason in row["reasons"]])
+        return _normalised(row)[readable_I], row["reasons"]
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Return features (T, D) of texts, L2-normalised."""
@@ -88,12 +140,36 @@ class Encoder:
         return row
 
 
+def find_images(images: Iterable[ImageLike]) -> list[ImageLike]:
+    """Return images with all files below each folder in its place, in the order of their names.
+
+    Hidden files and what is not meant to be an image (texts, Thumbs.db) are passed over. Raises `UserError` for a
+    folder without images.
+    """
+    found: list[ImageLike] = []
+    for image in images:
+        if isinstance(image, Image.Image) or not os.path.isdir(image):
+            found.append(image)
+            continue
+        below = sorted(_files(str(image)))
+        if not below:
+            raise UserError(f"IMAGES must be image files or folders with images; {image} holds none")
+        found += below
+    return found
+
+
+def _files(folder: str) -> Iterator[str]:
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not (name.startswith(".") or is_litter(name))]
+        yield from (os.path.join(place, name) for name in files if not (name.startswith(".") or is_litter(name)))
+
+
 def _normalised(row: dict[str, Any]) -> Tensor:
     """Return features as the study reads them from its cache: normalised again, because they were rounded."""
     return normalize(torch.from_numpy(row["features"]).float(), dim=-1)
 
 
-def _checkpoint(adapter: Adapter, clip: str | None, *, allow_download: bool) -> Checkpoint:
+def _checkpoint(adapter: TrainedAdapter, clip: str | Path | None, *, allow_download: bool) -> Checkpoint:
     """Return the checkpoint named, that on the hub, or the embedded one, if the adapter was trained with it."""
     trained_with = adapter.clip_identity
     if clip is None and "hub" in trained_with:  # what an adapter of others names is not downloaded in silence

@@ -18,7 +18,6 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from PIL import Image
 from torch import Tensor
 
 from data_prep.decode import decode
@@ -224,7 +223,8 @@ def _confusions(evaluation: Evaluation, own: Scored, distance_CC: Tensor, images
 
     def thumbnails(chosen_T: Tensor) -> list[bytes]:
         rows = [row_of_key[keys[t]] for t in chosen_T.nonzero().flatten()[:EXAMPLES].tolist()]
-        return [_thumbnail(image) for image in images.take(pa.array(rows, pa.int64())).to_pylist()]
+        shown = map(_thumbnail, images.take(pa.array(rows, pa.int64())).to_pylist())
+        return [image for image in shown if image]
 
     lines = []
     for (label, predicted), count in zip(pairs_P2[order].tolist(), counts_P[order].tolist(), strict=True):
@@ -246,10 +246,14 @@ def _confusions(evaluation: Evaluation, own: Scored, distance_CC: Tensor, images
     return pa.Table.from_pylist(lines, schema=pa.schema(list(zip(columns, types, strict=True))))
 
 
-def _thumbnail(image: Mapping[str, Any]) -> bytes:
-    """Return an image of a benchmark, given by its `path` or `data`, as a small WebP."""
+def _thumbnail(image: Mapping[str, Any]) -> bytes | None:
+    """Return an image of a benchmark, given by its `path` or `data`, as a small WebP; None if it is not there.
+
+    A benchmark of features has no images, and files may have gone since their features were made.
+    """
     small = decode(image["path"], image["data"])
-    assert isinstance(small, Image.Image), small  # rejected images are none of a benchmark's
+    if isinstance(small, str):
+        return None
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = BytesIO()
     small.save(buffer, "WEBP", quality=75)

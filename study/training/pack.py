@@ -140,7 +140,14 @@ class Pack:
         diverged_K = self.diverged_K.tolist()
         sound = [[k for k in lanes if not diverged_K[k]] for lanes in groups]
         allowed_KI = allowed_KI.to(features_ID.device)
-        found = iter(self.module.sweep(features_ID, labels_I, allowed_KI=allowed_KI, groups=[g for g in sound if g]))
+        swept = self.module.sweep(
+            features_ID,
+            labels_I,
+            allowed_KI=allowed_KI,
+            groups=[lanes for lanes in sound if lanes],
+            apart=not self.data.competing.thresholded,
+        )
+        found = iter(swept)
         for name in self.method.swept:  # a diverged lane is void, but must not stop its neighbours' predictions
             getattr(self.module, name)[self.diverged_K] = 0
         knobs = [next(found).knobs if lanes else {} for lanes in sound]

@@ -11,8 +11,8 @@ import pytest
 
 from data_prep import FeatureOptions, UserError, prepare
 from data_prep.benchmarks import get_benchmark, with_roles
-from data_prep.benchmarks.folder import _splits
 from data_prep.benchmarks.icons2emoji import ASSETS
+from data_prep.benchmarks.own_data import deal_splits
 from data_prep.cache_build import inputs_of
 from data_prep.checkpoint import find_checkpoint
 from data_prep.image_hashes import image_contents
@@ -69,7 +69,7 @@ def test_roles_that_make_no_sense_are_one_clear_error(folder: Path) -> None:
         get_benchmark(with_roles(f"folder:{folder}", "sorce", "target"))
     with pytest.raises(UserError, match="^target must be given together with --source; got none"):
         with_roles(f"folder:{folder}", "source", None)
-    with pytest.raises(UserError, match="must come with --benchmark folder:PATH; got icons2emoji"):
+    with pytest.raises(UserError, match="must come with --benchmark folder:PATH or features:PATH; got icons2emoji"):
         with_roles("icons2emoji", "a", "b")
 
 
@@ -146,9 +146,8 @@ def test_a_file_name_that_is_no_utf8_is_named(folder: Path) -> None:
 
 
 def test_splits_hold_every_class_out() -> None:
-    assert [np.bincount(_splits([f"{i}.png" for i in range(n)]), minlength=3).tolist() for n in (0, 1, 2, 3, 20)] == [
-        [0, 0, 0], [1, 0, 0], [2, 0, 0], [1, 1, 1], [14, 3, 3],
-    ]  # fmt: skip
+    for n, counts in ((0, [0, 0, 0]), (1, [1, 0, 0]), (2, [2, 0, 0]), (3, [1, 1, 1]), (20, [14, 3, 3])):
+        assert np.bincount(deal_splits([f"{i}.png" for i in range(n)]), minlength=3).tolist() == counts
 
 
 def edit(path: Path, old: str, new: str) -> None:

@@ -1,5 +1,6 @@
 """Baselines: untrained they are zero-shot CLIP, their formulas are the published ones, and lanes are independent."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -132,21 +133,25 @@ def test_tip_adapter_f_trains_with_fixed_alpha_and_beta(world: tuple[ClassTexts,
     torch.testing.assert_close(losses[0][0], expected)
 
 
+@pytest.mark.parametrize("apart", [False, True])
 def test_alpha_and_beta_are_one_point_of_the_grid_with_the_best_mean_over_folds(
-    world: tuple[ClassTexts, Tensor, Tensor],
+    apart: bool, world: tuple[ClassTexts, Tensor, Tensor]
 ) -> None:
     _, images_ID, labels_I = world
     alphas, betas = [0.0, 0.5, 2.0, 8.0, 20.0], [0.5, 2.0, 5.5, 20.0]
     module = build("Tip-Adapter", world, [0, 1, 2], shots=1)
     allowed_KI = torch.rand(3, 100, generator=torch.Generator().manual_seed(1)) < 0.5
-    (swept,) = module.sweep(images_ID, labels_I, allowed_KI=allowed_KI, groups=[[0, 1, 2]], alphas=alphas, betas=betas)
+    others_IC = (BASE_C != BASE_C[labels_I][:, None]) & apart  # they do not compete for the image
+    of_folds: Any = {"allowed_KI": allowed_KI, "groups": [[0, 1, 2]], "apart": apart}
+    (swept,) = module.sweep(images_ID, labels_I, alphas=alphas, betas=betas, **of_folds)
     own = [(float(a), float(b)) for a, b in zip(module.alpha, module.beta, strict=True)]
     mean_h = {}
     for alpha in alphas:
         for beta in betas:
             module.alpha.fill_(alpha)
             module.beta.fill_(beta)
-            correct_KI = (module.logits(images_ID).argmax(-1) == labels_I).double()
+            logits_KIC = module.logits(images_ID).masked_fill(others_IC, -math.inf)
+            correct_KI = (logits_KIC.argmax(-1) == labels_I).double()
             h = []
             for correct_I, allowed_I in zip(correct_KI, allowed_KI, strict=True):
                 per_class = [correct_I[allowed_I & (labels_I == c)].mean().item() for c in range(5)]

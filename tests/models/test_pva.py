@@ -129,6 +129,29 @@ def test_the_sweep_chooses_what_predictions_then_score() -> None:
         assert best == pytest.approx(choice.h, abs=1e-9) == pytest.approx(2 * seen * unseen / (seen + unseen))
 
 
+@pytest.mark.parametrize("separation", [True, False])
+def test_where_classes_compete_apart_lambda_is_the_best_within_halves(separation: bool) -> None:
+    _, images_ID, labels_I = world()
+    module = build([replace(SMALL, separation=separation)] * 2, [0, 1])
+    train(module, images_ID, labels_I, 20)
+    lambdas, others_IC = (0.0, 0.5, 2.0, math.inf), BASE_C != BASE_C[labels_I][:, None]
+    found = module.sweep(images_ID, labels_I, apart=True, lambdas=lambdas)
+    chosen_K, taus_K = module.residual_lambda.tolist(), module.tau.clone()
+    h_LK = []
+    for strength in lambdas:
+        module.residual_lambda.fill_(strength)
+        correct_KI = (module.logits(images_ID).masked_fill(others_IC, -math.inf).argmax(-1) == labels_I).double()
+        mean_KC = torch.stack([correct_KI[:, labels_I == c].mean(1) for c in range(CLASSES)], dim=1)
+        seen_K, unseen_K = mean_KC[:, BASE_C].mean(1), mean_KC[:, ~BASE_C].mean(1)
+        h_LK.append((2 * seen_K * unseen_K / (seen_K + unseen_K)).tolist())
+    for k, swept in enumerate(found):
+        best = max(of_strength[k] for of_strength in h_LK)
+        assert swept.h == pytest.approx((best,)) and h_LK[lambdas.index(chosen_K[k])][k] == pytest.approx(best)
+        if separation:  # tau decides where all classes compete, as in predict.py
+            module.residual_lambda[k] = chosen_K[k]
+            assert module.curves(images_ID, labels_I)[k].best().tau == pytest.approx(float(taus_K[k]))
+
+
 def test_training_improves_base_classes_of_other_images() -> None:
     texts, images_ID, labels_I = world(images=1200)
     module = build([replace(SMALL, score="relative")], [0])

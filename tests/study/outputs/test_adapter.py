@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from data_prep.benchmarks import get_benchmark
 from data_prep.errors import UserError
@@ -27,9 +28,9 @@ from models.pva import PVAConfig
 from models.sre_clip import SREConfig
 from models.transductive import InMaPConfig, TransCLIPConfig, ZLaPConfig
 from study.evaluation.leaderboard import Row
-from study.outputs.adapter import Adapter, make_adapter
+from study.outputs.adapter import TrainedAdapter, make_adapter
 from study.outputs.adapter_files import read_adapter, write_adapter
-from study.outputs.prediction import predict_images
+from study.outputs.prediction import Adapter, find_images
 from study.outputs.provenance import Environment, RecordedOptions, RefitRecord, RunRecord
 from study.predict import main
 from study.protocol.scores import seen_unseen
@@ -67,7 +68,7 @@ RECORD = RefitRecord(
 ROW = Row(method="M", config_id="m-0000", select="pseudo-unseen", benchmark="toy", clip="toy", feature_fingerprint="f")
 
 
-def exported(config: Any, data: TrialData, features: Any, storage: Storage) -> tuple[Adapter, torch.Tensor]:
+def exported(config: Any, data: TrialData, features: Any, storage: Storage) -> tuple[TrainedAdapter, torch.Tensor]:
     """A refit's adapter, written and read again, and what the refit predicted."""
     texts = {
         "classes": SimpleNamespace(names=data.class_names, wnids=(None,) * 12),
@@ -192,10 +193,10 @@ def test_an_adapter_downloads_nothing_in_silence(
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     message = "clip must be given, or its download allowed .*: the adapter needs someone/clip"
     with pytest.raises(UserError, match=message):
-        next(predict_images([tmp_path / "x.png"], adapter=str(tmp_path / "2")))
+        Adapter.load(tmp_path / "2")
     assert calls == [("a1" * 20, True)]
     with pytest.raises(UserError, match="can be reached; got 'someone/clip'"):
-        next(predict_images([tmp_path / "x.png"], adapter=str(tmp_path / "2"), allow_download=True))
+        Adapter.load(tmp_path / "2", allow_download=True)
     assert calls[1:] == [("a1" * 20, True), ("a1" * 20, False)]
 
 
@@ -223,7 +224,7 @@ def test_predict_gives_the_studys_own_predictions(
 ) -> None:
     features: FeatureSet = load(embedded_cache)
     labels_T, seen_C = load_target_labels(embedded_cache), ~features.classes.unseen_RC[0]
-    classes = [p.classes[0][0] for p in predict_images(images, adapter=str(adapter_folder), top=1)]
+    classes = [p.classes[0][0] for p in Adapter.load(adapter_folder).predict(images, top=1)]
     predicted_T = torch.tensor([features.classes.names.index(name) for name in classes])
     from_cache_T = read_adapter(locate(str(adapter_folder))).module().logits(features.target.features_ID)[0].argmax(-1)
     assert int((predicted_T != from_cache_T).sum()) <= 1  # other batches round the features differently
@@ -253,8 +254,8 @@ def test_predict_works_without_ray_and_without_the_cache(adapter_folder: Path, i
 
 def test_new_classes_compete(adapter_folder: Path, images: list[Path]) -> None:
     count = len(read_adapter(locate(str(adapter_folder))).names)
-    added = "okapi, my gadget=-"
-    (prediction,) = predict_images(images[:1], adapter=str(adapter_folder), classes=added, top=1000)
+    grown = Adapter.load(adapter_folder).with_classes("okapi", " my gadget=-")
+    (prediction,) = grown.predict(images[0], top=1000)
     assert len(prediction.classes) == count + 2 and {"okapi", "my gadget"} < {name for name, _ in prediction.classes}
     assert sum(p for _, p in prediction.classes) == pytest.approx(1, abs=1e-5)
 
@@ -262,9 +263,12 @@ def test_new_classes_compete(adapter_folder: Path, images: list[Path]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "IMAGES must be at least one file, got none"),
+        ("", "IMAGES must be at least one file or folder, or a --list of them; got none"),
+        ("IMAGE --output x.xls", "--output must end in .csv, .json, .jsonl; got x.xls"),
+        ("IMAGE --output /no/where.csv", "--output must be a file that can be written; /no/where.csv: No such file"),
+        ("--list /no/list", "--list must be a text file in UTF-8; /no/list: "),
         ("IMAGE --top 0", "--top must be at least 1, got 0"),
-        ("/no/such.png", "IMAGES must be readable: /no/such.png: No such file or directory"),
+        ("/no/such.png", "IMAGES must be readable, 1 of 1 are not: /no/such.png: No such file or directory"),
         ("IMAGE --clip /nowhere", "--clip must be a folder"),
         ("IMAGE --classes crane", "'crane' is ambiguous"),
         ("IMAGE --adapter /nowhere", "--adapter must be a folder of <study>/adapters, /nowhere has no config.json"),
@@ -296,3 +300,55 @@ def test_the_card_says_what_it_is(adapter_folder: Path) -> None:
         "torch 2",
     ):
         assert part in card, part
+
+
+def test_folders_lists_and_broken_images(
+    adapter_folder: Path, images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for i, name in enumerate(("b.png", "more/=1+1.png", "more/東.png")):
+        (folder / name).write_bytes(images[i].read_bytes())
+    for name in ("Thumbs.db", "LICENSE.txt", ".hidden.png"):
+        (folder / name).write_bytes(b"none")
+    (folder / "broken.png").write_bytes(images[0].read_bytes()[:40])
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{images[3]}\n\n  {images[4]}\n", encoding="utf-8-sig")
+    names = ["b.png", "broken.png", "more/=1+1.png", "more/東.png"]
+    paths = [*(f"{folder}/{name}" for name in names), str(images[3]), str(images[4])]
+    given = [str(folder), "--list", str(listed), "--adapter", str(adapter_folder), "--top", "2"]
+    assert main(given) == 2  # and yet:
+    printed, said = capsys.readouterr()
+    assert [line.partition(": ")[0] for line in printed.splitlines()] == paths
+    assert "IMAGES must be readable, 1 of 6 are not: " in said and "broken.png: " in said
+    expected = [[name for name, _ in p.classes] for p in Adapter.load(adapter_folder).predict(paths, top=2)]
+    assert [len(found) for found in expected] == [2, 0, 2, 2, 2, 2]
+    for suffix in (".json", ".jsonl", ".csv"):
+        output = tmp_path / f"out{suffix}"
+        assert main([*given, "--output", str(output)]) == 2
+        if suffix == ".csv":
+            table = pd.read_csv(output)
+            assert list(table) == ["image", "rank", "class", "probability", "error"]
+            assert table.groupby("image", sort=False)["class"].apply(lambda c: list(c.dropna())).tolist() == expected
+            assert list(table.image.unique()) == paths and table.error.notna().sum() == 1
+        else:
+            found = pd.read_json(output, lines=suffix == ".jsonl")
+            assert list(found.image) == paths
+            assert [[c["name"] for c in of_image] for of_image in found.classes] == expected
+            assert list(found.error.isna()) == [True, False, True, True, True, True]
+    assert (
+        main([str(tmp_path / "list.txt"), "--adapter", str(adapter_folder), "--output", str(tmp_path / "o.json")]) == 2
+    )
+    assert len(json.loads((tmp_path / "o.json").read_text())) == 1
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="IMAGES must be image files or folders with images; .*empty holds none"):
+        find_images([tmp_path / "empty"])
+
+
+def test_opened_images_are_predicted_as_their_files(adapter_folder: Path, images: list[Path]) -> None:
+    adapter = Adapter.load(adapter_folder)
+    with Image.open(images[0]) as opened:
+        (by_image,) = adapter.predict(opened)
+    (by_path,) = adapter.predict(str(images[0]))
+    assert (by_image.classes, by_image.image) == (by_path.classes, "image 0")
+    assert by_path.image == str(images[0])

@@ -1,0 +1,149 @@
+"""What all benchmarks of a user's own data share: the class table, the roles of images, splits.
+
+`classes.csv`: columns name, wnid and seen, separated by commas, semicolons or tabs; `seen` is 1/0, yes/no or
+true/false. `wnid` is a WordNet 3.0 offset ("n02084071"); empty, the name is looked up, and `-` says that WordNet lacks
+the class. Class ids follow the rows of the file. Names may have `_` or `+` for spaces, in either Unicode form.
+
+Splits, where the data does not say them: within every class and domain, images in the order of the hash of their key;
+the first 70 % are train, then 15 % val and 15 % test (one each at least, given three images). So a new image moves few
+others. Where there is one domain, images of unseen classes, and the test images of seen ones, score the test.
+"""
+
+import csv
+import hashlib
+import io
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from data_prep.benchmarks.base import DOMAINS, IMAGE_SCHEMA, Benchmark
+from data_prep.errors import UserError, some_of
+from data_prep.feature_store import ClassTable
+from data_prep.wordnet import resolve_wnids
+
+CLASSES = "classes.csv"
+TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "an image of a {}.", "a drawing of a {}.", "{}")
+DEFAULT_CLIP = "openai/clip-vit-base-patch32"
+HELD_OUT = 0.15  # the share of val, and that of test
+SEEN_VALUES = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), 0),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), 1),
+    **dict.fromkeys(("test", "testing"), 2),
+}
+"""What splits are called: index into feature_store.SPLITS."""
+ROLES = "::"
+"""Between the path, the source and the target in a benchmark's name."""
+
+Row = tuple[str, int, str, int, str | None, bytes | None]
+"""An image: IMAGE_SCHEMA."""
+
+
+def make_benchmark(
+    name: str, slug: str, table: Path, rows: Sequence[Row], *, holds_features: bool = False, notes: Sequence[str] = ()
+) -> Benchmark:
+    """Return the benchmark of these images and the classes of `table`. Raises UserError.
+
+    Every seen class must have a source image, and every unseen one a target image.
+    """
+    names, wnids, seen = read_classes(table)
+    _check_coverage(name, names, seen, rows)
+    columns = zip(*rows, strict=True)
+    return Benchmark(
+        name=name,
+        slug=slug,
+        classes=ClassTable(
+            names=tuple(names),
+            wnids=resolve_wnids(names, wnids, where=f"column wnid of {table}"),
+            unseen_RC=~torch.tensor([seen]),
+        ),
+        images=pa.table([pa.array(c, f.type) for c, f in zip(columns, IMAGE_SCHEMA, strict=True)], schema=IMAGE_SCHEMA),
+        templates=TEMPLATES,
+        default_clip=DEFAULT_CLIP,
+        holds_features=holds_features,
+        notes=(*_roles(rows, seen), *notes),
+    )
+
+
+def read_classes(path: Path) -> tuple[list[str], list[str], list[bool]]:
+    """Return names, wnids as they are written and whether each class is seen. Raises UserError."""
+    try:
+        text = path.read_text(encoding="utf-8-sig").lstrip("\n")  # -sig: spreadsheets begin the file with a mark
+        if text.lower().startswith("sep="):  # so do others, with the separator
+            text = text.partition("\n")[2].lstrip("\n")
+        separator = max(",;\t|", key=text.partition("\n")[0].count)
+        cells = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
+        table = [row for row in cells if len(row) > 1 or "".join(row).strip()]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} must be a CSV file in UTF-8 with columns name, wnid, seen: {error}") from error
+    columns = [cell.strip().lower() for cell in table[0]] if table else []
+    if len(table) < 2 or not {"name", "seen"} <= set(columns):
+        found = f"columns {', '.join(columns)} and {len(table) - 1} rows" if columns else "nothing"
+        raise UserError(f"{path} must have columns name, wnid, seen and a row per class; found {found}")
+    rows = [dict(zip(columns, (cell.strip() for cell in cells), strict=False)) for cells in table[1:]]
+    names = [spoken(row["name"]) for row in rows]
+    first: dict[str, int] = {}
+    for line, (class_name, row) in enumerate(zip(names, rows, strict=True), start=2):
+        if not class_name:
+            raise UserError(f"{path} line {line}: name must not be empty")
+        if first.setdefault(class_name, line) != line:
+            raise UserError(f"{path} line {line}: name must be unique; {class_name!r} is there twice")
+        if row.get("seen", "").lower() not in SEEN_VALUES:
+            got = row.get("seen", "")
+            raise UserError(f"{path} line {line}: seen must be one of {', '.join(SEEN_VALUES)}; got {got!r}")
+    seen = [SEEN_VALUES[row["seen"].lower()] for row in rows]
+    if all(seen) or not any(seen):
+        raise UserError(f"{path}: column seen must hold both seen and unseen classes; all {len(seen)} are {seen[0]}")
+    return names, [row.get("wnid", "") for row in rows], seen
+
+
+def deal_roles(rows: Sequence[Row], seen: Sequence[bool]) -> list[Row]:
+    """Return the images of one domain with their roles: test images, and all of unseen classes, score the test."""
+    source = [row for row in rows if seen[row[1]] and row[3] != 2]
+    tested = [row for row in rows if not seen[row[1]] or row[3] == 2]
+    return source + [(key, label, "target", 2, path, data) for key, label, _, _, path, data in tested]
+
+
+def _roles(rows: Sequence[Row], seen: Sequence[bool]) -> list[str]:
+    """Say which images are whose, with examples: a wrong layout shows here before anything is computed."""
+    said = []
+    for domain, role in zip(DOMAINS, ("labelled source", "unlabelled target"), strict=True):
+        own = [row for row in rows if row[2] == domain]
+        images = Counter(seen[row[1]] for row in own)
+        classes = Counter(seen[label] for label in {row[1] for row in own})
+        shown = [own[i][0] for i in sorted({0, len(own) // 2, len(own) - 1})] if own else []
+        said.append(
+            f"{role}: {images[True]} images of {classes[True]} seen classes, {images[False]} of {classes[False]} "
+            f"unseen classes; {', '.join(shown)}"
+        )
+    return said
+
+
+def deal_splits(keys: Sequence[str]) -> np.ndarray:
+    """Return the index into SPLITS of every image of one class, int8 (I,)."""
+    held_out = max(round(HELD_OUT * len(keys)), 1) if len(keys) >= 3 else 0
+    order = sorted(range(len(keys)), key=lambda i: hashlib.sha256(keys[i].encode()).digest())
+    split_I = np.zeros(len(keys), dtype=np.int8)
+    split_I[order[len(keys) - 2 * held_out :]] = 1
+    split_I[order[len(keys) - held_out :]] = 2
+    return split_I
+
+
+def spoken(name: str) -> str:
+    """Return a class name as people say it."""
+    name = unicodedata.normalize("NFC", name)  # archives of some systems have the other form
+    return " ".join(name.replace("_", " ").replace("+", " ").split())
+
+
+def _check_coverage(name: str, names: Sequence[str], seen: Sequence[bool], rows: Sequence[Row]) -> None:
+    """Raise UserError where a seen class has no source image or an unseen one no target image."""
+    present = {(label, domain) for _, label, domain, *_ in rows}
+    for is_seen, domain, kind in ((True, "source", "seen"), (False, "target", "unseen")):
+        bare = [n for c, n in enumerate(names) if seen[c] == is_seen and (c, domain) not in present]
+        if bare:
+            raise UserError(f"{name}: every {kind} class needs {domain} images; none for {some_of(bare)}")
