@@ -18,15 +18,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks: else every test goes to whichever process is free
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give all tests with the embedded studies to one of the processes of `-n 2`: those are made once.
+    """Give all tests that use Ray to one of the processes of `-n 2`, which share one cluster; others go by module.
 
-    All others with a Ray share one, too; what is left goes by module. Much of the time of tests with Ray is waiting for
-    its processes: other tests run meanwhile.
+    Much of the time of tests with Ray is waiting for its processes: the other tests run meanwhile. With two clusters
+    side by side everything took longer.
     """
     for item in items:
-        names = getattr(item, "fixturenames", ())
-        groups = {"embedded_cache": "studies", "ray_cluster": "ray"}
-        item.add_marker(pytest.mark.xdist_group(next((g for n, g in groups.items() if n in names), str(item.path))))
+        uses_ray = "ray_cluster" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ray" if uses_ray else str(item.path)))
 
 
 @pytest.fixture(scope="session")

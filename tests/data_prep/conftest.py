@@ -99,11 +99,11 @@ def prepare_small(small_folder: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def small_cache(
-    prepare_small: Callable[..., Path], ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """Built by the real Ray Data job."""
-    return prepare_small(tmp_path_factory.mktemp("cache"))
+def small_cache(prepare_small: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of the small folder, without Ray: the real Ray Data job builds that of the embedded benchmark."""
+    with pytest.MonkeyPatch.context() as patch:
+        _leave_ray_out(patch)
+        return prepare_small(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

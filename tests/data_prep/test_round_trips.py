@@ -13,7 +13,6 @@ STUDY = (
     "--configs 4 --pack 4 --epochs 2 --folds 2 --seeds 1 --top 1 --baselines none --allow-partial "
     "--sampler random --no-pruning --refit-workers 0"
 ).split()
-WITH_RAY = ("i2awa", "imagenet-to-eurosat")  # a method and a kind each; the others save Tune's ten seconds
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +29,11 @@ def test_from_the_published_layout_to_a_leaderboard(
     tmp_path: Path,
     ray_cluster: None,
     without_ray: None,
-    request: pytest.FixtureRequest,
+    without_tune: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     miniatures.shorten_class_lists(monkeypatch)
-    if name not in WITH_RAY:
-        request.getfixturevalue("without_tune")
+    if name != "i2awa":
         monkeypatch.setattr("study.pipeline.study.write_report", lambda *_: "")  # the same for every benchmark
     space = "sre" if miniatures.is_adaptation(name) else "pva"
     where = ["--data-root", str(root), "--storage", str(tmp_path), "--cache", str(tmp_path), "--name", "study"]
