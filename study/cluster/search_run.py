@@ -30,6 +30,7 @@ TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no csv, json and tensorboard file per pack: the ledger has it all
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths keep their meaning in actors
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints tables even at verbosity 0
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # its own state, which grows with every pack and nobody reads
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's own waits for its trials: a minute and more until the ledger is told
 }
 

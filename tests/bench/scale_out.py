@@ -2,9 +2,13 @@
 
     python tests/bench/scale_out.py nodes                     # the same work on 1, 2, 4 simulated nodes
     python tests/bench/scale_out.py ledger --configs 10000    # queue, ledger, leaderboard: time and memory
+    python tests/bench/scale_out.py driver --counts 4 8       # CPU of the driver for a pack, with real actors
+    python tests/bench/scale_out.py actors --counts 8 100 1000       # the same with actors that are simulated
 
 `nodes` runs packs that sleep, on nodes of one CPU each, so that this machine's cores do not decide: what is measured is
-what scheduling, ledger and queue add. `ledger` fills and ends packs without Ray, as one driver does.
+what scheduling, ledger and queue add. `ledger` fills and ends packs without Ray, as one driver does. `driver` counts
+the CPU time of a driver whose actors do nothing. `actors` puts a stand-in in the place of the part of Tune that talks
+to actors: so the driver has a thousand of them on any machine. Only the transport of calls and results is missing.
 """
 
 import argparse
@@ -15,9 +19,11 @@ import resource
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,11 +33,15 @@ os.environ["PYTHONPATH"] = os.pathsep.join([*PATHS, os.environ.get("PYTHONPATH",
 if "RAY_TMPDIR" not in os.environ:  # where a cluster says that it is there
     os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="zs")
 
+import pytest  # noqa: E402
 import ray  # noqa: E402
 import toy  # noqa: E402
+from ray.air.execution._internal.tracked_actor import TrackedActor  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
+from ray.tune.execution import tune_controller  # noqa: E402
 from rich.console import Console  # noqa: E402
 
+from study.cluster.capacity import Room  # noqa: E402
 from study.cluster.jobs import Search  # noqa: E402
 from study.cluster.search_run import run_searches  # noqa: E402
 from study.evaluation.leaderboard import rank_rows  # noqa: E402
@@ -85,6 +95,117 @@ def run(*, packs: int, seconds: float, pack: int) -> list[float]:
     return sorted((end - first).total_seconds() for end in ends.values())
 
 
+def driver(counts: list[int], *, packs: int, pack: int, simulated: bool) -> None:
+    """CPU time of the driver for a pack, from a third of the packs on: by then all actors run."""
+    print("| actors | CPU ms for a pack | actors that packs of 30 s keep busy |\n|--:|--:|--:|")
+    for count in counts:
+        cpus = 2 if simulated else count
+        ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        toy.register()
+        each = _cpu_of_a_pack(count, max(packs, 3 * count), pack, simulated=simulated)
+        ray.shutdown()
+        print(f"| {count} | {1000 * each:.1f} | {30 / each:.0f} |", flush=True)
+
+
+def _cpu_of_a_pack(actors: int, packs: int, pack: int, *, simulated: bool) -> float:
+    spent: list[float] = []
+    end = PackQueue.end
+
+    def noted(queue: PackQueue, pack_id: str, report: PackReport | None) -> None:
+        end(queue, pack_id, report)
+        spent.append(time.process_time())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PackQueue, "end", noted)
+        if simulated:
+            patch.setattr(tune_controller, "RayActorManager", functools.partial(Simulated, actors))
+            patch.setattr(Room, "packs", lambda *_: actors)
+        run(packs=packs, seconds=0.0, pack=pack)
+    return (spent[-1] - spent[packs // 3]) / (packs - 1 - packs // 3)
+
+
+class Simulated:
+    """In the place of Tune's actor manager: actors start at once, and packs end in the order in which they began.
+
+    As many packs run as there are actors, until no more are left.
+    """
+
+    def __init__(self, actors: int, resource_manager: object) -> None:
+        self._actors, self._running = actors, deque[tuple[Any, Any, dict[str, Any]]]()
+        self._pending, self._resets, self._idle = deque[Any](), deque[tuple[Any, Any]](), 0
+        self._configs: dict[Any, dict[str, Any]] = {}
+        self._live_actors_to_ray_actors_resources: dict[Any, tuple[Any, None]] = {}
+        self.num_live_actors, self.num_actor_tasks, self.num_total_actors = 1, 0, 0
+
+    @property
+    def num_pending_actors(self) -> int:
+        return len(self._pending)
+
+    def add_actor(
+        self, *, cls: Any, resource_request: Any, kwargs: Any, on_start: Any, on_stop: Any, on_error: Any
+    ) -> Any:
+        actor = TrackedActor(len(self._configs), on_start=on_start, on_stop=on_stop, on_error=on_error)
+        self._configs[actor] = kwargs["config"]
+        self._pending.append(actor)
+        return actor
+
+    def schedule_actor_task(
+        self, tracked_actor: Any, method_name: str, *, args: Any = (), on_result: Any = None, **_: Any
+    ) -> None:
+        if method_name == "reset":
+            self._configs[tracked_actor] = args[0]
+            self._resets.append((tracked_actor, on_result))
+        elif method_name == "train":
+            self._running.append((tracked_actor, on_result, self._configs[tracked_actor]))
+
+    def next(self, timeout: float) -> bool:
+        """Let one thing happen; the last packs end when the driver has asked several times and begun no more."""
+        if self._pending:
+            actor = self._pending.popleft()
+            self._live_actors_to_ray_actors_resources[actor] = (ACTOR, None)
+            actor._on_start(actor)
+        elif self._resets:
+            actor, on_result = self._resets.popleft()
+            on_result(actor, True)
+        elif len(self._running) >= self._actors or (self._idle > 3 and self._running):
+            actor, on_result, config = self._running.popleft()
+            lanes = {lane.number: toy.lane_result(lane.params, lane.seed) for lane in config["lanes"]}
+            on_result(actor, {"report": PackReport(ended=lanes), "done": True, "config": config, **RESULT})
+        else:
+            self._idle += 1
+            return False
+        self._idle = 0
+        return True
+
+    def is_actor_started(self, tracked_actor: Any) -> bool:
+        return tracked_actor in self._live_actors_to_ray_actors_resources
+
+    def is_actor_failed(self, tracked_actor: Any) -> bool:
+        return False
+
+    def remove_actor(self, tracked_actor: Any, **_: Any) -> bool:
+        self._live_actors_to_ray_actors_resources.pop(tracked_actor, None)
+        return True
+
+    def clear_actor_task_futures(self, tracked_actor: Any) -> None:
+        """Nothing waits: a pack that has ended has no task."""
+
+    def get_live_actors_resources(self) -> list[Any]:
+        return []
+
+    def cleanup(self) -> None:
+        """Nothing runs."""
+
+
+RESULT = {"training_iteration": 1, "time_total_s": 30.0, "time_this_iter_s": 30.0, "timestamp": 0, "pid": 1}
+RESULT |= {"hostname": "node", "node_ip": "10.0.0.1", "date": "", "time_since_restore": 30.0}
+"""What Tune's Trainable adds to a result."""
+
+
+ACTOR = SimpleNamespace(get_auto_filled_metrics=SimpleNamespace(remote=lambda **_: ray.put(RESULT)))
+"""What Tune asks of an actor's handle: one small call for every pack."""
+
+
 def ledger(configs: int, *, sampler: SamplerName, pack: int, url: str | None) -> None:
     """CPU time and memory per configuration, tenth by tenth; then how long its readers take."""
 
@@ -135,7 +256,7 @@ def timed(what: str) -> Iterator[None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["nodes", "ledger"])
+    parser.add_argument("what", choices=["nodes", "ledger", "driver", "actors"])
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4], help="numbers of nodes")
     parser.add_argument("--packs", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=2.0, help="what a pack takes")
@@ -146,6 +267,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "nodes":
         nodes(options.counts, packs=options.packs, seconds=options.seconds)
+    elif options.what in ("driver", "actors"):
+        driver(options.counts, packs=options.packs, pack=options.pack, simulated=options.what == "actors")
     else:
         ledger(options.configs, sampler=options.sampler, pack=options.pack, url=options.ledger)
 

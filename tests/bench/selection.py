@@ -8,6 +8,7 @@ gain over zero-shot CLIP and its interval, as the study wrote them.
 
     python tests/bench/selection.py                  # both directions, 64 configurations each; takes an hour on 2 cores
     python tests/bench/selection.py --no-pruning     # all configurations complete: random ones, for the ranking
+    python tests/bench/selection.py --no-pruning --pack 8     # eight share their static knobs; the table of regret
 
 Criteria: H of the folds; mutual information (MI); their geometric mean; H + 0.15 MI (this project's first); agreement
 with training-free methods, each and together; agreement with the consensus of all configurations, alone and times the
@@ -45,6 +46,7 @@ from study.search.records import Configuration  # noqa: E402
 from study.search.votes import VoteFolder  # noqa: E402
 from study.training.pack import Pack  # noqa: E402
 
+BUDGET = "the first "
 LANES = 8
 """Configurations trained at once for their true H."""
 DENSITY_TEMPERATURE = 0.05
@@ -57,6 +59,7 @@ def main() -> None:
     parser.add_argument("--configs", type=int, default=64)
     parser.add_argument("--sampler", default=None, help="tpe or random; the space's own by default")
     parser.add_argument("--pruning", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--pack", type=int, help="configurations that share their static knobs; the study's own rule")
     parser.add_argument("--storage", default="results", help="where the studies are; those that are finished are read")
     parser.add_argument("--cache", default=".cache")
     parser.add_argument("--out", type=Path, default=Path("selection.json"))
@@ -64,9 +67,11 @@ def main() -> None:
     results = {}
     for benchmark in args.benchmarks:
         name = f"selection-{benchmark}-{args.sampler or 'own'}{'' if args.pruning else '-unpruned'}"
+        name += f"-packs-of-{args.pack}" if args.pack else ""
         folder = Path(args.storage) / name
         if not (folder / "leaderboard.parquet").exists():
             options = {"sampler": args.sampler} if args.sampler else {}
+            options |= {"pack": args.pack} if args.pack else {}
             run_study(
                 **{"space": "sre", "benchmark": benchmark, "rotation": "all", "configs": args.configs, "name": name},
                 **{"storage": args.storage, "cache": args.cache, "pruning": args.pruning, "resume": True, **options},
@@ -87,11 +92,20 @@ def report(benchmark: str, folder: Path, cache_dir: str) -> dict[str, dict[str, 
                 found.setdefault(criterion, {}).setdefault(name, []).append(value)
     print(f"\n{benchmark}: H of the selected configuration, mean of rotations; rho, mean (smallest)\n")
     print("| criterion | rho | selected | five best | per rotation |\n|---|--:|--:|--:|---|")
+    of_budget = {name: numbers for name, numbers in found.items() if name.startswith(BUDGET)}
     for criterion, numbers in found.items():
+        if criterion in of_budget:
+            continue
         rho = f"{statistics.fmean(numbers['rho']):.2f} ({min(numbers['rho']):.2f})" if "rho" in numbers else ""
         five = f"{statistics.fmean(numbers['five']):.2f}" if "five" in numbers else ""
         each = " ".join(f"{h:.2f}" for h in numbers["h"])
         print(f"| {criterion} | {rho} | {statistics.fmean(numbers['h']):.2f} | {five} | {each} |")
+    print(f"\n{benchmark}: H of what the consensus of the first configurations selects among them\n")
+    print("| configurations | combinations of static knobs | selected | best of them (by the labels) |")
+    print("|--:|--:|--:|--:|")
+    for name, numbers in of_budget.items():
+        statics, h, best = (statistics.fmean(numbers[column]) for column in ("statics", "h", "best"))
+        print(f"| {name.removeprefix(BUDGET)} | {statics:.0f} | {h:.2f} | {best:.2f} |")
     print(f"\n{benchmark}: rows of the study, mean of rotations\n")
     print("| row | H | gain over zero-shot [95 %] | behind the selected row [95 %] |\n|---|--:|---|---|")
     for row in read_leaderboard(folder).to_dict("records"):
@@ -155,6 +169,17 @@ def of_rotation(folder: Path, data: TrialData, labels_T: Tensor) -> dict[str, di
             "rho": float(spearmanr(score_N, true_h[head]).statistic),
             "h": float(true_h[head][order[0]]),
             "five": float(true_h[head][order[:5]].mean()),
+        }
+    for n in sorted({n for n in (8, 16, 32) if n < len(complete)} | {len(complete)}):
+        first = sorted(complete, key=lambda c: c.index)[:n]
+        of_first = find_consensus([votes[c.index] for c in first], data.seen_C)
+        assert of_first is not None
+        score_N = torch.tensor([of_first.score(votes[c.index])["none"] for c in first])
+        h_N = torch.stack([true_h["none"][complete.index(c)] for c in first])
+        found[f"{BUDGET}{n}"] = {
+            "statics": float(len({json.dumps(SPACE.static(c.params)) for c in first})),
+            "h": float(h_N[score_N.argmax()]),
+            "best": float(h_N.max()),
         }
     found["the consensus itself"] = {
         "h": 100 * float(seen_unseen(agreed.labels_T[None], labels_T, data.seen_C)[2]),
