@@ -25,7 +25,7 @@ from data_prep.cache_tables import (
     node_texts,
     rejected_table,
 )
-from data_prep.checkpoint import Checkpoint, find_checkpoint
+from data_prep.checkpoint import CLIP, Checkpoint, find_checkpoint
 from data_prep.clip_features import Progress, encode
 from data_prep.decode import DECODER
 from data_prep.errors import UserError
@@ -58,6 +58,10 @@ def prepare(options: FeatureOptions, progress: Progress | None = None) -> Path |
     checkpoint = find_checkpoint(options.clip or bench.default_clip)
     if options.tokens and bench.holds_features:
         raise UserError(f"must be left out with {bench.name}, which has no images", option="tokens")
+    if options.tokens and checkpoint.model_type != CLIP:
+        raise UserError(
+            f"must be left out: only CLIP's patches have features; {checkpoint.name} is another model", option="tokens"
+        )
     caches = locate(options.cache_dir, option="")
     contents = image_contents(bench.images, caches, f".{bench.slug}.hashes.parquet", progress)
     inputs = inputs_of(bench, checkpoint, contents, tokens=options.tokens)

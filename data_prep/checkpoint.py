@@ -1,26 +1,65 @@
-"""CLIP checkpoints: find one by folder or Hugging Face id, identify its content, load the model."""
+"""Checkpoints of CLIP and its relatives: find one by folder or Hugging Face id, identify its content, load the model.
+
+A relative is a dual encoder that transformers loads with `get_image_features` and `get_text_features`: SigLIP and
+SigLIP 2 (of one resolution), MetaCLIP, Chinese-CLIP, ALIGN. What differs between them is in `FAMILIES`.
+"""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from data_prep.errors import UserError
 from data_prep.parquet import file_sha256
 
 if TYPE_CHECKING:
-    from transformers import CLIPModel
+    from transformers import PreTrainedModel
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
-WEIGHTS = ("vision_model.", "visual_projection.", "text_model.", "text_projection.", "logit_scale")
-CONTENT_PATTERNS = ("*.json", "*.txt", "*.safetensors", "*.bin")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+CONTENT_PATTERNS = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.model")
+CLIP = "clip"
+"""Model type of CLIP itself, which MetaCLIP has as well."""
 POINTER = b"version https://git-lfs.github.com/"
 """How a file begins that Git LFS has not downloaded."""
 DEFAULT_CROP = 224
 """Pixels of CLIP's image processor where its file states none."""
-DEFAULT_DIMENSION = 512
-"""Of CLIP's features where its file states none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How the models of one `model_type` take texts and images."""
+
+    weights: tuple[str, ...]
+    """Beginnings of the names of their weights: there must be some of each."""
+    padding: Literal["longest", "max_length"] = "longest"
+    """To what a text is padded; SigLIP was trained with all of them at full length."""
+    masked: bool = True
+    """Whether the text tower is told which tokens are padding. CLIP's is causal, and SigLIP's was trained without."""
+    fixed_size: bool = True
+    """Whether the image tower takes images of one size only."""
+    dimension_key: tuple[str, ...] = ("projection_dim",)
+    """Where config.json states the dimension of the features."""
+    dimension: int = 512
+    """It, where config.json leaves it out."""
+
+
+_TOWERS = ("vision_model.", "text_model.")
+_PROJECTED = (*_TOWERS, "visual_projection.", "text_projection.", "logit_scale")
+FAMILIES = {
+    CLIP: Family(weights=_PROJECTED, masked=False),
+    "siglip": Family(
+        weights=(*_TOWERS, "logit_scale", "logit_bias"),
+        padding="max_length",
+        masked=False,
+        dimension_key=("vision_config", "hidden_size"),
+        dimension=768,
+    ),
+    "metaclip_2": Family(weights=_PROJECTED),
+    "chinese_clip": Family(weights=_PROJECTED),
+    "align": Family(weights=(*_TOWERS, "text_projection.", "temperature"), fixed_size=False, dimension=640),
+}
+"""By `model_type`. SigLIP 2 of one resolution calls itself siglip; siglip2 is its form for any resolution."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +72,15 @@ class Checkpoint:
     """Where its files are; all nodes of a cluster must see it."""
     identity: dict[str, Any]
     """What its content is: hub id and revision, or the SHA-256 of its files; and the processor's settings."""
+    model_type: str
+    """Key of `FAMILIES`."""
     dimension: int
     """Of its features."""
+
+    @property
+    def family(self) -> Family:
+        """How it takes texts and images."""
+        return FAMILIES[self.model_type]
 
     @property
     def weight_bytes(self) -> int:
@@ -88,40 +134,49 @@ def _checked(name: str, folder: Path, identity: dict[str, Any], clip: str | Path
             if file.read(len(POINTER)) == POINTER:
                 raise UserError(f"{clip}: {path.name} is a pointer of Git LFS: run git lfs pull there", option="clip")
     config = _read_json(folder / "config.json", clip)
-    if config.get("model_type") != "clip":
+    kind = config.get("model_type")
+    if kind not in FAMILIES:
         raise UserError(
-            f"must be a checkpoint with an image and a text tower (model_type 'clip'); "
-            f"{clip} has model_type {config.get('model_type')!r}",
+            f"must be a checkpoint with an image and a text tower (model_type {', '.join(FAMILIES)}); "
+            f"{clip} has model_type {kind!r}",
             option="clip",
         )
+    family = FAMILIES[kind]
     processors = [folder / name for name in PROCESSOR_FILES if (folder / name).is_file()]
-    for kind, names in (("image processor", PROCESSOR_FILES), ("tokenizer", TOKENIZER_FILES)):
+    for part, names in (("image processor", PROCESSOR_FILES), ("tokenizer", TOKENIZER_FILES)):
         if not any((folder / file).is_file() for file in names):
-            raise UserError(f"must come with its {kind}; {clip} has no {names[0]}", option="clip")
+            raise UserError(f"must come with its {part}; {clip} has no {names[0]}", option="clip")
     if (folder / "tokenizer.json").is_file():
         _read_json(folder / "tokenizer.json", clip)
-    elif not (folder / "merges.txt").is_file():
+    elif (folder / "vocab.json").is_file() and not (folder / "merges.txt").is_file():
         raise UserError(f"must come with its tokenizer; {clip} has vocab.json, but no merges.txt", option="clip")
-    _check_towers(folder, clip)
+    _check_towers(folder, family, clip)
     settings = [_read_json(path, clip) for path in processors]
-    _check_size(config, settings, clip)
-    dimension = config.get("projection_dim", DEFAULT_DIMENSION)
-    return Checkpoint(name=name, folder=folder, identity=identity | {"processor": settings}, dimension=dimension)
+    _check_processor(config, settings, family, clip)
+    if kind != CLIP:  # whose files are told apart above, without the seconds that this import takes
+        _check_tokenizer(folder, clip)
+    return Checkpoint(
+        name=name,
+        folder=folder,
+        identity=identity | {"processor": settings},
+        model_type=kind,
+        dimension=_dimension(config, family),
+    )
 
 
-def load_model(checkpoint: Checkpoint) -> "CLIPModel":
+def load_model(checkpoint: Checkpoint) -> "PreTrainedModel":
     """Load the model in float32, in eval mode.
 
     Raises UserError if weights are missing: transformers would fill a missing tower or projection with noise.
     """
-    from transformers import CLIPModel
+    from transformers import AutoModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report of missing weights becomes the error below
     try:
-        loaded: Any = CLIPModel.from_pretrained(checkpoint.folder, dtype="float32", output_loading_info=True)
+        loaded: Any = AutoModel.from_pretrained(checkpoint.folder, dtype="float32", output_loading_info=True)
     except Exception as error:  # from_pretrained raises a dozen unrelated types on damaged files
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"{checkpoint.name} cannot be loaded: {said[0]}", option="clip") from error
@@ -138,16 +193,31 @@ def load_model(checkpoint: Checkpoint) -> "CLIPModel":
     return model.eval()
 
 
-def _check_size(config: dict[str, Any], processors: list[dict[str, Any]], clip: str | Path) -> None:
+def logit_scale(model: Any) -> float:
+    """Return the multiplier of a model's cosines. SigLIP's bias is left out: it is the same for all classes."""
+    scale = model.logit_scale.exp() if hasattr(model, "logit_scale") else 1 / model.temperature
+    return scale.item()
+
+
+def _dimension(config: dict[str, Any], family: Family) -> int:
+    *parts, key = family.dimension_key
+    for part in parts:
+        config = config.get(part) or {}
+    return config.get(key, family.dimension)
+
+
+def _check_processor(
+    config: dict[str, Any], processors: list[dict[str, Any]], family: Family, clip: str | Path
+) -> None:
     """Raise UserError where the processor makes images that the model does not take."""
     # CLIP's own defaults, which are left out of many files
     expected = (config.get("vision_config") or {}).get("image_size", DEFAULT_CROP)
     for settings in processors:
         settings = settings.get("image_processor", settings)
-        crops = settings.get("do_center_crop", True)
+        crops = settings.get("do_center_crop", config["model_type"] == CLIP)
         size = settings.get("crop_size", DEFAULT_CROP) if crops else settings.get("size", expected)
         sides = set(size.values()) if isinstance(size, dict) else {size}
-        if sides != {expected}:
+        if family.fixed_size and sides != {expected}:
             raise UserError(
                 f"{clip}: its image processor makes images of {', '.join(map(str, sorted(sides)))} pixels, "
                 f"its model takes {expected}",
@@ -157,6 +227,17 @@ def _check_size(config: dict[str, Any], processors: list[dict[str, Any]], clip: 
             given = settings.get(name, [0.5] * 3)
             if not isinstance(given, list) or len(given) != 3:
                 raise UserError(f"{clip}: {name} of its image processor must be 3 numbers, got {given}", option="clip")
+
+
+def _check_tokenizer(folder: Path, clip: str | Path) -> None:
+    """Raise UserError where the tokenizer cannot be loaded: some need a package that not everybody has."""
+    from transformers import AutoTokenizer
+
+    try:
+        AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # from_pretrained raises a dozen unrelated types
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{clip}: its tokenizer cannot be loaded: {said[0]}", option="clip") from error
 
 
 def _content_files(folder: Path) -> list[Path]:
@@ -177,7 +258,7 @@ def _weight_files(folder: Path) -> list[Path]:
     return []
 
 
-def _check_towers(folder: Path, clip: str | Path) -> None:
+def _check_towers(folder: Path, family: Family, clip: str | Path) -> None:
     """Raise UserError where a tower or projection is missing: read from the files' headers, before any work starts."""
     from safetensors import SafetensorError, safe_open
 
@@ -192,7 +273,7 @@ def _check_towers(folder: Path, clip: str | Path) -> None:
                 weights.update(file.keys())
         except (SafetensorError, OSError) as error:
             raise UserError(f"{clip}: {path.name} is damaged: {error}", option="clip") from error
-    missing = [prefix for prefix in WEIGHTS if not any(name.startswith(prefix) for name in weights)]
+    missing = [prefix for prefix in family.weights if not any(name.startswith(prefix) for name in weights)]
     if files and missing:
         raise UserError(
             f"must hold an image tower, a text tower and both projections; {clip} has no {missing[0].rstrip('.')}",
@@ -206,7 +287,7 @@ def _download(repo: str, *, revision: str | None = None, local: bool = False) ->
     from huggingface_hub.errors import HFValidationError
 
     def fetch(weights: str) -> Path:
-        patterns = ["*.json", "*.txt", weights]
+        patterns = ["*.json", "*.txt", "*.model", weights]
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=local))
 
     try:

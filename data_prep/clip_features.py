@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.checkpoint import Checkpoint, load_model
+from data_prep.checkpoint import CLIP, Checkpoint, load_model, logit_scale
 from data_prep.decode import decode
 from data_prep.errors import UserError
 from data_prep.parquet import feature_column, matrix, parquet_bytes
@@ -211,23 +211,32 @@ class Preprocess:
         if isinstance(image, str):
             return image
         if self._processor is None:
-            # By name: without torchvision CLIPImageProcessor does not exist, and where it does it rounds differently.
-            from transformers import CLIPImageProcessorPil
+            # Pillow's: without torchvision the other does not exist, and where it does it rounds differently.
+            from transformers import AutoImageProcessor, CLIPImageProcessorPil
 
-            self._processor = CLIPImageProcessorPil.from_pretrained(self.checkpoint.folder)
+            is_clip = self.checkpoint.model_type == CLIP  # files of old say no class, or one that is no more
+            more: dict[str, Any] = {} if is_clip else {"backend": "pil"}
+            kind = CLIPImageProcessorPil if is_clip else AutoImageProcessor
+            self._processor = kind.from_pretrained(self.checkpoint.folder, **more)
         return self._processor(image, return_tensors="np")["pixel_values"]
 
     def _tokens(self, texts: list[str]) -> np.ndarray:
+        """Return token ids (T, length); with the mask of those that are no padding, (2, T, length), if it is needed."""
+        family = self.checkpoint.family
         if self._tokenizer is None:
-            from transformers import CLIPTokenizer
+            from transformers import AutoConfig, AutoTokenizer, CLIPTokenizer
 
-            self._tokenizer = CLIPTokenizer.from_pretrained(self.checkpoint.folder)
-            config = json.loads((self.checkpoint.folder / "config.json").read_text()).get("text_config") or {}
-            self._longest = config.get("max_position_embeddings", 77)
-        # Padded to the longest only, and without a mask: the text tower is causal and pools at the first end token, so
-        # tokens behind that one cannot change the feature.
-        encoding = self._tokenizer(texts, padding=True, truncation=True, max_length=self._longest, return_tensors="np")
-        return encoding["input_ids"]
+            kind = CLIPTokenizer if self.checkpoint.model_type == CLIP else AutoTokenizer
+            self._tokenizer = kind.from_pretrained(self.checkpoint.folder)
+            config = AutoConfig.from_pretrained(self.checkpoint.folder).text_config
+            self._longest = min(self._tokenizer.model_max_length, config.max_position_embeddings)
+        # CLIP's are padded to the longest only, and without a mask: the text tower is causal and pools at the first end
+        # token, so tokens behind that one cannot change the feature.
+        encoding = self._tokenizer(
+            texts, padding=family.padding, truncation=True, max_length=self._longest, return_tensors="np"
+        )
+        ids = encoding["input_ids"]
+        return np.stack([ids, encoding["attention_mask"]]) if family.masked else ids
 
 
 class Encode:
@@ -252,11 +261,11 @@ class Encode:
             self.fatal, self._option = f"{socket.gethostname()} has no CUDA, but Ray counts GPUs there", ""
             return
         try:
-            self._model = load_model(checkpoint).to(self._device)  # type: ignore[arg-type]
+            self._model: Any = load_model(checkpoint).to(self._device)  # type: ignore[arg-type]
         except UserError as error:  # as data: an exception in here reaches the user as pages of Ray's traceback
             self.fatal = error.message
             return
-        self._logit_scale = self._model.logit_scale.exp().item()
+        self._logit_scale, self._dimension = logit_scale(self._model), checkpoint.dimension
         large = sum(p.numel() for p in self._model.parameters()) >= LARGE_PARAMETERS
         self._precision = _fast_precision(self._device) if large else torch.float32
 
@@ -270,7 +279,7 @@ class Encode:
             return row
         row["logit_scale"], row["precision"] = self._logit_scale, str(self._precision).removeprefix("torch.")
         good = np.array([not reason for reason in row["reasons"]])
-        row["features"] = np.zeros((row["rows"], self._model.config.projection_dim), np.float16)
+        row["features"] = np.zeros((row["rows"], self._dimension), np.float16)
         if row["kind"] == "text":
             row["features"][:] = self.texts(inputs)
         elif good.any():
@@ -284,12 +293,14 @@ class Encode:
                 row["tokens"][good] = tokens
         return row
 
-    def texts(self, ids: np.ndarray) -> np.ndarray:
-        """Encode token ids (T, length): float16 (T, D)."""
+    def texts(self, tokens: np.ndarray) -> np.ndarray:
+        """Encode token ids (T, length), or ids and mask (2, T, length): float16 (T, D)."""
         import torch
 
+        given = torch.from_numpy(np.array(tokens)).to(self._device)
+        named = {"input_ids": given} if given.dim() == 2 else {"input_ids": given[0], "attention_mask": given[1]}
         with torch.inference_mode(), self._autocast():
-            output = self._model.get_text_features(input_ids=torch.from_numpy(np.array(ids)).to(self._device))
+            output = self._model.get_text_features(**named)
         return _normalised(output.pooler_output)
 
     def images(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -57,12 +57,15 @@ class FrozenTextEncoder:
 
     @classmethod
     def load(cls, checkpoint_path: str | Path) -> "FrozenTextEncoder":
-        """Load a checkpoint in Hugging Face format."""
+        """Load a CLIP checkpoint in Hugging Face format. Raises ValueError for another model than CLIP."""
         # seconds to import, and methods without prompts never need it
-        from transformers import AutoTokenizer, CLIPModel
+        from transformers import AutoConfig, AutoTokenizer, CLIPModel
         from transformers.utils import logging
 
         logging.disable_progress_bar()
+        kind = AutoConfig.from_pretrained(checkpoint_path).model_type
+        if kind != "clip":  # its prompts go past the embedding layer, which is CLIP's own
+            raise ValueError(f"learned prompts need the text tower of CLIP, got a {kind} model")
         clip = CLIPModel.from_pretrained(checkpoint_path, dtype=torch.float32)
         return cls(clip, AutoTokenizer.from_pretrained(checkpoint_path))
 
