@@ -25,9 +25,13 @@ def features(cache: OmitArgPrefixes[FeatureOptions]) -> None:
       python -m data_prep features
       python -m data_prep features --benchmark folder:my_images --clip openai/clip-vit-base-patch32
     """
+    from data_prep.benchmarks import get_benchmark, with_roles
     from data_prep.cache_build import prepare
-    from data_prep.manifest import read_manifest
+    from data_prep.manifest import CUT, read_manifest
 
+    name = with_roles(cache.benchmark, cache.source, cache.target)
+    for note in get_benchmark(name, cache.data_root, allow_partial=cache.allow_partial).notes:
+        console.print(f"  {note}", markup=False, highlight=False, soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("features", total=None)
@@ -42,6 +46,8 @@ def features(cache: OmitArgPrefixes[FeatureOptions]) -> None:
         console.print(
             f"{manifest.rejected} images cannot be read: see rejected.parquet there", highlight=False, soft_wrap=True
         )
+    if manifest.cut_texts:
+        console.print(f"{manifest.cut_texts} {CUT}", soft_wrap=True)
 
 
 def build_wordnet(dictionary: Path | None = None, out: Path | None = None) -> None:

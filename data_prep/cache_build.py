@@ -252,6 +252,7 @@ class _Build:
             logit_scale=encoded.logit_scale,
             precision=encoded.precision,
             batch=encoded.batch,
+            cut_texts=encoded.cut_texts,
         )
         self.caches.clear(_building(name))
 

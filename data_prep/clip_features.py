@@ -54,6 +54,8 @@ class Encoded:
     """(I,) why an image cannot be read; "" for those that can."""
     text_features_TD: np.ndarray
     """float16 (T, D), L2-normalised before rounding."""
+    cut_texts: int
+    """Different texts that are longer than the text tower reads: their ends are cut."""
     logit_scale: float
     """exp of the checkpoint's parameter."""
     precision: str
@@ -108,17 +110,19 @@ def encode(
         _commit(row, shards)
         report("features", done, len(units))
     position = {text: t for t, text in enumerate(unique)}
-    features, reasons = [], list[str]()
+    features, reasons, cut = [], list[str](), 0
     for unit in units:
         with shards.open(unit["shard"]) as file:
             if unit["kind"] == "text":
                 table = pq.read_table(file)
                 features.append(matrix(table["feature"]))
+                cut += int(table.schema.metadata.get(b"cut", 0))
             else:
                 reasons += pq.read_table(file, columns=["reason"])["reason"].to_pylist()
     return Encoded(
         reasons=tuple(reasons),
         text_features_TD=np.concatenate(features)[[position[text] for text in texts]],
+        cut_texts=cut,
         logit_scale=float(table.schema.metadata[b"logit_scale"]),
         precision=table.schema.metadata[b"precision"].decode(),
         batch=batch,
@@ -147,6 +151,7 @@ def _given_features(unit: dict[str, Any], checkpoint: Checkpoint) -> dict[str, A
         "tokens": np.zeros((0, 1), np.float16),
         "logit_scale": 0.0,
         "precision": "",
+        "cut": 0,
     }
 
 
@@ -178,7 +183,7 @@ def _commit(row: dict[str, Any], shards: Storage) -> None:
     columns = {"feature": feature_column(row["features"]), "reason": pa.array(list(row["reasons"]), pa.string())}
     if row["tokens"].size:
         columns["tokens"] = feature_column(row["tokens"])
-    metadata = {"logit_scale": repr(row["logit_scale"]), "precision": row["precision"]}
+    metadata = {"logit_scale": repr(row["logit_scale"]), "precision": row["precision"], "cut": str(row["cut"])}
     shards.write(row["shard"], parquet_bytes(pa.table(columns, metadata=metadata), streamed=True))
 
 
@@ -191,9 +196,10 @@ class Preprocess:
         self._tokenizer: Any = None
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
-        row: dict[str, Any] = {name: unit[name] for name in ("shard", "kind", "rows")}
+        row: dict[str, Any] = {name: unit[name] for name in ("shard", "kind", "rows")} | {"cut": 0}
         if unit["kind"] == "text":
-            return row | {"reasons": [""] * unit["rows"], "inputs": self._tokens(list(unit["texts"]))}
+            tokens, cut = self._tokens(list(unit["texts"]))
+            return row | {"reasons": [""] * unit["rows"], "inputs": tokens, "cut": cut}
         with ThreadPoolExecutor(self._threads) as pool:  # Pillow lets other threads run while it decodes
             made = list(pool.map(self._pixels, unit["path"], unit["data"]))
         good = [pixels for pixels in made if not isinstance(pixels, str)]
@@ -220,8 +226,11 @@ class Preprocess:
             self._processor = kind.from_pretrained(self.checkpoint.folder, **more)
         return self._processor(image, return_tensors="np")["pixel_values"]
 
-    def _tokens(self, texts: list[str]) -> np.ndarray:
-        """Return token ids (T, length); with the mask of those that are no padding, (2, T, length), if it is needed."""
+    def _tokens(self, texts: list[str]) -> tuple[np.ndarray, int]:
+        """Return token ids (T, length), and how many texts are longer than the tower reads.
+
+        With the mask of those that are no padding, (2, T, length), if the tower needs it.
+        """
         family = self.checkpoint.family
         if self._tokenizer is None:
             from transformers import AutoConfig, AutoTokenizer, CLIPTokenizer
@@ -235,8 +244,9 @@ class Preprocess:
         encoding = self._tokenizer(
             texts, padding=family.padding, truncation=True, max_length=self._longest, return_tensors="np"
         )
+        cut = sum(len(ids) > self._longest for ids in self._tokenizer(texts, verbose=False)["input_ids"])
         ids = encoding["input_ids"]
-        return np.stack([ids, encoding["attention_mask"]]) if family.masked else ids
+        return (np.stack([ids, encoding["attention_mask"]]) if family.masked else ids), cut
 
 
 class Encode:

@@ -18,6 +18,9 @@ MANIFEST = "manifest.json"
 CONTENT = "content_sha256"
 """Entry of the file that protects all others: the SHA-256 of them as canonical JSON."""
 
+CUT = "texts are longer than the text tower reads: their ends are cut"
+"""What is said of `Manifest.cut_texts`."""
+
 MAPPABLE = ("source.parquet", "target.parquet", "source_tokens.parquet", "target_tokens.parquet")
 """Files of features that `feature_store.mapped` maps."""
 
@@ -40,6 +43,8 @@ class Manifest:
     """Type of the matrix products: float32, bfloat16 or float16."""
     batch: int = 0
     """Images encoded at once."""
+    cut_texts: int = 0
+    """Different texts that are longer than the text tower reads: their ends are cut."""
     files: dict[str, str]
     """Hex SHA-256 of every other file, by name."""
     arrays: dict[str, str] = field(default_factory=dict)
@@ -82,6 +87,7 @@ def write_manifest(
     logit_scale: float = 100.0,
     precision: str = "",
     batch: int = 0,
+    cut_texts: int = 0,
 ) -> None:
     """Seal `folder`: its manifest states the inputs, their fingerprint, and every Parquet file's SHA-256.
 
@@ -103,6 +109,7 @@ def write_manifest(
         logit_scale=logit_scale,
         precision=precision,
         batch=batch,
+        cut_texts=cut_texts,
         files=files,
         arrays=arrays,
     )

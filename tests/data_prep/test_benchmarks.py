@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from data_prep import FeatureOptions, UserError, prepare
+from data_prep.__main__ import main as data_prep_main
 from data_prep.benchmarks import get_benchmark, with_roles
 from data_prep.benchmarks.icons2emoji import ASSETS
 from data_prep.benchmarks.own_data import deal_splits
 from data_prep.cache_build import inputs_of
 from data_prep.checkpoint import find_checkpoint
+from data_prep.feature_store import read_cache_table
 from data_prep.image_hashes import image_contents
 from data_prep.manifest import fingerprint
 
@@ -335,3 +337,20 @@ def test_classes_without_labelled_images_are_not_trained_on(folder: Path) -> Non
     seen = (~bench.classes.unseen_RC[0]).nonzero().flatten().tolist()
     assert {bench.classes.names[c] for c in seen} == set(pets.classes.names) - {bare}
     assert len(bench.target_classes) == 228
+
+
+def test_texts_that_are_cut_are_counted(
+    folder: Path, tmp_path: Path, without_ray: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = (
+        "{} beside a small round printed circuit board with two short metal pins and a blue plastic housing for a pump"
+    )
+    given = ["--benchmark", f"folder:{folder}", "--clip", str(ASSETS / "clip"), "--cache-dir", str(tmp_path / "cache")]
+    monkeypatch.setattr("sys.argv", ["data_prep", "features", *given, "--templates", long, "{}"])
+    assert data_prep_main() == 0
+    said = " ".join(capsys.readouterr().out.split())
+    (cache,) = (tmp_path / "cache").glob("folder-*[!s]")
+    words = {lemma for lemmas in read_cache_table(cache, "nodes")["lemmas"].to_pylist() for lemma in lemmas}
+    cut = len(words | {"anchor", "banana", "bear", "bed"})  # each in the long prompt, none alone
+    assert f"{cut} texts are longer than the text tower reads: their ends are cut" in said
+    assert "labelled source: 8 images of 2 seen classes" in said
