@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pyarrow as pa
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from data_prep.errors import UserError
+from data_prep.errors import UserError, some_of
 from data_prep.parquet import csv_bytes, read_csv
 from data_prep.storage import Storage
 from data_prep.templates import is_template
@@ -74,7 +74,8 @@ def read_adapter(storage: Storage) -> TrainedAdapter:
     files = {name: storage.read(name) for name in ("config.json", "adapter.safetensors", "classes.csv", "nodes.csv")}
     missing = [name for name, content in files.items() if content is None]
     if missing:
-        raise UserError(f"must be a folder of <study>/adapters, {storage.shown} has no {missing[0]}", option="adapter")
+        rule = f"must be a folder of <study>/adapters, {storage.shown} has no {missing[0]}"
+        raise UserError(f"{rule}{_others(storage)}", option="adapter")
     try:
         config = json.loads(files["config.json"] or b"")
         if config["format"] != FORMAT:
@@ -110,6 +111,17 @@ def read_adapter(storage: Storage) -> TrainedAdapter:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, SafetensorError, pa.ArrowException) as error:
         raise UserError(f"{storage.shown} is damaged: {type(error).__name__}: {error}", option="adapter") from error
+
+
+def _others(storage: Storage) -> str:
+    """Return the adapters beside a folder, in words: their names are ranks of the leaderboard, with gaps."""
+    beside = replace(storage, root=storage.root.rpartition("/")[0])
+    if not beside.root.endswith("/adapters"):  # anything may lie there
+        return ""
+    files = beside.names(recursive=True)
+    found = [name.removesuffix("/config.json") for name in files if name.endswith("/config.json")]
+    names = sorted((name for name in found if "/" not in name), key=lambda name: (len(name), name))
+    return f"; beside it are {some_of(names)}" if names else ""
 
 
 def _columns(content: bytes | None) -> dict[str, list[Any]]:

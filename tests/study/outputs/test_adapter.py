@@ -148,6 +148,8 @@ def test_a_damaged_folder_is_one_clear_line(data: TrialData, features: SimpleNam
     folder = tmp_path / "adapters" / "1"
     with pytest.raises(UserError, match="adapter must be a folder"):
         read_adapter(locate(str(tmp_path)))
+    with pytest.raises(UserError, match="adapters/7 has no config.json; beside it are 1$"):
+        read_adapter(locate(str(tmp_path / "adapters" / "7")))
     config = json.loads((folder / "config.json").read_text())
     for broken in ({"method": "os.system"}, {"config": {"lr": -1.0}}, {"templates": 3}, {"format": 99}):
         (folder / "config.json").write_text(json.dumps(config | broken))
