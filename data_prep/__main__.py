@@ -27,7 +27,7 @@ def features(cache: OmitArgPrefixes[FeatureOptions]) -> None:
     """
     from data_prep.benchmarks import get_benchmark, with_roles
     from data_prep.cache_build import prepare
-    from data_prep.manifest import CUT, read_manifest
+    from data_prep.manifest import read_manifest
 
     name = with_roles(cache.benchmark, cache.source, cache.target)
     for note in get_benchmark(name, cache.data_root, allow_partial=cache.allow_partial).notes:
@@ -46,8 +46,8 @@ def features(cache: OmitArgPrefixes[FeatureOptions]) -> None:
         console.print(
             f"{manifest.rejected} images cannot be read: see rejected.parquet there", highlight=False, soft_wrap=True
         )
-    if manifest.cut_texts:
-        console.print(f"{manifest.cut_texts} {CUT}", soft_wrap=True)
+    for remark in manifest.remarks:
+        console.print(remark, highlight=False, soft_wrap=True)
 
 
 def build_wordnet(dictionary: Path | None = None, out: Path | None = None) -> None:

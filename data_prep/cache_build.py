@@ -253,6 +253,7 @@ class _Build:
             precision=encoded.precision,
             batch=encoded.batch,
             cut_texts=encoded.cut_texts,
+            several_frames=encoded.several_frames,
         )
         self.caches.clear(_building(name))
 

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.checkpoint import CLIP, Checkpoint, load_model, logit_scale
-from data_prep.decode import decode
+from data_prep.decode import FRAMES, decode
 from data_prep.errors import UserError
 from data_prep.parquet import feature_column, matrix, parquet_bytes
 from data_prep.ray_session import quiet_loggers
@@ -56,6 +56,8 @@ class Encoded:
     """float16 (T, D), L2-normalised before rounding."""
     cut_texts: int
     """Different texts that are longer than the text tower reads: their ends are cut."""
+    several_frames: int
+    """Images of several frames, of which the first counts."""
     logit_scale: float
     """exp of the checkpoint's parameter."""
     precision: str
@@ -110,21 +112,24 @@ def encode(
         _commit(row, shards)
         report("features", done, len(units))
     position = {text: t for t, text in enumerate(unique)}
-    features, reasons, cut = [], list[str](), 0
+    features, reasons, cut, frames = [], list[str](), 0, 0
     for unit in units:
         with shards.open(unit["shard"]) as file:
             if unit["kind"] == "text":
-                table = pq.read_table(file)
-                features.append(matrix(table["feature"]))
-                cut += int(table.schema.metadata.get(b"cut", 0))
+                texts_table = pq.read_table(file)
+                features.append(matrix(texts_table["feature"]))
+                cut += int(texts_table.schema.metadata.get(b"cut", 0))
             else:
-                reasons += pq.read_table(file, columns=["reason"])["reason"].to_pylist()
+                table = pq.read_table(file, columns=["reason"])
+                reasons += table["reason"].to_pylist()
+                frames += int((table.schema.metadata or {}).get(b"frames", 0))
     return Encoded(
         reasons=tuple(reasons),
         text_features_TD=np.concatenate(features)[[position[text] for text in texts]],
         cut_texts=cut,
-        logit_scale=float(table.schema.metadata[b"logit_scale"]),
-        precision=table.schema.metadata[b"precision"].decode(),
+        several_frames=frames,
+        logit_scale=float(texts_table.schema.metadata[b"logit_scale"]),
+        precision=texts_table.schema.metadata[b"precision"].decode(),
         batch=batch,
         shards=shards,
         image_shards=tuple((unit["start"], unit["shard"]) for unit in image_units),
@@ -152,6 +157,7 @@ def _given_features(unit: dict[str, Any], checkpoint: Checkpoint) -> dict[str, A
         "logit_scale": 0.0,
         "precision": "",
         "cut": 0,
+        "frames": 0,
     }
 
 
@@ -183,7 +189,8 @@ def _commit(row: dict[str, Any], shards: Storage) -> None:
     columns = {"feature": feature_column(row["features"]), "reason": pa.array(list(row["reasons"]), pa.string())}
     if row["tokens"].size:
         columns["tokens"] = feature_column(row["tokens"])
-    metadata = {"logit_scale": repr(row["logit_scale"]), "precision": row["precision"], "cut": str(row["cut"])}
+    metadata = {"logit_scale": repr(row["logit_scale"]), "precision": row["precision"]}
+    metadata |= {name: str(row[name]) for name in ("cut", "frames")}
     shards.write(row["shard"], parquet_bytes(pa.table(columns, metadata=metadata), streamed=True))
 
 
@@ -196,26 +203,27 @@ class Preprocess:
         self._tokenizer: Any = None
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
-        row: dict[str, Any] = {name: unit[name] for name in ("shard", "kind", "rows")} | {"cut": 0}
+        row: dict[str, Any] = {name: unit[name] for name in ("shard", "kind", "rows")} | {"cut": 0, "frames": 0}
         if unit["kind"] == "text":
             tokens, cut = self._tokens(list(unit["texts"]))
             return row | {"reasons": [""] * unit["rows"], "inputs": tokens, "cut": cut}
         with ThreadPoolExecutor(self._threads) as pool:  # Pillow lets other threads run while it decodes
             made = list(pool.map(self._pixels, unit["path"], unit["data"]))
-        good = [pixels for pixels in made if not isinstance(pixels, str)]
+        good = [pixels for pixels, _ in made if not isinstance(pixels, str)]
         return row | {
-            "reasons": [pixels if isinstance(pixels, str) else "" for pixels in made],
+            "reasons": [pixels if isinstance(pixels, str) else "" for pixels, _ in made],
             "inputs": np.concatenate(good) if good else np.zeros(0, np.float32),
+            "frames": sum(frames > 1 for _, frames in made),
         }
 
-    def _pixels(self, path: str | None, data: Any) -> np.ndarray | str:
-        """Return the pixels (1, 3, size, size) of an image, or the reason why there are none.
+    def _pixels(self, path: str | None, data: Any) -> tuple[np.ndarray | str, int]:
+        """Return the pixels (1, 3, size, size) of an image, or why there are none, and the frames of its file.
 
         One image at a time: those of a shard, as photographs are today, would fill 9 GB before they are resized.
         """
         image = decode(path, data)
         if isinstance(image, str):
-            return image
+            return image, 0
         if self._processor is None:
             # Pillow's: without torchvision the other does not exist, and where it does it rounds differently.
             from transformers import AutoImageProcessor, CLIPImageProcessorPil
@@ -224,7 +232,7 @@ class Preprocess:
             more: dict[str, Any] = {} if is_clip else {"backend": "pil"}
             kind = CLIPImageProcessorPil if is_clip else AutoImageProcessor
             self._processor = kind.from_pretrained(self.checkpoint.folder, **more)
-        return self._processor(image, return_tensors="np")["pixel_values"]
+        return self._processor(image, return_tensors="np")["pixel_values"], image.info.get(FRAMES, 1)
 
     def _tokens(self, texts: list[str]) -> tuple[np.ndarray, int]:
         """Return token ids (T, length), and how many texts are longer than the tower reads.

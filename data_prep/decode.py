@@ -16,6 +16,8 @@ from data_prep.storage import reason
 
 DECODER = 2
 """Version of what this file does, part of every cache's fingerprint. 1 was Pillow's plain `convert("RGB")`."""
+FRAMES = "frames"
+"""Key of `Image.info` under which a decoded image says how many frames its file has."""
 MOST_OBLONG = 100
 """Sides' largest ratio: the shorter one is resized to the model's, and the longer with it; a strip fills the memory."""
 
@@ -31,7 +33,9 @@ def decode(path: str | None, data: bytes | Image.Image | None) -> Image.Image | 
         with Image.open(io.BytesIO(content)) as image:
             if max(image.size) > MOST_OBLONG * min(image.size):
                 return f"{image.width} x {image.height} pixels: too oblong to be resized"
-            return _shown(image)
+            shown = _shown(image)
+            shown.info[FRAMES] = getattr(image, "n_frames", 1)
+            return shown
     except UnidentifiedImageError:  # its own text names a memory address
         return "no image format that is known"
     except Image.DecompressionBombError:  # its own text speaks of an attack

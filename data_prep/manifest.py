@@ -18,9 +18,6 @@ MANIFEST = "manifest.json"
 CONTENT = "content_sha256"
 """Entry of the file that protects all others: the SHA-256 of them as canonical JSON."""
 
-CUT = "texts are longer than the text tower reads: their ends are cut"
-"""What is said of `Manifest.cut_texts`."""
-
 MAPPABLE = ("source.parquet", "target.parquet", "source_tokens.parquet", "target_tokens.parquet")
 """Files of features that `feature_store.mapped` maps."""
 
@@ -45,6 +42,8 @@ class Manifest:
     """Images encoded at once."""
     cut_texts: int = 0
     """Different texts that are longer than the text tower reads: their ends are cut."""
+    several_frames: int = 0
+    """Images of several frames, of which the first counts."""
     files: dict[str, str]
     """Hex SHA-256 of every other file, by name."""
     arrays: dict[str, str] = field(default_factory=dict)
@@ -68,6 +67,15 @@ class Manifest:
         return self.inputs.get("rejected", {}).get("count", 0)
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """What its user should know of the features, in sentences."""
+        said = {
+            "texts are longer than the text tower reads: their ends are cut": self.cut_texts,
+            "images have several frames: the first one counts": self.several_frames,
+        }
+        return tuple(f"{count} {text}" for text, count in said.items() if count)
+
+    @property
     def partial(self) -> str:
         """The missing part of the published benchmark, in words; "" if it is complete."""
         return self.inputs.get("partial", "")
@@ -88,6 +96,7 @@ def write_manifest(
     precision: str = "",
     batch: int = 0,
     cut_texts: int = 0,
+    several_frames: int = 0,
 ) -> None:
     """Seal `folder`: its manifest states the inputs, their fingerprint, and every Parquet file's SHA-256.
 
@@ -110,6 +119,7 @@ def write_manifest(
         precision=precision,
         batch=batch,
         cut_texts=cut_texts,
+        several_frames=several_frames,
         files=files,
         arrays=arrays,
     )

@@ -11,7 +11,7 @@ from rich.text import Text
 from data_prep import FeatureOptions, UserError, prepare
 from data_prep.feature_store import load
 from data_prep.interrupts import interrupts
-from data_prep.manifest import CUT, read_manifest
+from data_prep.manifest import read_manifest
 from study.cluster.session import start_session
 from study.evaluation.final_test import average_rotations
 from study.evaluation.leaderboard_text import to_terminal
@@ -180,8 +180,8 @@ def prepare_features(spec: StudySpec, console: Console) -> Path | str:
         )
         cache = prepare(options, progress)
     manifest = read_manifest(cache)
-    if manifest.cut_texts:
-        console.print(f"  {manifest.cut_texts} {CUT}", soft_wrap=True)
+    for remark in manifest.remarks:
+        console.print(f"  {remark}", highlight=False, soft_wrap=True)
     if not manifest.protected:
         text = "which protects its files, but not its own facts. To have them protected, delete it: it is built again"
         console.print(f"the feature cache {cache} is of an earlier version, {text}", soft_wrap=True, markup=False)

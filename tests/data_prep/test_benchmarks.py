@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_prep import FeatureOptions, UserError, prepare
 from data_prep.__main__ import main as data_prep_main
@@ -339,9 +340,12 @@ def test_classes_without_labelled_images_are_not_trained_on(folder: Path) -> Non
     assert len(bench.target_classes) == 228
 
 
-def test_texts_that_are_cut_are_counted(
+def test_cut_texts_and_images_of_several_frames_are_counted(
     folder: Path, tmp_path: Path, without_ray: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    bed = folder / "source" / "bed"
+    with Image.open(bed / "0.png") as first, Image.open(bed / "1.png") as second:
+        first.convert("RGB").save(bed / "0.gif", save_all=True, append_images=[second.convert("RGB")])
     long = (
         "{} beside a small round printed circuit board with two short metal pins and a blue plastic housing for a pump"
     )
@@ -353,4 +357,5 @@ def test_texts_that_are_cut_are_counted(
     words = {lemma for lemmas in read_cache_table(cache, "nodes")["lemmas"].to_pylist() for lemma in lemmas}
     cut = len(words | {"anchor", "banana", "bear", "bed"})  # each in the long prompt, none alone
     assert f"{cut} texts are longer than the text tower reads: their ends are cut" in said
+    assert "1 images have several frames: the first one counts" in said
     assert "labelled source: 8 images of 2 seen classes" in said
