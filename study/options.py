@@ -135,7 +135,8 @@ class ResourceOptions:
     address: str | None = None
     """Ray cluster: its address, or auto; a local Ray on this machine's cores by default."""
     pack: int | Literal["auto"] = "auto"
-    """Configurations that one actor trains side by side; they share their static knobs."""
+    """Configurations that one actor trains side by side; they share their static knobs. auto: on up to eight actors on
+    CPUs one, so that each draws static knobs of its own; with GPUs more, which fill them."""
     cpus_per_pack: float = 1.0
     """CPUs of a pack's actor, and its number of threads."""
     gpus_per_pack: float = 0.0
