@@ -54,20 +54,27 @@ def make_benchmark(
     names, wnids, seen = read_classes(table)
     _check_coverage(name, names, seen, rows)
     columns = zip(*rows, strict=True)
+    resolved = resolve_wnids(names, wnids, where=f"column wnid of {table}")
+    outside = [class_name for class_name, wnid in zip(names, resolved, strict=True) if wnid is None]
     return Benchmark(
         name=name,
         slug=slug,
         classes=ClassTable(
             names=tuple(names),
-            wnids=resolve_wnids(names, wnids, where=f"column wnid of {table}"),
+            wnids=resolved,
             unseen_RC=~torch.tensor([seen]),
         ),
         images=pa.table([pa.array(c, f.type) for c, f in zip(columns, IMAGE_SCHEMA, strict=True)], schema=IMAGE_SCHEMA),
         templates=TEMPLATES,
         default_clip=DEFAULT_CLIP,
         holds_features=holds_features,
-        notes=(*_roles(rows, seen), *notes),
+        notes=(*_roles(rows, seen), *_outside(outside), *notes),
     )
+
+
+def _outside(names: Sequence[str]) -> list[str]:
+    costs = "a graph has no edges to them, and folds go by the similarity of their texts"
+    return [f"outside WordNet: {some_of(names)}; {costs}"] if names else []
 
 
 def read_classes(path: Path) -> tuple[list[str], list[str], list[bool]]:

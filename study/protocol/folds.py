@@ -9,9 +9,13 @@ import networkx as nx
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from data_prep.errors import UserError
 from data_prep.feature_store import FeatureSet
+
+LEAST_PATH = 1 / 256
+"""Below the path similarity of any two classes that WordNet connects."""
 
 HELD_OUT_SHARE = 0.2
 """Share of source images per class held out where a benchmark has no validation split."""
@@ -30,10 +34,11 @@ def class_folds(features: FeatureSet, seen_C: Tensor, *, folds: int, seed: int) 
 
     Every unseen class is related to some seen ones, so pseudo-unseen classes have to be, too: each class goes to the
     emptiest fold that holds few of its WordNet neighbours, closest pairs first, and its relatives stay in the others.
+    Of classes that WordNet does not connect, those with similar texts are relatives.
     """
     classes = torch.nonzero(seen_C).flatten().tolist()
     check_folds(folds, len(classes))
-    similarity = features.graph.path_similarity_CC[classes][:, classes].fill_diagonal_(0).numpy()
+    similarity = _similarity(features)[classes][:, classes].fill_diagonal_(0).numpy()
     # near classes pair up (maximum weight matching), and each pair is dealt to two different folds
     order = np.random.default_rng(seed).permutation(len(classes))
     nearest = nx.Graph()
@@ -48,6 +53,13 @@ def class_folds(features: FeatureSet, seen_C: Tensor, *, folds: int, seed: int) 
     for position, i in enumerate(dealt):
         fold_C[classes[i]] = position % folds
     return fold_C
+
+
+def _similarity(features: FeatureSet) -> Tensor:
+    """Return how near classes are (C, C): by WordNet's paths, and below all of them by their texts."""
+    path_CC = features.graph.path_similarity_CC
+    texts_CD = normalize(features.name_features_CPD.mean(1), dim=-1)
+    return torch.where(path_CC > 0, path_CC, LEAST_PATH * (1 + texts_CD @ texts_CD.T) / 2)
 
 
 def held_out(split_I: Tensor, labels_I: Tensor, seed: int) -> Tensor:

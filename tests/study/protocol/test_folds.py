@@ -1,11 +1,13 @@
 """Folds of seen classes, and held-out images."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from data_prep.errors import UserError
+from study.protocol.folds import class_folds
 from study.protocol.trial_data import TrialData, trainable_images, trial_data
 
 # --- what a trial may see -------------------------------------------------------------------------------------------
@@ -60,3 +62,14 @@ def test_refits_of_base_to_novel_leave_the_validation_shots_alone(features: Simp
     features.halves = True
     data = trial_data(features, rotation=0, folds=3, seed=0)
     assert torch.equal(trainable_images(data, None), ~data.held_out_I) and data.held_out_I.sum() == 9
+
+
+def test_outside_wordnet_classes_with_similar_texts_never_share_a_fold(features: SimpleNamespace) -> None:
+    outside = torch.eye(12)
+    shared = torch.nn.functional.normalize(torch.randn(6, 192, generator=torch.Generator().manual_seed(0)), dim=-1)
+    near = shared.repeat_interleave(2, dim=0) + 0.01 * torch.randn(12, 192, generator=torch.Generator().manual_seed(1))
+    graph = SimpleNamespace(**{**vars(features.graph), "path_similarity_CC": outside})
+    changed: Any = SimpleNamespace(**{**vars(features), "graph": graph, "name_features_CPD": near[:, None]})
+    for seed in range(5):
+        fold_C = class_folds(changed, torch.ones(12, dtype=torch.bool), folds=3, seed=seed)
+        assert (fold_C[0::2] != fold_C[1::2]).all() and fold_C.bincount().tolist() == [4, 4, 4]
