@@ -81,7 +81,7 @@ def lookup(names: Annotated[tuple[str, ...], tyro.conf.Positional]) -> None:
 
 
 def classes(
-    path: Annotated[Path, tyro.conf.Positional],
+    path: Annotated[str, tyro.conf.Positional],
     unseen: tuple[str, ...] = (),
     seed: int = 0,
     force: bool = False,
@@ -90,20 +90,19 @@ def classes(
     WordNet (look at the column gloss, and at the other senses beside it), and which classes are seen.
 
     Args:
-        path: Folder with CLASS/*, or with source/CLASS/*, target/CLASS/* and the like.
+        path: Folder with CLASS/*, or with source/CLASS/*, target/CLASS/* and the like; or hf:PATH_OR_NAME.
         unseen: Names of the unseen classes. By default every fourth in the order of WordNet's tree.
         seed: Deals other unseen classes.
         force: Write over a classes.csv that is there.
     """
-    from data_prep.benchmarks.folder import CLASSES
-    from data_prep.class_table import write_class_table
+    from data_prep.class_table import table_of, write_class_table
     from data_prep.wordnet import NOT_IN_WORDNET
 
     guesses = write_class_table(path, unseen=unseen, seed=seed, force=force)
     for guess in guesses:
         text = f"  {guess.name}: {guess.wnid}  {guess.gloss}" + (f"  (1 of {guess.senses})" if guess.senses > 1 else "")
         console.print(text, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{path / CLASSES}: look at the senses before you use it", markup=False, soft_wrap=True)
+    console.print(f"{table_of(path)}: look at the senses before you use it", markup=False, soft_wrap=True)
     if all(guess.wnid == NOT_IN_WORDNET for guess in guesses):
         console.print("no class is in WordNet: methods with a graph have no edges between these classes", markup=False)
 

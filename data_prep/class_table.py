@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.benchmarks.folder import CLASSES, class_names
+from data_prep.benchmarks import hf
+from data_prep.benchmarks.folder import class_names
+from data_prep.benchmarks.own_data import CLASSES
 from data_prep.errors import UserError
 from data_prep.wordnet import NOT_IN_WORDNET, WordNet, wordnet
 
@@ -62,12 +64,22 @@ def deal_unseen(guesses: Sequence[Guess], net: WordNet, seed: int) -> set[str]:
     return set(in_order[first::UNSEEN]) or {in_order[-1]}
 
 
-def write_class_table(root: Path, *, unseen: Sequence[str] = (), seed: int = 0, force: bool = False) -> list[Guess]:
-    """Write `root`/classes.csv from the names of its folders; return what was guessed. Raises UserError."""
-    path = root / CLASSES
+def table_of(root: str) -> Path:
+    """Return where the class table of a folder, or of a data set "hf:...", is."""
+    path = Path(root.removeprefix(hf.PREFIX))
+    return hf.class_table(path) if root.startswith(hf.PREFIX) else path / CLASSES
+
+
+def write_class_table(root: str, *, unseen: Sequence[str] = (), seed: int = 0, force: bool = False) -> list[Guess]:
+    """Write the class table of a folder, or of a data set "hf:...", from the names of its classes.
+
+    Return what was guessed. Raises UserError.
+    """
+    path = table_of(root)
     if path.exists() and not force:
         raise UserError(f"must be given to write over {path}, which is there", option="force")
-    names = class_names(root)
+    is_hf = root.startswith(hf.PREFIX)
+    names = hf.class_names(root.removeprefix(hf.PREFIX)) if is_hf else class_names(Path(root))
     if len(names) < 2:
         raise UserError(f"must hold a folder for each of at least two classes; {root} has {len(names)}", option="path")
     for name in unseen:

@@ -11,14 +11,13 @@ class FeatureOptions:
     """A benchmark, a checkpoint, and the folder of their features"""
 
     benchmark: str = "icons2emoji"
-    """A name from `python -m data_prep list`, folder:PATH with PATH/DOMAIN/CLASS/*.jpg and PATH/classes.csv, or
-    features:PATH for features of images in a Parquet or npz file. CoOp's sets take options: dtd:shots=16,seed=2."""
+    """A name from `python -m data_prep list`, or your own data: folder:PATH with PATH/DOMAIN/CLASS/*.jpg and
+    PATH/classes.csv, features:PATH for features of images in a Parquet or npz file, hf:PATH_OR_NAME of Hugging Face
+    datasets. CoOp's sets take options: dtd:shots=16,seed=2."""
     source: str | None = None
-    """Of folder:PATH or features:PATH, the folder or domain of labelled images, where it is not called source or
-    train."""
+    """Of your own data, the folder, domain or split of labelled images, where it is not called source or train."""
     target: str | None = None
-    """Of folder:PATH or features:PATH, the folder or domain of unlabelled images, where it is not called target or
-    test."""
+    """Of your own data, the folder, domain or split of unlabelled images, where it is not called target or test."""
     clip: str | None = None
     """Checkpoint folder or Hugging Face id; the benchmark's own if left out."""
     data_root: Path | None = None

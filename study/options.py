@@ -27,11 +27,12 @@ class StudyOptions:
     """Search space: a method's knobs with their ranges, or an ablation."""
     benchmark: str | None = None
     """Benchmark: icons2emoji, icons2emoji-gzsl (embedded, nothing to download; the default is that of the space's
-    task), a published one under --data-root, folder:PATH for your own images, or features:PATH for their features."""
+    task), a published one under --data-root, or your own data: folder:PATH of images, features:PATH, or hf:PATH_OR_NAME
+    of Hugging Face datasets."""
     source: str | None = None
-    """With folder:PATH or features:PATH: its labelled images, where they are not called source or train."""
+    """Of your own data: the labelled folder, domain or split, where it is not called source or train."""
     target: str | None = None
-    """With folder:PATH or features:PATH: its unlabelled images, where they are not called target or test."""
+    """Of your own data: the unlabelled folder, domain or split, where it is not called target or test."""
     train_on: str | None = None
     """With --test-on: benchmark whose labelled images, of all its classes, are trained on."""
     test_on: str | None = None

@@ -6,12 +6,16 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from data_prep.benchmarks import coop, coop_splits, features, folder, i2awa, i2webv, icons2emoji, transfer, xlsa17
+from data_prep.benchmarks import coop, coop_splits, features, folder, hf, i2awa, i2webv, icons2emoji, transfer, xlsa17
 from data_prep.benchmarks.base import Benchmark
 from data_prep.benchmarks.own_data import ROLES
 from data_prep.errors import UserError
 
-OWN_DATA: dict[str, Callable[[str, Path], Benchmark]] = {"folder:": folder.read, features.PREFIX: features.read}
+OWN_DATA: dict[str, Callable[[str, Path], Benchmark]] = {
+    "folder:": folder.read,
+    features.PREFIX: features.read,
+    hf.PREFIX: hf.read,
+}
 """Readers of a user's own data, by what the benchmark's name begins with: read(name, path)."""
 Reader = Callable[[str, Path | None, bool], Benchmark]
 """read(name, data_root, allow_partial)"""
@@ -31,10 +35,10 @@ def get_benchmark(name: str, data_root: Path | None = None, *, allow_partial: bo
     """Read the class table and image list of benchmark `name`; images themselves are opened later.
 
     name: a key of BENCHMARKS (CoOp's take options, see coop.py), "folder:<path>" for your own images or
-    "features:<path>" for features of them (a relative path starts at `data_root`, if given), or "A->B" to train on A
-    and test on B (see transfer.py). data_root: where the published data sets were unpacked; each benchmark's file
-    states the layout. allow_partial: take the part of an incomplete data set that is there, and say so in
-    `Benchmark.partial`.
+    "features:<path>" for features of them (a relative path starts at `data_root`, if given), "hf:<path or name>" for a
+    data set of Hugging Face's library, or "A->B" to train on A and test on B (see transfer.py). data_root: where the
+    published data sets were unpacked; each benchmark's file states the layout. allow_partial: take the part of an
+    incomplete data set that is there, and say so in `Benchmark.partial`.
     Raises UserError for an unknown name (with the nearest valid one) and for whatever is wrong with the data.
     """
     if transfer.ARROW in name:
@@ -43,7 +47,9 @@ def get_benchmark(name: str, data_root: Path | None = None, *, allow_partial: bo
     base, colon, options = name.partition(":")
     if base + colon in OWN_DATA:
         path = Path(options).expanduser()
-        bench = OWN_DATA[base + colon](name, data_root / path if data_root else path)
+        if data_root and (base + colon != hf.PREFIX or (data_root / path.name.split(ROLES)[0]).exists()):
+            path = data_root / path
+        bench = OWN_DATA[base + colon](name, path)
         _check_names(bench)
         return bench
     reader = BENCHMARKS.get(base)

@@ -14,7 +14,6 @@ Without domains, train and val are the labelled source and test scores the test.
 one domain without splits.
 """
 
-import difflib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,11 +29,11 @@ from data_prep.benchmarks.own_data import (
     ROLES,
     SPLIT_NAMES,
     Row,
+    deal_by_class,
     deal_roles,
-    deal_splits,
+    label_ids,
     make_benchmark,
     read_classes,
-    spoken,
 )
 from data_prep.errors import UserError, some_of
 
@@ -55,10 +54,10 @@ def read(name: str, path: Path) -> Benchmark:
     keys = [str(key) for key in found["key"]] if "key" in found else [f"{i:08d}" for i in range(len(features_ID))]
     if len(counts := Counter(keys)) < len(keys):
         raise UserError(f"{file}: key must be unique; {counts.most_common(1)[0][0]!r} is there twice")
-    labels = _labels(found["label"], class_names, file)
+    labels = label_ids(found["label"], class_names, str(file))
     splits = _splits(found, file)
     domains = _domains(found, splits, roles, file)
-    dealt = splits if splits is not None else _dealt(keys, labels, domains)
+    dealt = splits if splits is not None else deal_by_class(keys, labels, domains)
     data = [feature.tobytes() for feature in features_ID]
     rows: list[Row] = [
         (key, label, domain, split, None, content)
@@ -126,22 +125,6 @@ def _is_fixed(kind: pa.DataType) -> bool:
     return pa.types.is_fixed_size_list(kind)
 
 
-def _labels(given: np.ndarray, class_names: Sequence[str], file: Path) -> list[int]:
-    """Return the class id of every image. Raises UserError."""
-    if given.dtype.kind in "iu":
-        wrong = given[(given < 0) | (given >= len(class_names))]
-        if len(wrong):
-            raise UserError(f"{file}: label must be a row of {CLASSES}, 0 to {len(class_names) - 1}; got {wrong[0]}")
-        return given.tolist()
-    index = {name: c for c, name in enumerate(class_names)}
-    said = [spoken(str(label)) for label in given]
-    unknown = sorted({name for name in said if name not in index})
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], class_names, n=1, cutoff=0.0)
-        raise UserError(f"{file}: label must be a name of {CLASSES}; got {some_of(unknown)} (nearest: {near[0]})")
-    return [index[name] for name in said]
-
-
 def _splits(found: dict[str, Any], file: Path) -> list[int] | None:
     if "split" not in found:
         return None
@@ -171,17 +154,6 @@ def _domains(found: dict[str, Any], splits: list[int] | None, roles: list[str], 
             f"--source NAME --target NAME"
         )
     return [role_of.get(domain, "") for domain in said]  # "": of a third domain, left out
-
-
-def _dealt(keys: Sequence[str], labels: Sequence[int], domains: Sequence[str]) -> list[int]:
-    """Return splits dealt within every class and domain."""
-    rows: dict[tuple[int, str], list[int]] = {}
-    for i, place in enumerate(zip(labels, domains, strict=True)):
-        rows.setdefault(place, []).append(i)
-    split_I = np.zeros(len(keys), dtype=np.int8)
-    for of_class in rows.values():
-        split_I[of_class] = deal_splits([keys[i] for i in of_class])
-    return split_I.tolist()
 
 
 def _lengths(features_ID: np.ndarray) -> list[str]:

@@ -10,6 +10,7 @@ others. Where there is one domain, images of unseen classes, and the test images
 """
 
 import csv
+import difflib
 import hashlib
 import io
 import unicodedata
@@ -139,6 +140,33 @@ def deal_splits(keys: Sequence[str]) -> np.ndarray:
     split_I[order[len(keys) - 2 * held_out :]] = 1
     split_I[order[len(keys) - held_out :]] = 2
     return split_I
+
+
+def deal_by_class(keys: Sequence[str], labels: Sequence[int], domains: Sequence[str] | None = None) -> list[int]:
+    """Return the index into SPLITS of every image, dealt within each class and domain."""
+    rows: dict[tuple[int, str], list[int]] = {}
+    for i, place in enumerate(zip(labels, domains or [""] * len(labels), strict=True)):
+        rows.setdefault(place, []).append(i)
+    split_I = np.zeros(len(keys), dtype=np.int8)
+    for of_class in rows.values():
+        split_I[of_class] = deal_splits([keys[i] for i in of_class])
+    return split_I.tolist()
+
+
+def label_ids(given: np.ndarray, names: Sequence[str], where: str) -> list[int]:
+    """Return the class id of every image from names of classes, or rows of the class table. Raises UserError."""
+    if given.dtype.kind in "iu":
+        wrong = given[(given < 0) | (given >= len(names))]
+        if len(wrong):
+            raise UserError(f"{where}: label must be a row of {CLASSES}, 0 to {len(names) - 1}; got {wrong[0]}")
+        return given.tolist()
+    index = {name: c for c, name in enumerate(names)}
+    said = [spoken(str(label)) for label in given]
+    unknown = sorted({name for name in said if name not in index})
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], names, n=1, cutoff=0.0)
+        raise UserError(f"{where}: label must be a name of {CLASSES}; got {some_of(unknown)} (nearest: {near[0]})")
+    return [index[name] for name in said]
 
 
 def spoken(name: str) -> str:
