@@ -11,6 +11,11 @@ from study.search.pack_queue import PackQueue
 TAGS = ("study", "space")
 
 
+def _tags(study: str, space: str) -> dict[str, str]:
+    """Return the tags of a gauge. Ray takes ASCII only; a study's folder may be called anything."""
+    return {"study": study.encode("ascii", "backslashreplace").decode(), "space": space}
+
+
 class PackGauges:
     """A pack actor's numbers; Ray tags them with its `WorkerId`."""
 
@@ -20,7 +25,7 @@ class PackGauges:
         self._alive = Gauge("zerosweep_pack_lanes_alive", description="Lanes alive in an actor's pack", tag_keys=TAGS)
         self._best_h = Gauge("zerosweep_pack_best_h", description="Best H of an actor's last pack", tag_keys=TAGS)
         for gauge in (self._images, self._memory, self._alive, self._best_h):
-            gauge.set_default_tags({"study": study, "space": space})
+            gauge.set_default_tags(_tags(study, space))
 
     def update(self, images: int, seconds: float, alive: int) -> None:
         """Publish how fast the pack trains and how many lanes it has left.
@@ -47,7 +52,7 @@ class SearchGauges:
 
     def __init__(self, queue: PackQueue, study: str) -> None:
         self._counts, self._space = queue.counts, queue.space.name
-        tags = {"study": study, "space": self._space}
+        tags = _tags(study, self._space)
 
         def gauge(name: str, description: str, *more: str) -> Gauge:
             made = Gauge(f"zerosweep_{name}", description=description, tag_keys=(*TAGS, *more))

@@ -46,9 +46,19 @@ def read_table(storage: Storage, name: str, *, schema: pa.Schema | None = None) 
     if content is None:
         return None
     try:
-        return pa.parquet.read_table(pa.BufferReader(content), schema=schema)
+        # on this thread: Arrow's own sometimes abort a process that ends soon after, as after a mistake
+        table = pa.parquet.ParquetFile(pa.BufferReader(content), pre_buffer=False).read(use_threads=False)
+        return table if schema is None else _as(schema, table)
     except (pa.ArrowException, OSError) as error:
         raise _damaged(storage, f"{name}.parquet", error) from error
+
+
+def _as(schema: pa.Schema, table: pa.Table) -> pa.Table:
+    """Return the columns of a schema; those that a table of an earlier version lacks are null."""
+    columns = [
+        table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(len(table), f.type) for f in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def read_json(storage: Storage, file: str) -> dict[str, Any] | None:

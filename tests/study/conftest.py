@@ -73,7 +73,7 @@ def small_study(ray_cluster: None, embedded_cache: Path, tmp_path_factory: pytes
     """Folder of a finished study of the embedded benchmark."""
     from small import run
 
-    storage = tmp_path_factory.mktemp("results")
+    storage = tmp_path_factory.mktemp("résultats")  # Ray takes ASCII only in places
     assert run(storage, embedded_cache, "--name", "small") == 0
     return storage / "small"
 
