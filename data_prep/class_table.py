@@ -64,13 +64,15 @@ def deal_unseen(guesses: Sequence[Guess], net: WordNet, seed: int) -> set[str]:
     return set(in_order[first::UNSEEN]) or {in_order[-1]}
 
 
-def table_of(root: str) -> Path:
+def table_of(root: str | Path) -> Path:
     """Return where the class table of a folder, or of a data set "hf:...", is."""
-    path = Path(root.removeprefix(hf.PREFIX))
-    return hf.class_table(path) if root.startswith(hf.PREFIX) else path / CLASSES
+    path = Path(str(root).removeprefix(hf.PREFIX))
+    return hf.class_table(path) if str(root).startswith(hf.PREFIX) else path / CLASSES
 
 
-def write_class_table(root: str, *, unseen: Sequence[str] = (), seed: int = 0, force: bool = False) -> list[Guess]:
+def write_class_table(
+    root: str | Path, *, unseen: Sequence[str] = (), seed: int = 0, force: bool = False
+) -> list[Guess]:
     """Write the class table of a folder, or of a data set "hf:...", from the names of its classes.
 
     Return what was guessed. Raises UserError.
@@ -78,8 +80,8 @@ def write_class_table(root: str, *, unseen: Sequence[str] = (), seed: int = 0, f
     path = table_of(root)
     if path.exists() and not force:
         raise UserError(f"must be given to write over {path}, which is there", option="force")
-    is_hf = root.startswith(hf.PREFIX)
-    names = hf.class_names(root.removeprefix(hf.PREFIX)) if is_hf else class_names(Path(root))
+    is_hf = str(root).startswith(hf.PREFIX)
+    names = hf.class_names(str(root).removeprefix(hf.PREFIX)) if is_hf else class_names(Path(root))
     if len(names) < 2:
         raise UserError(f"must hold a folder for each of at least two classes; {root} has {len(names)}", option="path")
     for name in unseen:

@@ -30,9 +30,11 @@ Losses, on source images x with label y and target images u ("mean" is over the 
               or of 1 - f(t_c) P_c: the cross-entropy is 1e-5 where class texts are far apart, and then pulls on nothing
     p(u)    = softmax(s f(u) P^T / t_target)
     L_ent   = mean of the entropy of p(u)
-    L_div   = log C - entropy of the mean of p(u)
+    L_div   = KL(mean of p(u) || prior)              of a uniform prior: log C - entropy of the mean
     L_bal   = KL of two-valued distributions, prior against predicted unseen mass m of the mean of p(u):
-              pi log(pi / m) + (1 - pi) log((1 - pi) / (1 - m)),  pi = min(unseen_prior C_unseen / C, 0.99)
+              pi log(pi / m) + (1 - pi) log((1 - pi) / (1 - m)),  pi = min(unseen_prior x unseen mass of prior, 0.99)
+              prior: 1 / C for every class, or estimated from the target's features (`estimated_prior`; ours): with
+              1 / C both losses pull a target on which some classes are rare towards one on which none is
     L       = L_cls + w_srs L_srs + w_align L_align + w_ent L_ent + w_div L_div + w_bal L_bal
 
 Prediction: argmax over all C classes of s f(x) P^T, or of a transductive head on f and P (`heads.py`; ours).
@@ -98,6 +100,8 @@ class SREConfig:
     """Text behind a class node: the benchmark's class name, its WordNet lemmas, or the mean of both."""
     align: Literal["cross-entropy", "cosine"] = "cross-entropy"
     """Form of L_align: the article's cross-entropy among all classes, or 1 - cosine of a text and its own prototype."""
+    class_prior: Literal["uniform", "estimated"] = "uniform"
+    """Shares of the classes on the target that L_div and L_bal pull to: equal ones, or an estimate without labels."""
     head: Head = "none"
     """Who classifies at inference: the prototypes (none), or a transductive head on adapted features and prototypes."""
     batch_size: int = 256
@@ -128,7 +132,7 @@ class SREConfig:
     target_temperature: float = 1.0
     """Temperature of target predictions in the unlabelled losses."""
     unseen_prior: float = 1.0
-    """Expected unseen mass on the target, in units of the unseen share of the classes."""
+    """Expected unseen mass on the target, in units of the unseen classes' share by `class_prior`."""
 
     def __post_init__(self) -> None:
         check_fields(
@@ -231,6 +235,7 @@ class SREClip(StackedModule):
     seen_KC: Tensor
     unseen_bias_KC: Tensor
     text_features_CD: Tensor
+    relative_prior_C: Tensor
     # lane knobs that the forward pass uses, (K,) each
     rho: Tensor
     residual_scale: Tensor
@@ -258,6 +263,13 @@ class SREClip(StackedModule):
         self.logit_scale = graph.logit_scale
         self.align = config.align
         self.register_buffer("text_features_CD", text_features_ND[graph.class_node_C])
+        relative_C = torch.ones(seen_KC.shape[1])  # shares in units of equal ones
+        if config.class_prior == "estimated":
+            if target_features_TD is None:
+                raise ValueError("target_features_TD must be given with class_prior=estimated, got None")
+            target_TD = unit_features(target_features_TD)
+            relative_C *= len(relative_C) * estimated_prior(target_TD, self.text_features_CD, self.logit_scale)
+        self.register_buffer("relative_prior_C", relative_C)
         self.register_lane("seen_KC", seen_KC)
         self.register_lane("unseen_bias_KC", torch.zeros(seen_KC.shape).masked_fill(~seen_KC, -math.inf))
         for name in SREConfig.LANE_KNOBS - {"lr", "weight_decay"}:
@@ -376,7 +388,8 @@ class SREClip(StackedModule):
             / over_workers(trusted_KB.sum(1)).clamp_min(1 / workers()[1]),
             "align": align_KC.mean(1),
             "ent": -(p_target_KBC * log_target_KBC).sum((1, 2)) / p_target_KBC.shape[1],
-            "div": math.log(mean_KC.shape[1]) + (mean_KC * mean_KC.clamp_min(1e-12).log()).sum(-1),
+            "div": math.log(mean_KC.shape[1])
+            + (mean_KC * (mean_KC.clamp_min(1e-12).log() - self.relative_prior_C.log())).sum(-1),
             "bal": self._balance(mean_KC),
         }
 
@@ -394,7 +407,7 @@ class SREClip(StackedModule):
     def _balance(self, mean_KC: Tensor) -> Tensor:
         """Return L_bal (K,); 0 when nothing is unseen."""
         unseen_KC = (~self.seen_KC).float()
-        prior = (self.unseen_prior * unseen_KC.mean(1)).clamp(max=0.99)
+        prior = (self.unseen_prior * (unseen_KC * self.relative_prior_C).mean(1)).clamp(max=0.99)
         mass = (mean_KC * unseen_KC).sum(1)
         return (
             torch.xlogy(prior, prior)
@@ -402,6 +415,22 @@ class SREClip(StackedModule):
             + torch.xlogy(1 - prior, 1 - prior)
             - (1 - prior) * (1 - mass).clamp_min(1e-6).log()
         )
+
+
+def estimated_prior(images_TD: Tensor, texts_CD: Tensor, logit_scale: float, *, rounds: int = 100) -> Tensor:
+    """Estimate the shares of the classes (C,) among unlabelled images from zero-shot predictions, without labels.
+
+    Expectation maximisation of Saerens et al. (2002): predictions are weighted with the shares, and their mean gives
+    the next shares. One image more of each class keeps every share above 0; without images the shares are equal.
+    """
+    zero_shot_TC = (logit_scale * images_TD @ texts_CD.T).softmax(-1)
+    classes = len(texts_CD)
+    prior_C = texts_CD.new_full((classes,), 1 / classes)
+    for _ in range(rounds):
+        weighted_TC = zero_shot_TC * prior_C
+        counts_C = (weighted_TC / weighted_TC.sum(-1, keepdim=True).clamp_min(1e-30)).sum(0)
+        prior_C = (counts_C + 1) / (len(images_TD) + classes)
+    return prior_C
 
 
 def _relation_loss(logits_KBC: Tensor, labels_KB: Tensor, q_KCC: Tensor, q_log_q_KC: Tensor) -> Tensor:

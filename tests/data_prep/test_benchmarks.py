@@ -72,7 +72,9 @@ def test_roles_that_make_no_sense_are_one_clear_error(folder: Path) -> None:
         get_benchmark(with_roles(f"folder:{folder}", "sorce", "target"))
     with pytest.raises(UserError, match="^target must be given together with --source; got none"):
         with_roles(f"folder:{folder}", "source", None)
-    with pytest.raises(UserError, match="must come with --benchmark folder:PATH or features:PATH; got icons2emoji"):
+    with pytest.raises(
+        UserError, match="must come with --benchmark folder:PATH or features:PATH or hf:PATH; got icons2emoji"
+    ):
         with_roles("icons2emoji", "a", "b")
 
 

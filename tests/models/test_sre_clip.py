@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.sre_clip import ClassGraph, SREClip, SREConfig
+from models.sre_clip import ClassGraph, SREClip, SREConfig, estimated_prior
 
 SEEN = torch.tensor([True, True, True, True, False, False])
 SMALL = dict(heads=2, slots=3, attention_width=4, token_dim=4, gcn_width=5, batch_size=4)
@@ -95,6 +95,36 @@ def test_losses_at_initialisation_by_hand(graph: ClassGraph) -> None:
         "bal": prior * math.log(prior / mass) + (1 - prior) * math.log((1 - prior) / (1 - mass)),
     }
     assert losses == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_estimated_prior_takes_the_place_of_equal_shares(graph: ClassGraph) -> None:
+    config, target = SREConfig(**SMALL, class_prior="estimated", unseen_prior=0.9), images(1, 7, seed=1)
+    few = images(1, 40, seed=3)[0]
+    module = SREClip([config], seeds=[0], seen_KC=SEEN[None], graph=graph, target_features_TD=few)
+    losses = module.losses(images(1, 4), torch.tensor([[0, 3, 1, 2]]), target)
+    shares = estimated_prior(few, graph.name_features_CD, 20.0)
+    mean = torch.softmax(20 * target[0] @ graph.name_features_CD.T, -1).mean(0)
+    assert losses["div"].item() == pytest.approx((mean * (mean / shares).log()).sum().item(), abs=1e-5)
+    prior, mass = 0.9 * float(shares[4:].sum()), float(mean[4:].sum())
+    expected = prior * math.log(prior / mass) + (1 - prior) * math.log((1 - prior) / (1 - mass))
+    assert losses["bal"].item() == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(ValueError, match="target_features_TD must be given with class_prior=estimated"):
+        SREClip([config], seeds=[0], seen_KC=SEEN[None], graph=graph)
+
+
+def test_shares_are_estimated_without_labels() -> None:
+    g = torch.Generator().manual_seed(0)
+    texts = F.normalize(torch.randn(5, 64, generator=g), dim=-1)
+    counts = torch.tensor([400, 200, 100, 20, 0])
+    labels = torch.arange(5).repeat_interleave(counts)
+    images_TD = F.normalize(texts[labels] + 0.15 * torch.randn(720, 64, generator=g), dim=-1)
+    shares = estimated_prior(images_TD, texts, 10.0)
+    assert float(shares.sum()) == pytest.approx(1, abs=1e-5)
+    assert shares.tolist() == pytest.approx(((counts + 1) / 725).tolist(), abs=0.01)
+    soft = (5 * images_TD @ texts.T).softmax(-1).mean(0)  # of unsure predictions the plain mean is too even
+    true = counts / 720
+    assert (estimated_prior(images_TD, texts, 5.0) - true).abs().sum() < 0.7 * (soft - true).abs().sum()
+    assert estimated_prior(images_TD[:0], texts, 10.0).tolist() == pytest.approx([0.2] * 5)
 
 
 def test_alignment_by_cosine_acts_where_the_cross_entropy_does_not(graph: ClassGraph) -> None:
