@@ -13,6 +13,7 @@ it may; `epochs again` are those that were lost and trained a second time, on an
 import argparse
 import functools
 import io
+import itertools
 import os
 import random
 import shutil
@@ -27,6 +28,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "study")]
@@ -65,6 +67,8 @@ assert isinstance(SPACE, Space)
 CONFIGS, PACK, EPOCHS = 24, 4, 16
 OPTIONS = TrainingOptions(epochs=EPOCHS, criterion="h")
 IDENTITY = replace(toy.IDENTITY, space="linear-probe", epochs=EPOCHS)
+HANGS = 20.0
+"""Seconds for which a write to a hanging storage takes."""
 SECONDS = 0.8
 """What a pack takes."""
 
@@ -114,13 +118,14 @@ def train(
     checkpoint: PackCheckpoint,
     log: Path,
     memory: int = PACK,
+    seconds: float = SECONDS,
     **options: Any,
 ) -> Training:
     """Train slowly, with a line in `log` for every epoch; out of memory with more than `memory` configurations."""
     checkpoint.seconds = 0.2
 
     def slowly(epoch: int, alive: int) -> None:
-        time.sleep(SECONDS / EPOCHS)
+        time.sleep(seconds / EPOCHS)
         if epoch > 2 and alive > memory and configs[0].lr < 1e-3:
             raise MemoryError("as if the memory had no room for more")
         with log.open("a") as file:
@@ -130,9 +135,16 @@ def train(
     return Training(configs, seeds=seeds, on_epoch=slowly, checkpoint=checkpoint, **options)
 
 
-def search(folder: Path, *, resume: bool = False, memory: int = PACK, mirror: Storage | None = None) -> SearchOutcome:
+def search(
+    folder: Path,
+    *,
+    resume: bool = False,
+    memory: int = PACK,
+    seconds: float = SECONDS,
+    mirror: Storage | None = None,
+) -> SearchOutcome:
     with open_ledger(folder, space=SPACE, identity=IDENTITY, resume=resume) as book:
-        slow = functools.partial(train, log=_log(folder), memory=memory)
+        slow = functools.partial(train, log=_log(folder), memory=memory, seconds=seconds)
         (done,) = run_searches(
             [Search(queue=_queue(book), training=OPTIONS, train=slow, mirror=mirror)],
             data().to_arrays(),
@@ -218,6 +230,9 @@ class Machines:
         while len(self.nodes) < 2:
             self.nodes.append(self.cluster.add_node(num_cpus=1))
 
+    def remove_node(self) -> None:
+        self.cluster.remove_node(self.nodes.pop(), allow_graceful=True)
+
     def close(self) -> None:
         ray.shutdown()
         self.cluster.shutdown()
@@ -277,6 +292,27 @@ def node_drained(machines: Machines, folder: Path, rng: random.Random) -> Outcom
     return done
 
 
+def node_joins(machines: Machines, folder: Path, rng: random.Random) -> Outcome:
+    """A search begins on one node; the other joins, and trains packs as well."""
+    machines.remove_node()
+    over, left = threading.Event(), threading.Event()
+
+    def join() -> None:
+        with mock.patch("ray._private.utils.set_sigterm_handler"):  # a thread cannot install one
+            machines.mend()
+        over.wait()  # the kernel ends a node with the thread that has started it
+        machines.remove_node()
+        left.set()
+
+    with once(drawing(folder), rng.uniform(0.0, 1.5), join):
+        search(folder, seconds=4 * SECONDS)  # an actor on the new node takes seconds to start
+        over.set()
+        left.wait(timeout=30)
+    packs = [line.split()[0] for line in _log(folder).read_text().splitlines()]
+    turns = sum(a != b for a, b in itertools.pairwise(packs))  # on one node a pack's epochs come one after the other
+    return judge(folder, disturbed=turns >= len(set(packs)))
+
+
 def actor_killed(machines: Machines, folder: Path, rng: random.Random) -> Outcome:
     with once(training(folder), rng.uniform(0.0, 1.5), machines.kill_actor) as disturbed:
         outcome = search(folder)
@@ -292,6 +328,24 @@ def driver_killed(machines: Machines, folder: Path, rng: random.Random) -> Outco
         driver.wait(timeout=120)
     search(folder, resume=True)
     return judge(folder, disturbed=driver.returncode == -signal.SIGKILL)
+
+
+def second_driver(machines: Machines, folder: Path, rng: random.Random) -> Outcome:
+    """Another process resumes the search while its driver lives: it is refused, and the search goes on."""
+    command = [sys.executable, str(Path(__file__)), "--drive", str(folder), "--address", machines.cluster.address]
+    driver, refused = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), list[str]()
+
+    def resume() -> None:
+        try:
+            with open_ledger(folder, space=SPACE, identity=IDENTITY, resume=True):
+                pass
+        except UserError as error:
+            refused.append(str(error))
+
+    with once(rng.choice([drawing, training])(folder), rng.uniform(0.0, 2.0), resume):
+        driver.wait(timeout=120)
+    in_time = bool(refused) and "another process" in refused[0]
+    return judge(folder, disturbed=in_time and driver.returncode == 0)
 
 
 def storage_fails(machines: Machines, folder: Path, rng: random.Random) -> Outcome:
@@ -311,6 +365,30 @@ def storage_fails(machines: Machines, folder: Path, rng: random.Random) -> Outco
     with once(drawing(folder), rng.uniform(0.5, 4.0), fail) as disturbed:
         search(folder, mirror=storage)
     outcome = judge(folder, disturbed=bool(disturbed))
+    outcome.equal &= storage.read("study.journal") == (folder / "study.journal").read_bytes()
+    return outcome
+
+
+def storage_hangs(machines: Machines, folder: Path, rng: random.Random) -> Outcome:
+    """The storage to which the ledger is copied answers nothing for a while: packs go on, the last copy is awaited."""
+    from study.cluster import monitor
+
+    monitor.MIRROR_EVERY_S = 0.3
+    storage, hung = open_storage(str(folder.parent / "store"), folder.name), threading.Event()
+    write, waited = storage.write, list[float]()
+
+    def slowly(name: str, content: bytes) -> None:
+        if hung.is_set():
+            waited.append(time.monotonic())
+            time.sleep(HANGS)
+        write(name, content)
+
+    object.__setattr__(storage, "write", slowly)
+    with once(drawing(folder), rng.uniform(0.5, 3.0), hung.set):
+        began = time.monotonic()
+        search(folder, mirror=storage)
+        spent = time.monotonic() - began
+    outcome = judge(folder, disturbed=bool(waited) and spent < HANGS + CONFIGS / PACK * SECONDS + 30)
     outcome.equal &= storage.read("study.journal") == (folder / "study.journal").read_bytes()
     return outcome
 
@@ -370,9 +448,12 @@ def _only_leaderboard(storage: Storage) -> bool:
 FAULTS: dict[Callable[[Machines, Path, random.Random], Outcome], int] = {
     node_killed: 5,
     node_drained: 3,
+    node_joins: 3,
     actor_killed: 5,
     driver_killed: 20,
+    second_driver: 3,
     storage_fails: 3,
+    storage_hangs: 2,
     out_of_memory: 3,
     disk_full: 3,
 }
