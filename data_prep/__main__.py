@@ -25,13 +25,9 @@ def features(cache: OmitArgPrefixes[FeatureOptions]) -> None:
       python -m data_prep features
       python -m data_prep features --benchmark folder:my_images --clip openai/clip-vit-base-patch32
     """
-    from data_prep.benchmarks import get_benchmark, with_roles
     from data_prep.cache_build import prepare
     from data_prep.manifest import read_manifest
 
-    name = with_roles(cache.benchmark, cache.source, cache.target)
-    for note in get_benchmark(name, cache.data_root, allow_partial=cache.allow_partial).notes:
-        console.print(f"  {note}", markup=False, highlight=False, soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("features", total=None)
@@ -39,7 +35,10 @@ def features(cache: OmitArgPrefixes[FeatureOptions]) -> None:
         def progress(stage: str, done: int, total: int) -> None:
             bar.update(task, description=stage, completed=done, total=total)
 
-        folder = prepare(cache, progress)
+        def note(text: str) -> None:
+            console.print(f"  {text}", markup=False, highlight=False, soft_wrap=True)
+
+        folder = prepare(cache, progress, note)
     manifest = read_manifest(folder)
     console.print(f"{folder}: {manifest.images - manifest.rejected} images", highlight=False, soft_wrap=True)
     if manifest.rejected:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,16 +43,22 @@ from data_prep.wordnet_graph import build_graph
 SHOWN_ERRORS = 5
 
 
-def prepare(options: FeatureOptions, progress: Progress | None = None) -> Path | str:
+def prepare(
+    options: FeatureOptions, progress: Progress | None = None, note: Callable[[str], object] | None = None
+) -> Path | str:
     """Build the feature cache of a benchmark and a checkpoint with Ray Data unless it is there; return folder or URI.
 
-    progress: called as progress(stage, done, total). An initialised Ray is used; otherwise one is started, only if
-    there is work, and stopped again. A build that was interrupted goes on with its finished shards. Fingerprint and
-    manifest state the missing part of an incomplete data set, and unreadable images.
+    progress: called as progress(stage, done, total). note: called with each of the benchmark's notes, first of all. An
+    initialised Ray is used; otherwise one is started, only if there is work, and stopped again. A build that was
+    interrupted goes on with its finished shards. Fingerprint and manifest state the missing part of an incomplete data
+    set, and unreadable images.
     Raises UserError for whatever is wrong with the options, the images, the class table or the checkpoint.
     """
     name = with_roles(options.benchmark, options.source, options.target)
     bench = get_benchmark(name, options.data_root, allow_partial=options.allow_partial)
+    if note:
+        for text in bench.notes:
+            note(text)
     if options.templates:
         bench = replace(bench, templates=find_templates(options.templates))
     checkpoint = find_checkpoint(options.clip or bench.default_clip)

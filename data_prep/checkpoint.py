@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from data_prep.errors import UserError
 from data_prep.parquet import file_sha256
+from data_prep.storage import reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -178,8 +179,7 @@ def load_model(checkpoint: Checkpoint) -> "PreTrainedModel":
     try:
         loaded: Any = AutoModel.from_pretrained(checkpoint.folder, dtype="float32", output_loading_info=True)
     except Exception as error:  # from_pretrained raises a dozen unrelated types on damaged files
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{checkpoint.name} cannot be loaded: {said[0]}", option="clip") from error
+        raise UserError(f"{checkpoint.name} cannot be loaded: {reason(error)}", option="clip") from error
     finally:
         logging.set_verbosity(verbosity)
     model, info = loaded
@@ -236,8 +236,7 @@ def _check_tokenizer(folder: Path, clip: str | Path) -> None:
     try:
         AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # from_pretrained raises a dozen unrelated types
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{clip}: its tokenizer cannot be loaded: {said[0]}", option="clip") from error
+        raise UserError(f"{clip}: its tokenizer cannot be loaded: {reason(error)}", option="clip") from error
 
 
 def _content_files(folder: Path) -> list[Path]:
@@ -295,9 +294,8 @@ def _download(repo: str, *, revision: str | None = None, local: bool = False) ->
         if not any(folder.glob("*.safetensors")):  # older repositories have torch's format only
             folder = fetch("pytorch_model*.bin")
     except (OSError, ValueError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"must be a folder or a Hugging Face id that can be reached; got {repo!r}: {reason}",
+            f"must be a folder or a Hugging Face id that can be reached; got {repo!r}: {reason(error)}",
             option="clip",
         ) from error
     return folder

@@ -252,8 +252,9 @@ class Preprocess:
         encoding = self._tokenizer(
             texts, padding=family.padding, truncation=True, max_length=self._longest, return_tensors="np"
         )
-        cut = sum(len(ids) > self._longest for ids in self._tokenizer(texts, verbose=False)["input_ids"])
-        ids = encoding["input_ids"]
+        ids, cut = encoding["input_ids"], 0
+        if ids.shape[1] == self._longest:  # else nothing is cut
+            cut = sum(len(whole) > self._longest for whole in self._tokenizer(texts, verbose=False)["input_ids"])
         return (np.stack([ids, encoding["attention_mask"]]) if family.masked else ids), cut
 
 

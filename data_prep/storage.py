@@ -154,7 +154,7 @@ def reason(error: BaseException) -> str:
     """Return an error as one line; Arrow's go on about details of the C library."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return (str(error).split(". Detail:")[0].splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().split(". Detail:")[0].splitlines() or [type(error).__name__])[0]
 
 
 def pull(storage: Storage, file: Path) -> None:

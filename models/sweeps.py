@@ -265,14 +265,17 @@ def sweep_residual(
         raise ValueError("lambdas must name at least one residual strength, got none")
     best = [Choice(tau=math.nan, seen=0.0, unseen=0.0, h=-math.inf)] * (len(folds) + 1)  # the last one is of the mean
     for strength in lambdas:
-        curves = [fold.curve(strength) for fold in folds]
-        scored = [fold.apart(strength) for fold in folds] if apart else curves
-        for i, lanes in enumerate([*([f] for f in range(len(folds))), range(len(folds))]):
-            choice = best_of_mean([scored[f] for f in lanes])
+        curves = [fold.apart(strength) if apart else fold.curve(strength) for fold in folds]
+        for i, together in enumerate([*([curve] for curve in curves), curves]):
+            choice = best_of_mean(together)
             if choice.h > best[i].h:
-                tau = best_of_mean([curves[f] for f in lanes]).tau if apart else choice.tau
-                tau = math.nan if folds[0].score_I is None else tau
-                best[i] = replace(choice, tau=tau, residual_lambda=float(strength))
+                best[i] = replace(choice, residual_lambda=float(strength))
+    for i, some in enumerate([*([fold] for fold in folds), folds]):
+        if folds[0].score_I is None:
+            best[i] = replace(best[i], tau=math.nan)
+        elif apart:
+            together = [fold.curve(best[i].residual_lambda) for fold in some]
+            best[i] = replace(best[i], tau=best_of_mean(together).tau)
     return best[:-1], best[-1]
 
 

@@ -1,17 +1,15 @@
 """Everything around a study. What a notebook needs is importable from here, and loaded when it is asked for."""
 
+from importlib import import_module
 from typing import Any
 
 __all__ = ["Adapter", "load_benchmark", "plot", "read_leaderboard", "run_study"]
 
+_MODULES = {"Adapter": "outputs.prediction"}
+"""Where names are that are not in `api`."""
+
 
 def __getattr__(name: str) -> Any:
-    if name == "Adapter":
-        from study.outputs.prediction import Adapter
-
-        return Adapter
-    if name in __all__:
-        from study import api  # torch, Ray and plotly take seconds: --help does not wait for them
-
-        return getattr(api, name)
+    if name in __all__:  # torch, Ray and plotly take seconds: --help does not wait for them
+        return getattr(import_module(f"study.{_MODULES.get(name, 'api')}"), name)
     raise AttributeError(name)

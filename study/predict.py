@@ -3,7 +3,7 @@
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,8 +133,7 @@ def _csv(file: IO[str]) -> "Iterator[Callable[[Prediction], object]]":
     table.writerow(("image", "rank", "class", "probability", "error"))
 
     def write(prediction: "Prediction") -> None:
-        rows: Iterable[tuple] = enumerate(prediction.classes, start=1)
-        for rank, (name, probability) in rows:
+        for rank, (name, probability) in enumerate(prediction.classes, start=1):
             table.writerow((plain_cell(prediction.image), rank, plain_cell(name), f"{probability:.6g}", ""))
         if prediction.error:
             table.writerow((plain_cell(prediction.image), "", "", "", prediction.error))

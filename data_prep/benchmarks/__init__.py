@@ -47,7 +47,7 @@ def get_benchmark(name: str, data_root: Path | None = None, *, allow_partial: bo
     base, colon, options = name.partition(":")
     if base + colon in OWN_DATA:
         path = Path(options).expanduser()
-        if data_root and (base + colon != hf.PREFIX or (data_root / path.name.split(ROLES)[0]).exists()):
+        if data_root and (base + colon != hf.PREFIX or (data_root / str(path).split(ROLES)[0]).exists()):
             path = data_root / path
         bench = OWN_DATA[base + colon](name, path)
         _check_names(bench)

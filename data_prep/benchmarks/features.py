@@ -50,11 +50,11 @@ def read(name: str, path: Path) -> Benchmark:
     file = _file(Path(place))
     found = _columns(file)
     features_ID = found["feature"]
-    class_names, _, seen = read_classes(file.parent / CLASSES)
+    classes = read_classes(file.parent / CLASSES)
     keys = [str(key) for key in found["key"]] if "key" in found else [f"{i:08d}" for i in range(len(features_ID))]
     if len(counts := Counter(keys)) < len(keys):
         raise UserError(f"{file}: key must be unique; {counts.most_common(1)[0][0]!r} is there twice")
-    labels = label_ids(found["label"], class_names, str(file))
+    labels = label_ids(found["label"], classes.names, str(file))
     splits = _splits(found, file)
     domains = _domains(found, splits, roles, file)
     dealt = splits if splits is not None else deal_by_class(keys, labels, domains)
@@ -64,11 +64,10 @@ def read(name: str, path: Path) -> Benchmark:
         for key, label, domain, split, content in zip(keys, labels, domains, dealt, data, strict=True)
     ]
     if "domain" not in found and splits is None:
-        rows = deal_roles(rows, seen)
-    rows = [row for domain in DOMAINS for row in rows if row[2] == domain]
+        rows = deal_roles(rows, classes.seen)
     slug = f"features-{file.parent.name if file.name in FILES else file.stem}"
     notes = [*_lengths(features_ID), *_left_out(found, domains)]
-    return make_benchmark(name, slug, file.parent / CLASSES, rows, holds_features=True, notes=notes)
+    return make_benchmark(name, slug, classes, rows, holds_features=True, notes=notes)
 
 
 def _file(path: Path) -> Path:
@@ -111,18 +110,15 @@ def _columns(file: Path) -> dict[str, Any]:
 
 def _values(column: pa.ChunkedArray) -> np.ndarray:
     values = column.combine_chunks()
-    if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or _is_fixed(values.type)):
+    is_fixed = pa.types.is_fixed_size_list(values.type)
+    if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or is_fixed):
         return np.asarray(values.to_pylist())
     if values.null_count or not len(values):
         raise UserError(f"feature must be there in every row; {values.null_count} of {len(values)} are null")
     flat = values.flatten().to_numpy(zero_copy_only=False)
-    if len(flat) % len(values) or (not _is_fixed(values.type) and len(set(values.value_lengths().to_pylist())) > 1):
+    if len(flat) % len(values) or (not is_fixed and len(set(values.value_lengths().to_pylist())) > 1):
         raise UserError("feature must have the same dimension in every row")
     return flat.reshape(len(values), -1)
-
-
-def _is_fixed(kind: pa.DataType) -> bool:
-    return pa.types.is_fixed_size_list(kind)
 
 
 def _splits(found: dict[str, Any], file: Path) -> list[int] | None:

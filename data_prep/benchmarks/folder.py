@@ -59,14 +59,15 @@ def read(name: str, root: Path) -> Benchmark:
     if not root.is_dir():
         raise UserError(f"{name}: {root} is no folder", option="benchmark")
     root = root.resolve()
-    names, _, seen = read_classes(root / CLASSES)
+    classes = read_classes(root / CLASSES)
+    names = classes.names
     passed_over: list[str] = []
     if not roles and _holds_classes(root, names):
-        rows = deal_roles(_read_part(root, _Part(folder=root, domain="source"), names, passed_over), seen)
+        rows = deal_roles(_read_part(root, _Part(folder=root, domain="source"), names, passed_over), classes.seen)
     else:
         parts = _said(root, roles) if roles else _layout(root)
         rows = [row for part in parts for row in _read_part(root, part, names, passed_over)]
-    return make_benchmark(name, f"folder-{root.name}", root / CLASSES, rows, notes=_litter(passed_over))
+    return make_benchmark(name, f"folder-{root.name}", classes, rows, notes=_litter(passed_over))
 
 
 def class_names(root: Path) -> list[str]:

@@ -5,7 +5,7 @@ or a name on the hub, downloaded into the library's cache; offline it is read fr
 and a column of labels: class labels, or `label` or `cls` with names of classes or rows of the class table.
 
 The class table (see own_data.py) is `classes.csv` in the folder; of a name on the hub it is `NAME.csv`, by the name's
-last part, in the working folder or `--data-root`. `python -m data_prep classes hf:<path or name>` writes it.
+last part, in the working folder. `python -m data_prep classes hf:<path or name>` writes it.
 
 Splits train, validation and test are those of one domain; source and target are two domains; others need their roles
 said with `--source` and `--target`. One split alone is dealt as one domain.
@@ -30,6 +30,7 @@ from data_prep.benchmarks.own_data import (
     spoken,
 )
 from data_prep.errors import UserError, some_of
+from data_prep.storage import reason
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,14 +41,13 @@ PREFIX = "hf:"
 def read(name: str, path: Path) -> Benchmark:
     """Read the benchmark "hf:<path or name>". Raises UserError for whatever breaks the rules above."""
     place, *roles = str(path).split(ROLES)
-    table = class_table(Path(place))
     parts = _load(place)
-    class_names, _, seen = read_classes(table)
+    classes = read_classes(class_table(Path(place)))
     rows: list[Row] = []
     said = _roles(list(parts), roles, name)
     for split, (domain, index) in said.items():
         images, labels = _columns(parts[split], f"{name}, split {split}")
-        ids = label_ids(np.array(labels), class_names, f"{name}, split {split}")
+        ids = label_ids(np.array(labels), classes.names, f"{name}, split {split}")
         keys = [f"{split}/{i:08d}" for i in range(len(images))]
         splits = deal_by_class(keys, ids) if index is None else [index] * len(keys)
         rows += [
@@ -55,11 +55,10 @@ def read(name: str, path: Path) -> Benchmark:
             for key, label, of_image, image in zip(keys, ids, splits, images, strict=True)
         ]
     if len(said) == 1:
-        rows = deal_roles(rows, seen)
-    rows = [row for domain in DOMAINS for row in rows if row[2] == domain]
+        rows = deal_roles(rows, classes.seen)
     left_out = sorted(parts.keys() - said.keys())
     notes = [f"left out: split {some_of(left_out)}"] if left_out else []
-    return make_benchmark(name, f"hf-{Path(place).name}", table, rows, notes=notes)
+    return make_benchmark(name, f"hf-{Path(place).name}", classes, rows, notes=notes)
 
 
 def class_table(path: Path) -> Path:
@@ -85,8 +84,7 @@ def _load(place: str) -> "dict[str, Dataset]":
     try:
         return dict(datasets.load_dataset(place))
     except Exception as error:  # the library raises a dozen unrelated types
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{PREFIX}{place} cannot be loaded: {said[0]}", option="benchmark") from error
+        raise UserError(f"{PREFIX}{place} cannot be loaded: {reason(error)}", option="benchmark") from error
 
 
 def _columns(part: "Dataset", where: str) -> tuple[list[dict[str, Any]], list[Any]]:

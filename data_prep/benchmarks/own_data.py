@@ -16,6 +16,7 @@ import io
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -45,17 +46,38 @@ Row = tuple[str, int, str, int, str | None, bytes | None]
 """An image: IMAGE_SCHEMA."""
 
 
-def make_benchmark(
-    name: str, slug: str, table: Path, rows: Sequence[Row], *, holds_features: bool = False, notes: Sequence[str] = ()
-) -> Benchmark:
-    """Return the benchmark of these images and the classes of `table`. Raises UserError.
+@dataclass(frozen=True, kw_only=True)
+class ClassRows:
+    """The rows of a class table."""
 
-    Every seen class must have a source image, and every unseen one a target image.
+    path: Path
+    """The table."""
+    names: list[str]
+    """(C,) names as people say them."""
+    wnids: list[str]
+    """(C,) as they are written."""
+    seen: list[bool]
+    """(C,) whether the class is seen."""
+
+
+def make_benchmark(
+    name: str,
+    slug: str,
+    classes: ClassRows,
+    rows: Sequence[Row],
+    *,
+    holds_features: bool = False,
+    notes: Sequence[str] = (),
+) -> Benchmark:
+    """Return the benchmark of these classes and images, source before target; rows of no domain are left out.
+
+    Raises UserError where a seen class has no source image, or an unseen one no target image.
     """
-    names, wnids, seen = read_classes(table)
+    rows = [row for domain in DOMAINS for row in rows if row[2] == domain]
+    names, seen = classes.names, classes.seen
     _check_coverage(name, names, seen, rows)
     columns = zip(*rows, strict=True)
-    resolved = resolve_wnids(names, wnids, where=f"column wnid of {table}")
+    resolved = resolve_wnids(names, classes.wnids, where=f"column wnid of {classes.path}")
     outside = [class_name for class_name, wnid in zip(names, resolved, strict=True) if wnid is None]
     return Benchmark(
         name=name,
@@ -78,8 +100,8 @@ def _outside(names: Sequence[str]) -> list[str]:
     return [f"outside WordNet: {some_of(names)}; {costs}"] if names else []
 
 
-def read_classes(path: Path) -> tuple[list[str], list[str], list[bool]]:
-    """Return names, wnids as they are written and whether each class is seen. Raises UserError."""
+def read_classes(path: Path) -> ClassRows:
+    """Read a class table. Raises UserError."""
     try:
         text = path.read_text(encoding="utf-8-sig").lstrip("\n")  # -sig: spreadsheets begin the file with a mark
         if text.lower().startswith("sep="):  # so do others, with the separator
@@ -107,7 +129,7 @@ def read_classes(path: Path) -> tuple[list[str], list[str], list[bool]]:
     seen = [SEEN_VALUES[row["seen"].lower()] for row in rows]
     if all(seen) or not any(seen):
         raise UserError(f"{path}: column seen must hold both seen and unseen classes; all {len(seen)} are {seen[0]}")
-    return names, [row.get("wnid", "") for row in rows], seen
+    return ClassRows(path=path, names=names, wnids=[row.get("wnid", "") for row in rows], seen=seen)
 
 
 def deal_roles(rows: Sequence[Row], seen: Sequence[bool]) -> list[Row]:
