@@ -21,6 +21,8 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", 
 CONTENT_PATTERNS = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.model")
 CLIP = "clip"
 """Model type of CLIP itself, which MetaCLIP has as well."""
+OPEN_CLIP = "open_clip_config.json"
+"""What OpenCLIP's repositories have; many of them come in the format of transformers as well."""
 POINTER = b"version https://git-lfs.github.com/"
 """How a file begins that Git LFS has not downloaded."""
 DEFAULT_CROP = 224
@@ -134,6 +136,12 @@ def _checked(name: str, folder: Path, identity: dict[str, Any], clip: str | Path
         with path.open("rb") as file:
             if file.read(len(POINTER)) == POINTER:
                 raise UserError(f"{clip}: {path.name} is a pointer of Git LFS: run git lfs pull there", option="clip")
+    if (folder / OPEN_CLIP).is_file() and not (folder / "config.json").is_file():
+        raise UserError(
+            f"must be in the format of transformers, with a config.json; {clip} has {OPEN_CLIP} only: give its features "
+            "with --benchmark features:PATH, or convert it with transformers' script for CLIP",
+            option="clip",
+        )
     config = _read_json(folder / "config.json", clip)
     kind = config.get("model_type")
     if kind not in FAMILIES:

@@ -26,13 +26,13 @@ def decode(path: str | None, data: bytes | Image.Image | None) -> Image.Image | 
     """Return the image of a file, of its content or of one opened already in RGB, or the reason why there is none."""
     try:
         if isinstance(data, Image.Image):
-            return _shown(data)
+            return _oblong(data) or _shown(data)
         content = Path(path).read_bytes() if path else data
         if not content:
             return "empty file"
         with Image.open(io.BytesIO(content)) as image:
-            if max(image.size) > MOST_OBLONG * min(image.size):
-                return f"{image.width} x {image.height} pixels: too oblong to be resized"
+            if strip := _oblong(image):
+                return strip
             shown = _shown(image)
             shown.info[FRAMES] = getattr(image, "n_frames", 1)
             return shown
@@ -42,6 +42,12 @@ def decode(path: str | None, data: bytes | Image.Image | None) -> Image.Image | 
         return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} million pixels: too large to be read"
     except Exception as error:  # Pillow raises a dozen unrelated types on damaged files
         return reason(error)[:200]
+
+
+def _oblong(image: Image.Image) -> str:
+    """Return why an image cannot be resized, by its sides; "" if it can be."""
+    is_strip = max(image.size) > MOST_OBLONG * min(image.size)
+    return f"{image.width} x {image.height} pixels: too oblong to be resized" if is_strip else ""
 
 
 def _shown(image: Image.Image) -> Image.Image:

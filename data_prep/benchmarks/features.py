@@ -34,6 +34,7 @@ from data_prep.benchmarks.own_data import (
     label_ids,
     make_benchmark,
     read_classes,
+    said_roles,
 )
 from data_prep.errors import UserError, some_of
 
@@ -136,14 +137,9 @@ def _domains(found: dict[str, Any], splits: list[int] | None, roles: list[str], 
         if roles:
             raise UserError(f"must be left out: {file} has no column domain", option="source")
         return [DOMAINS[split == 2] for split in splits] if splits is not None else ["source"] * len(found["feature"])
-    if roles and (len(roles) != len(DOMAINS) or roles[0] == roles[1]):
-        raise UserError(f"must be {PREFIX}PATH{ROLES}SOURCE{ROLES}TARGET; got {ROLES.join(roles)}", option="benchmark")
     said = [str(domain) for domain in found["domain"]]
     names = sorted(set(said))
-    role_of = dict(zip(roles or DOMAINS, DOMAINS, strict=False))
-    for option, role in zip(DOMAINS, roles, strict=False):
-        if role not in names:
-            raise UserError(f"must be a domain of {file}, {', '.join(names)}; got {role!r}", option=option)
+    role_of = said_roles(roles, names, f"domain of {file}") if roles else dict(zip(DOMAINS, DOMAINS, strict=True))
     if set(names) - role_of.keys() and not roles:
         raise UserError(
             f"{file}: domain must be source or target; found {some_of(names)}: say which is which with "

@@ -15,7 +15,6 @@ Class folders bear the class names, with `_` or `+` for spaces if you like. own_
 and how images are dealt to splits.
 """
 
-import difflib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from data_prep.benchmarks.own_data import (
     deal_splits,
     make_benchmark,
     read_classes,
+    said_roles,
     spoken,
 )
 from data_prep.errors import UserError, some_of
@@ -89,14 +89,8 @@ def _holds_classes(root: Path, names: list[str]) -> bool:
 def _said(root: Path, roles: list[str]) -> list[_Part]:
     """Return the folders that the user names."""
     found = {folder.name: folder for folder in _folders(root)}
-    if len(roles) != 2 or roles[0] == roles[1]:
-        raise UserError(f"must be folder:PATH{ROLES}SOURCE{ROLES}TARGET; got {ROLES.join(roles)}", option="benchmark")
-    for option, role in zip(DOMAINS, roles, strict=True):
-        if role not in found:
-            near = difflib.get_close_matches(role, found, n=1, cutoff=0.0)
-            hint = f" (nearest: {near[0]})" if near else ""
-            raise UserError(f"must be a folder of {root}; got {role!r}{hint}", option=option)
-    return [_Part(folder=found[role], domain=domain) for domain, role in zip(DOMAINS, roles, strict=True)]
+    said = said_roles(roles, sorted(found), f"folder of {root}")
+    return [_Part(folder=found[name], domain=domain) for name, domain in said.items()]
 
 
 def _layout(root: Path) -> list[_Part]:

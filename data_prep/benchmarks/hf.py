@@ -27,6 +27,7 @@ from data_prep.benchmarks.own_data import (
     label_ids,
     make_benchmark,
     read_classes,
+    said_roles,
     spoken,
 )
 from data_prep.errors import UserError, some_of
@@ -110,10 +111,8 @@ def _roles(splits: list[str], roles: list[str], name: str) -> dict[str, tuple[st
     Raises UserError.
     """
     if roles:
-        for option, role in zip(DOMAINS, roles, strict=False):
-            if role not in splits or len(roles) != 2:
-                raise UserError(f"must be a split of {name}, {', '.join(splits)}; got {role!r}", option=option)
-        return {role: (domain, None) for role, domain in zip(roles, DOMAINS, strict=True)}
+        said = said_roles(roles, splits, f"split of {name.split(ROLES)[0]}")
+        return {role: (domain, None) for role, domain in said.items()}
     if set(splits) == set(DOMAINS):
         return {domain: (domain, None) for domain in DOMAINS}
     if len(splits) == 1:

@@ -139,6 +139,22 @@ def deal_roles(rows: Sequence[Row], seen: Sequence[bool]) -> list[Row]:
     return source + [(key, label, "target", 2, path, data) for key, label, _, _, path, data in tested]
 
 
+def said_roles(roles: Sequence[str], found: Sequence[str], kind: str) -> dict[str, str]:
+    """Return the domain of the two folders, domains or splits whose roles the user says.
+
+    `found`: names that are there; `kind`: what they are and where, such as "folder of PATH". Raises `UserError`.
+    """
+    if len(roles) != len(DOMAINS) or roles[0] == roles[1]:
+        got = ROLES.join(("", *roles))
+        raise UserError(f"must be PATH{ROLES}SOURCE{ROLES}TARGET, two different ones; got PATH{got}", option="benchmark")
+    for option, role in zip(DOMAINS, roles, strict=True):
+        if role not in found:
+            near = difflib.get_close_matches(role, found, n=1, cutoff=0.0)
+            hint = f" (nearest: {near[0]})" if near else ""
+            raise UserError(f"must be a {kind}: {some_of(found) or 'there is none'}; got {role!r}{hint}", option=option)
+    return dict(zip(roles, DOMAINS, strict=True))
+
+
 def _roles(rows: Sequence[Row], seen: Sequence[bool]) -> list[str]:
     """Say which images are whose, with examples: a wrong layout shows here before anything is computed."""
     said = []

@@ -132,6 +132,7 @@ def test_what_cannot_be_shown_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert decode(None, b"") == "empty file"
     assert decode(None, b"no image") == "no image format that is known"
     assert decode(None, saved(Image.new("L", (500, 2)), "PNG")) == "500 x 2 pixels: too oblong to be resized"
+    assert decode(None, Image.new("L", (2, 500))) == "2 x 500 pixels: too oblong to be resized"
     assert decode("/none/such.png", None) == "No such file or directory"
     content = saved(Image.new("L", (64, 64)), "PNG")
     assert isinstance(decode(None, content[: len(content) // 2]), str)

@@ -92,7 +92,7 @@ def test_rows_of_classes_csv_and_roles_that_are_said(columns: dict[str, Any], wr
     named = write(columns | {"label": np.array([order.index(x) for x in columns["label"]]), "domain": domains})
     with pytest.raises(UserError, match="domain must be source or target; found paintings, photos, sketches: say"):
         get_benchmark(named)
-    with pytest.raises(UserError, match="source must be a domain of .*, paintings, photos, sketches; got 'photo'"):
+    with pytest.raises(UserError, match="source must be a domain of .*: paintings, photos, sketches; got 'photo'"):
         get_benchmark(f"{named}::photo::sketches")
     said = get_benchmark(f"{named}::photos::sketches")
     assert said.images.equals(plain.slice(1))  # without the painting

@@ -103,8 +103,10 @@ def test_roles_are_said_or_the_one_split_is_dealt(small_folder: Path, tmp_path: 
     (tmp_path / "pets" / "README.md").write_text(text + "---\n")
     with pytest.raises(UserError, match="must have splits source and target, or train and test; found photos, "):
         get_benchmark(name)
-    with pytest.raises(UserError, match="source must be a split of .*; got 'fotos'"):
+    with pytest.raises(UserError, match=r"source must be a split of .*; got 'fotos' \(nearest: photos\)"):
         get_benchmark(f"{name}::fotos::sketches")
+    with pytest.raises(UserError, match="two different ones; got PATH::photos::photos"):
+        get_benchmark(f"{name}::photos::photos")
     bench = get_benchmark(f"{name}::photos::sketches")
     assert bench.domain("source")["key"][0] == pa.scalar("photos/00000000") and len(bench.images) == 32
     assert bench.notes[-1] == "left out: split more"
