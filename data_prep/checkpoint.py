@@ -138,8 +138,8 @@ def _checked(name: str, folder: Path, identity: dict[str, Any], clip: str | Path
                 raise UserError(f"{clip}: {path.name} is a pointer of Git LFS: run git lfs pull there", option="clip")
     if (folder / OPEN_CLIP).is_file() and not (folder / "config.json").is_file():
         raise UserError(
-            f"must be in the format of transformers, with a config.json; {clip} has {OPEN_CLIP} only: give its features "
-            "with --benchmark features:PATH, or convert it with transformers' script for CLIP",
+            f"must be in the format of transformers, with a config.json; {clip} has {OPEN_CLIP} only: give its "
+            "features with --benchmark features:PATH, or convert it with transformers' script for CLIP",
             option="clip",
         )
     config = _read_json(folder / "config.json", clip)

@@ -5,9 +5,10 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from data_prep.errors import UserError
@@ -37,8 +38,10 @@ def ray_session() -> Iterator[None]:
         ray.shutdown()
 
 
-def start_ray(address: str) -> None:
+def start_ray(address: str, *, modules: Sequence[ModuleType] = ()) -> None:
     """Connect to a cluster or, with "local", start one. Raises UserError where that fails.
+
+    `modules`: those that Ray is to bring to all workers, since their nodes may lack them.
 
     An address where no Ray answers is known within half a minute: Ray itself tries for several minutes.
     """
@@ -47,7 +50,7 @@ def start_ray(address: str) -> None:
     elif address != "auto":  # Ray looks for processes of this machine
         _require_answer(address)
     try:
-        _init(address)
+        _init(address, modules)
     except Exception as error:  # ConnectionError, RuntimeError and plain Exception, by what went wrong
         if token_file := _unwritable_token_file(error):
             rule = "must be in a folder that can be written, for Ray's token: set HOME to one"
@@ -55,11 +58,13 @@ def start_ray(address: str) -> None:
         raise _no_ray(address, reason(error)) from error
 
 
-def _init(address: str) -> None:
+def _init(address: str, modules: Sequence[ModuleType]) -> None:
     """Call `ray.init`; a Ray of our own is tried twice, since its start times out where the machine is busy."""
     import ray
 
     own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    if modules:
+        own["runtime_env"] = {"py_modules": list(modules)}
     for last in (False, True):
         try:
             with handlers_stay():  # Ray's handler of SIGTERM calls sys.exit: the process would abort with a C++ stack

@@ -7,12 +7,14 @@ shapes or the graph of operations, so all lanes of a pack share its value.
 import difflib
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from data_prep.errors import UserError
+from search_spaces.plugins import load_installed
 
 if TYPE_CHECKING:  # names of spaces are needed before torch is
     from models.stacked import MethodConfig
@@ -160,9 +162,29 @@ class Ablation:
         )
 
 
-def names() -> list[str]:
+REGISTERED: dict[str, Space] = {}
+"""Spaces of other people's methods, by name."""
+
+HELPERS = ("changes", "plugins")
+"""Modules of this package that are no spaces."""
+
+
+def register(space: Space) -> None:
+    """Let `load` find the space of another method. Raises `UserError` where its name is that of a shipped one."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", space.name) or space.name in shipped():
+        taken = ", which is a shipped space" if space.name in shipped() else ""
+        raise UserError(f"a space needs a name of its own, of letters, digits and . _ -; got {space.name!r}{taken}")
+    REGISTERED[space.name] = space
+
+
+def shipped() -> list[str]:
     """Return the names of all shipped spaces, without loading any."""
-    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__))
+    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if m.name not in HELPERS)
+
+
+def names() -> list[str]:
+    """Return the names of all spaces that are shipped or registered."""
+    return [*shipped(), *sorted(REGISTERED)]
 
 
 def load(name: str, *, option: str = "space") -> Space | Ablation:
@@ -171,6 +193,10 @@ def load(name: str, *, option: str = "space") -> Space | Ablation:
     `option`: Python name of the option that `name` comes from. Raises `UserError` with the nearest valid name if there
     is none.
     """
+    if name not in names():
+        load_installed()
+    if name in REGISTERED:
+        return REGISTERED[name]
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=1, cutoff=0.0)
         raise UserError(f"must be one of {', '.join(names())}; got {name!r} (nearest: {near[0]})", option=option)

@@ -3,9 +3,9 @@
 from importlib import import_module
 from typing import Any
 
-__all__ = ["Adapter", "load_benchmark", "plot", "read_leaderboard", "run_study"]
+__all__ = ["Adapter", "load_benchmark", "plot", "read_leaderboard", "register", "run_study"]
 
-_MODULES = {"Adapter": "outputs.prediction"}
+_MODULES = {"Adapter": "outputs.prediction", "register": "training.methods"}
 """Where names are that are not in `api`."""
 
 

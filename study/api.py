@@ -8,7 +8,8 @@ read_leaderboard(folder)                       # a pandas table
 plot(folder, "gain")                           # a plotly figure
 """
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ import pandas as pd
 import plotly.graph_objects as go
 from rich.console import Console
 
+import search_spaces
 from data_prep import FeatureOptions, UserError, prepare
 from data_prep.feature_store import FeatureSet, load
 from data_prep.storage import locate
+from search_spaces import Space
+from search_spaces.changes import as_settings
 from study.options import Options
 from study.outputs.folder import read_table
 from study.outputs.leaderboard_files import LEADERBOARD
@@ -44,16 +48,40 @@ def run_study(console: Console | None = None, **options: Any) -> str:
 
 
 def make_options(given: Mapping[str, Any]) -> Options:
-    """Return `Options` made from names without groups. Raises `UserError` for an unknown name or a bad value."""
-    defaults = Options()
+    """Return `Options` made from names without groups. Raises `UserError` for an unknown name or a bad value.
+
+    `space` may be a `Space`, and `set` a mapping: {"lr": "1e-4..1e-2:log", "adapter": ["memory", "tokens"], "rho": 1}.
+    """
+    defaults, given = Options(), dict(given)
+    if isinstance(space := given.get("space"), Space):
+        if space.name not in search_spaces.names():
+            search_spaces.register(space)
+        given |= {"space": space.name, "set": (*as_settings(space), *_settings(given.get("set", ())))}
+    elif "set" in given:
+        given["set"] = _settings(given["set"])
     groups = {f.name: getattr(defaults, f.name) for f in fields(Options)}
     chosen: dict[str, dict[str, Any]] = {group: {} for group in groups}
     for option, value in given.items():
         group = next((name for name, default in groups.items() if option in {f.name for f in fields(default)}), None)
         if group is None:
-            raise UserError(f"options must be those of the command line, got {option}={value!r}")
+            known = [f.name for default in groups.values() for f in fields(default)]
+            near = difflib.get_close_matches(option, known, n=1, cutoff=0.0)[0]
+            raise UserError(f"options must be those of the command line, got {option}={value!r} (nearest: {near})")
         chosen[group][option] = value
     return Options(**{name: replace(default, **chosen[name]) for name, default in groups.items()})
+
+
+def _settings(given: Mapping[str, Any] | Sequence[str]) -> tuple[str, ...]:
+    """Return settings of knobs as the command line has them."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, list | tuple):
+            return ",".join(map(text, value))
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    if isinstance(given, Mapping):
+        return tuple(f"{name}={text(value)}" for name, value in given.items())
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def read_leaderboard(study: str | Path) -> pd.DataFrame:

@@ -3,12 +3,14 @@
 Each block is a group of `--help`; every option is checked before any work starts.
 """
 
+import math
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tyro.conf import OmitArgPrefixes
+from tyro.conf import OmitArgPrefixes, UseAppendAction
 
 from data_prep.errors import UserError
 
@@ -24,7 +26,14 @@ class StudyOptions:
     """What is studied"""
 
     space: str = "sre"
-    """Search space: a method's knobs with their ranges, or an ablation."""
+    """Search space: a method's knobs with their ranges, or an ablation; or FILE.yaml (--print-space writes one to begin
+    with) or FILE.py, which exports SPACE."""
+    set: UseAppendAction[tuple[str, ...]] = ()
+    """Once for each knob that is to be searched otherwise: lr=1e-3 (fixed), lr=1e-4..1e-2:log (a range),
+    adapter=memory,tokens (values). Of the study's own method; baselines keep their spaces."""
+    plugin: UseAppendAction[tuple[str, ...]] = ()
+    """File or module with a method of your own (models/README.md says how to write one); once for each. Nodes of a
+    cluster get it with the study."""
     benchmark: str | None = None
     """Benchmark: icons2emoji, icons2emoji-gzsl (embedded, nothing to download; the default is that of the space's
     task), a published one under --data-root, or your own data: folder:PATH of images, features:PATH, or hf:PATH_OR_NAME
@@ -83,6 +92,12 @@ class SearchOptions:
     baselines: str = "auto"
     """Baselines on the same features, each with its own space and the same budget: all (of the method's task), none,
     or a list such as tip-adapter,linear-probe; auto is all, but none for an ablation."""
+    enqueue: UseAppendAction[tuple[str, ...]] = ()
+    """Folder of a study, or a file configs/ID.json of one: its configurations are tried first, after the defaults, the
+    best in selection before the others. Once for each."""
+    time: str | None = None
+    """Time after which the searches of a rotation begin no more configurations, such as 45s, 30m or 1h30m; each method
+    has an equal share of it. --configs is the limit where it is reached first."""
     seed: int = 0
     """Seed of everything: sampler, folds, initialisations, data order."""
 
@@ -90,6 +105,16 @@ class SearchOptions:
         _check(self.configs, "at least 1", option="configs", holds=self.configs >= 1)
         _check(self.epochs, "at least 1", option="epochs", holds=self.epochs >= 1)
         _check(self.seed, "0 to 2^31 - 1", option="seed", holds=0 <= self.seed < 2**31)
+        _check(self.time, "such as 45s, 30m or 1h30m", option="time", holds=self.time is None or self.time_s > 0)
+        _check(self.refill, "left out with --enqueue", option="refill", holds=not (self.refill and self.enqueue))
+
+    @property
+    def time_s(self) -> float:
+        """Seconds of `time`; without it there is no limit, and 0 where it is no time."""
+        if self.time is None:
+            return math.inf
+        parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", self.time)
+        return sum(int(n or 0) * unit for n, unit in zip(parts.groups(), (3600, 60, 1), strict=True)) if parts else 0
 
     @property
     def prunes(self) -> bool:
@@ -200,10 +225,17 @@ class OutputOptions:
     """Seconds after which a database that has gone away while the study runs is given up."""
     prep_only: bool = False
     """Prepare the feature cache and stop."""
+    print_space: bool = False
+    """Print the search space as YAML, a file to change and to give as --space, and stop."""
+    check_method: bool = False
+    """Check the method of --space against the laws that packs rest on, say what is wrong, and stop."""
     dry_run: bool = False
     """Print the plan (packs, lanes, resources, estimated time) and stop."""
     log: Literal["tensorboard", "mlflow", "wandb"] | None = None
     """Finished configurations also as runs of this tracker, written when their search ends."""
+    push: str | None = None
+    """Upload the selected adapter to this repository of the Hugging Face hub, USER/NAME, when the study is done. A new
+    repository is private."""
     quiet: bool = False
     """Say nothing but errors; the files say it all."""
     cache: str = ".cache"

@@ -1,4 +1,4 @@
-"""Classify images with an exported adapter: `python study/predict.py --adapter results/NAME/adapters/1 image.png`."""
+"""Classify images with an exported adapter: `python study/predict.py --adapter STUDY/adapters/selected image.png`."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the project, not study/: its packages import by name
 
 import tyro  # noqa: E402
-from tyro.conf import Positional  # noqa: E402
+from tyro.conf import Positional, UseAppendAction  # noqa: E402
 
 from data_prep.errors import UserError, run_command, some_of  # noqa: E402
 
@@ -26,8 +26,8 @@ class PredictOptions:
     """Classify images with an exported adapter; needs neither Ray nor the feature cache. Uses a GPU if there is one.
 
     Examples:
-      python study/predict.py cat.png --adapter results/NAME/adapters/1
-      python study/predict.py photos/ --adapter results/NAME/adapters/1 --output predictions.csv
+      python study/predict.py cat.png --adapter results/NAME/adapters/selected
+      python study/predict.py photos/ --adapter results/NAME/adapters/selected --output predictions.csv
     """
 
     images: Positional[tuple[str, ...]] = ()
@@ -35,7 +35,10 @@ class PredictOptions:
     list: Path | None = None
     """Text file (UTF-8) with a path on each line; - reads the standard input."""
     adapter: str
-    """Folder or URI of an adapter: <study>/adapters/<rank>."""
+    """Folder or URI of an adapter: <study>/adapters/selected is the one that selection chose, <study>/adapters/3
+    that of rank 3."""
+    plugin: UseAppendAction[tuple[str, ...]] = ()
+    """File or module with the adapter's method, where it is one of your own."""
     output: Path | None = None
     """File to write instead of printing: .csv (a row for each image and class), .json or .jsonl (an object for each
     image)."""
@@ -68,8 +71,10 @@ def main(arguments: list[str] | None = None) -> int:
         from rich.console import Console
         from rich.progress import track
 
+        from search_spaces.plugins import load_plugins
         from study.outputs.prediction import Adapter, find_images
 
+        load_plugins(options.plugin)
         images = find_images([*options.images, *_listed(options.list)])
         adapter = Adapter.load(options.adapter, clip=options.clip, allow_download=options.allow_download)
         if options.classes:

@@ -9,7 +9,7 @@ if __name__ == "__main__":
 
 import tyro  # noqa: E402
 
-from data_prep.errors import run_command  # noqa: E402
+from data_prep.errors import UserError, run_command  # noqa: E402
 from study.options import Options  # noqa: E402
 
 
@@ -18,6 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     def study() -> None:
         options = tyro.cli(Options, args=arguments, description=Options.__doc__)
+        if options.output.print_space or options.output.check_method:
+            look_at_space(options)
+            return
         if not options.resources.address:
             listen_on_loopback()
         from study.pipeline.study import Study  # torch and Ray take seconds: --help does not wait for them
@@ -25,6 +28,27 @@ def main(arguments: list[str] | None = None) -> int:
         Study(options).run()
 
     return run_command(study)
+
+
+def look_at_space(options: Options) -> None:
+    """Print the search space as YAML, or check its method; no Ray starts. Raises `UserError`."""
+    from search_spaces import Ablation
+    from search_spaces.changes import find_space, to_yaml
+    from search_spaces.plugins import load_plugins
+
+    load_plugins(options.study.plugin)
+    found = find_space(options.study.space, options.study.set)
+    space = found.space if isinstance(found, Ablation) else found
+    if options.output.print_space:
+        print(to_yaml(space), end="")
+        return
+    from study.training.check_method import check_method
+
+    if wrong := check_method(space):
+        raise UserError(
+            f"must have a method that keeps the laws of packs; {space.method}:\n  " + "\n  ".join(wrong), option="space"
+        )
+    print(f"{space.method} keeps the laws of packs")
 
 
 def listen_on_loopback() -> None:

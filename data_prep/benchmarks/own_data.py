@@ -146,7 +146,9 @@ def said_roles(roles: Sequence[str], found: Sequence[str], kind: str) -> dict[st
     """
     if len(roles) != len(DOMAINS) or roles[0] == roles[1]:
         got = ROLES.join(("", *roles))
-        raise UserError(f"must be PATH{ROLES}SOURCE{ROLES}TARGET, two different ones; got PATH{got}", option="benchmark")
+        raise UserError(
+            f"must be PATH{ROLES}SOURCE{ROLES}TARGET, two different ones; got PATH{got}", option="benchmark"
+        )
     for option, role in zip(DOMAINS, roles, strict=True):
         if role not in found:
             near = difflib.get_close_matches(role, found, n=1, cutoff=0.0)

@@ -11,6 +11,8 @@ from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ign
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from data_prep.errors import UserError
+from search_spaces.plugins import PLUGINS
 from study.options import ResourceOptions
 
 GCS_TIMEOUT_S = 10
@@ -25,16 +27,30 @@ def start_session(resources: ResourceOptions) -> None:
     from data_prep.ray_session import start_ray
 
     if ray.is_initialized():
+        _require_plugins()
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its coming change of default, and no warning
     if (
         address := _address(resources)
     ) is not None:  # its nodes have the project, or get it with the job's working directory
-        start_ray(address)
+        start_ray(address, modules=list(PLUGINS.values()))
         return
     project = str(Path(__file__).resolve().parents[2])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [project, os.environ.get("PYTHONPATH")]))
-    start_ray("local")  # another cluster that happens to run on this machine is not ours
+    start_ray(
+        "local", modules=list(PLUGINS.values())
+    )  # another cluster that happens to run on this machine is not ours
+
+
+def _require_plugins() -> None:
+    """Check that the Ray that runs already brings the modules of `--plugin` to its workers. Raises `UserError`."""
+    if PLUGINS and not ray.get_runtime_context().runtime_env.get("py_modules"):
+        modules = ", ".join(PLUGINS)
+        raise UserError(
+            "must be known to the Ray that runs already: start it with "
+            f"ray.init(runtime_env={{'py_modules': [{modules}]}}), or let the study start it",
+            option="plugin",
+        )
 
 
 def own_ray() -> bool:

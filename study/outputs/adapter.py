@@ -27,7 +27,7 @@ from data_prep.wordnet import NOT_IN_WORDNET, resolve_wnids, wordnet
 from data_prep.wordnet_graph import hypernym_graph
 from models.stacked import MethodConfig, StackedModule
 from study.protocol.trial_data import TrialData
-from study.training.methods import METHODS, Method
+from study.training.methods import Method, method_of_config
 
 TEXTS = ("name_features_CD", "node_features_ND", "class_node_C", "edges_E2", "seen_C")
 """Fields of `TrialData` that an adapter has."""
@@ -64,7 +64,7 @@ class TrainedAdapter:
     @property
     def method(self) -> Method:
         """Method of the configuration."""
-        return METHODS[type(self.config)]
+        return method_of_config(type(self.config))
 
     def module(self, clip_path: str = "") -> StackedModule:
         """Build the module, a pack of one lane; classes added since the training have their untrained values.

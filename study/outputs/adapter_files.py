@@ -1,6 +1,7 @@
 """Write and read the folder of an exported adapter."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -14,11 +15,21 @@ from data_prep.parquet import csv_bytes, read_csv
 from data_prep.storage import Storage
 from data_prep.templates import is_template
 from data_prep.wordnet import NOT_IN_WORDNET
+from search_spaces.plugins import load_installed
 from study.evaluation.leaderboard import ORACLE, Row
 from study.evaluation.leaderboard_text import to_markdown
 from study.outputs.adapter import TEXTS, TrainedAdapter, without_images
 from study.outputs.provenance import RefitRecord
-from study.training.methods import METHODS
+from study.training.methods import configurations, method_of_config
+
+ADAPTERS, SELECTED = "adapters", "selected"
+"""Folder of a study's adapters, and the name in it of the one that selection chose; the others are called by rank."""
+
+TRANSDUCTIVE = (
+    "Training and selection saw the unlabelled test images themselves (transductive): expect somewhat less on others."
+)
+INDUCTIVE = "Neither training nor selection saw the test images."
+"""What a card says of a method that may see target images, and of one that may not."""
 
 FORMAT = 1
 """Version of the folder's layout; a change that older folders do not survive raises it."""
@@ -59,7 +70,16 @@ def write_adapter(
         "seen": adapter.data.seen_C.int().tolist(),
     }
     contents = {
-        "adapter.safetensors": save({name: value.contiguous() for name, value in tensors.items()}),
+        "adapter.safetensors": save(
+            {name: value.contiguous() for name, value in tensors.items()},
+            metadata={
+                "format": "pt",
+                "method": config["method"],
+                "config_id": row.config_id,
+                "clip": adapter.clip,
+                "feature_fingerprint": adapter.data.fingerprint,
+            },
+        ),
         "classes.csv": csv_bytes(pa.table(classes)),
         "nodes.csv": csv_bytes(pa.table({"wnid": adapter.node_wnids})),
         "README.md": _card(adapter, row, metrics, record).encode(),
@@ -90,7 +110,7 @@ def read_adapter(storage: Storage) -> TrainedAdapter:
                 )
         tensors = load(files["adapter.safetensors"] or b"")
         classes, nodes = _columns(files["classes.csv"]), _columns(files["nodes.csv"])
-        kind = {method.__name__: method for method in METHODS}[config["method"]]
+        kind = _kind(config["method"], storage.shown)
         return TrainedAdapter(
             config=kind(**config["config"]),
             seed=config["seed"],
@@ -113,6 +133,16 @@ def read_adapter(storage: Storage) -> TrainedAdapter:
         raise UserError(f"{storage.shown} is damaged: {type(error).__name__}: {error}", option="adapter") from error
 
 
+def _kind(name: str, where: str) -> type:
+    """Return the configuration class of a method. Raises `UserError` where no module that is loaded has it."""
+    if name not in {kind.__name__ for kind in configurations()}:
+        load_installed()
+    for kind in configurations():
+        if kind.__name__ == name:
+            return kind
+    raise UserError(f"must name the file or module of {name}, the method of {where}", option="plugin")
+
+
 def _others(storage: Storage) -> str:
     """Return the adapters beside a folder, in words: their names are ranks of the leaderboard, with gaps."""
     beside = replace(storage, root=storage.root.rpartition("/")[0])
@@ -129,6 +159,38 @@ def _columns(content: bytes | None) -> dict[str, list[Any]]:
     return read_csv(content or b"", strings=("name", "wnid")).to_pydict()
 
 
+def _metadata(adapter: TrainedAdapter, row: Row, metrics: Mapping[str, float]) -> str:
+    """Return the card's head, as the Hugging Face hub reads it."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    slug = re.sub(r"[^A-Za-z0-9.-]+", "-", row.benchmark).strip("-") or "own"
+    hub = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)", row.benchmark)
+    results = [
+        EvalResult(
+            task_type="zero-shot-image-classification",
+            dataset_type=slug,
+            dataset_name=row.benchmark,
+            metric_type="accuracy",
+            metric_name=name,
+            metric_value=round(100 * metrics[key], 2),
+        )
+        for name, key in (("S", "test_seen_mean"), ("U", "test_unseen_mean"), ("H", "test_h"))
+    ]
+    data = ModelCardData(
+        license="other",
+        license_name="of-checkpoint-and-images",
+        base_model=adapter.clip_identity.get("hub"),
+        datasets=[hub[1]] if hub else None,
+        library_name="zerosweep",
+        pipeline_tag="zero-shot-image-classification",
+        tags=["clip", "adapter", "zero-shot", "domain-adaptation"],
+        metrics=["accuracy"],
+        model_name=row.config_id,
+        eval_results=results,
+    )
+    return data.to_yaml()
+
+
 def _card(adapter: TrainedAdapter, row: Row, metrics: Mapping[str, float], record: RefitRecord) -> str:
     """Return the model card."""
     _, _, table = to_markdown([row]).partition("\n\n")  # without its title
@@ -136,7 +198,12 @@ def _card(adapter: TrainedAdapter, row: Row, metrics: Mapping[str, float], recor
     versions = ", ".join(f"{name} {version}" for name, version in record.run.environment.versions.items())
     folds, option = record.run.options.folds, f"`--select {row.select}`"
     warning = ": LOOKED AT TEST LABELS, an upper bound" if row.select == ORACLE else ""
-    return f"""# {row.method} on {row.benchmark}
+    sees = TRANSDUCTIVE if method_of_config(type(adapter.config)).uses_target else INDUCTIVE
+    return f"""---
+{_metadata(adapter, row, metrics)}
+---
+
+# {row.method} on {row.benchmark}
 
 An adapter of CLIP `{adapter.clip}` for {len(adapter.names)} classes: {seen} seen, {len(adapter.names) - seen} unseen in
 training (`classes.csv`). Configuration `{row.config_id}`, rank {row.rank} of its leaderboard.
@@ -144,6 +211,8 @@ training (`classes.csv`). Configuration `{row.config_id}`, rank {row.rank} of it
 ```bash
 python study/predict.py --adapter THIS_FOLDER IMAGE...
 ```
+
+The licences of CLIP's weights and of the images that it was trained on hold for this adapter, too.
 
 ## Metrics
 
@@ -156,7 +225,8 @@ S {100 * metrics["test_seen_mean"]:.2f}, U {100 * metrics["test_unseen_mean"]:.2
 
 - Selected with {option}{warning}, {folds} folds of seen classes; refitted on all seen classes with seeds
   {", ".join(map(str, record.seeds))} for {record.epochs} epochs; rotation {record.rotation}.
-- Test images were scored once, after the choice.
+- {sees}
+- Test labels were read once, after the choice.
 - Features: fingerprint `{row.feature_fingerprint}`; templates {", ".join(f"`{t}`" for t in adapter.templates)}.
 - Versions: {versions}.
 """

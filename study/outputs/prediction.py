@@ -2,7 +2,7 @@
 
 from study import Adapter
 
-adapter = Adapter.load("results/NAME/adapters/1")
+adapter = Adapter.load("results/NAME/adapters/selected")
 for prediction in adapter.predict(["cat.png", "photos/"]):
     print(prediction.image, prediction.classes[0])
 
@@ -54,7 +54,7 @@ class Adapter:
 
     @classmethod
     def load(cls, path: str | Path, *, clip: str | Path | None = None, allow_download: bool = False) -> "Adapter":
-        """Load the adapter in a folder or URI, <study>/adapters/<rank>. Raises `UserError`.
+        """Load the adapter in a folder or URI, <study>/adapters/selected or the rank of another. Raises `UserError`.
 
         `clip`: the checkpoint it was trained with, where it is neither embedded nor on this machine.
         `allow_download`: whether the Hugging Face repository that the adapter names may be downloaded.

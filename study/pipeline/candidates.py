@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
+from data_prep.storage import locate, reason
 from models.heads import Head
 from models.stacked import MethodConfig
 from search_spaces import Space, Value
-from study.evaluation.leaderboard import Entry
+from study.evaluation.leaderboard import ORACLE, Entry
 from study.outputs.folder import open_storage
 from study.outputs.leaderboard_files import read_leaderboard
 from study.pipeline.choice import Choice, Consensus
@@ -155,6 +156,60 @@ def candidate_of_row(space: Space, row: Mapping[str, Any]) -> Candidate:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"must be a row of a study of this version, got {error!r}", option="rerun") from error
+
+
+def enqueued_params(given: Sequence[str], space: Space, select: str) -> tuple[dict[str, Value], ...]:
+    """Return the knobs of other studies' configurations of this space, each once, the best in selection first.
+
+    `given`: folders of studies, or files configs/ID.json of them, or their URIs. `select`: what this study's selection
+    may look at. Raises `UserError`.
+    """
+    found: list[dict[str, Value]] = []
+    for place in given:
+        rows = [row for row in _recorded(place) if row["space"] == space.name]
+        if not rows:
+            raise UserError(f"must hold configurations of {space.name}; {place} has none", option="enqueue")
+        for row in sorted(rows, key=lambda row: -(row["val_score"] or 0.0)):
+            if row["select"] == ORACLE != select:
+                raise UserError(f"must not have looked at test labels; {place} has", option="enqueue")
+            params = _knobs_of(space, row)
+            if params not in found and params != space.defaults():
+                found.append(params)
+    return tuple(found)
+
+
+def _recorded(place: str) -> list[dict[str, Any]]:
+    """Return the content of a file configs/ID.json, or of all of a study. Raises `UserError`."""
+    folder, _, file = place.rstrip("/").rpartition("/")
+    try:
+        if file.endswith(".json"):
+            contents = [locate(folder or ".", option="enqueue").read(file)]
+        else:
+            storage = locate(place, option="enqueue")
+            names = [n for n in storage.names(recursive=True) if re.search(r"(^|/)configs/[^/]+\.json$", n)]
+            contents = [storage.read(name) for name in sorted(names)]
+        rows = [json.loads(content or b"null") for content in contents]
+        if not all({"space", "params", "val_score", "select"} <= set(row) for row in rows):
+            raise ValueError("it lacks the knobs of its row")
+    except (OSError, ValueError, TypeError) as error:
+        rule = "must be the folder of a study or a file configs/ID.json of one"
+        raise UserError(f"{rule}, got {place}: {reason(error)}", option="enqueue") from error
+    return rows
+
+
+def _knobs_of(space: Space, row: Mapping[str, Any]) -> dict[str, Value]:
+    """Return the knobs of a row that are active in a space. Raises `UserError` where one lies outside its range."""
+    params: dict[str, Value] = {}
+    for knob in space.knobs:
+        if knob not in space.active(params):
+            continue
+        value = row["params"].get(knob.name, knob.default)
+        inside = value in knob.choices if knob.choices is not None else knob.low <= value <= knob.high  # type: ignore[operator]
+        if not inside:
+            rule = f"must lie in the ranges of this search; {knob.name}={value} of {row['config_id']} does not"
+            raise UserError(f"{rule}: widen it with --set", option="enqueue")
+        params[knob.name] = value
+    return params
 
 
 def winner_params(study: Path, space: Space, rotation: int) -> dict[str, Value]:

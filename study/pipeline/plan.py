@@ -154,10 +154,22 @@ def make_plan(spec: StudySpec, data: TrialData, console: Console) -> Plan:
         at_once=at_once,
         work=[
             f"  search     {searched if searches else 'none: configurations are given'}",
+            *_first(spec, packs[space.name]),
             f"  refit      {refits} x {selection.seeds} seeds on all seen classes, then the test split once",
         ],
         seconds=training(space, searches, refits) + sum(training(b, 1, 1) for b in spec.baselines),
     )
+
+
+def _first(spec: StudySpec, pack: int) -> list[str]:
+    """Say which configurations are tried before any is drawn, and when the search ends at the latest."""
+    search, lines = spec.options.search, []
+    if spec.enqueued:
+        tried = min(len(spec.enqueued), -(-search.configs // pack) - 1)
+        lines.append(f"  first      the defaults, then {tried} of {', '.join(search.enqueue)}")
+    if search.time:
+        lines.append(f"  at most    {search.time} for the searches of a rotation, the same share for each method")
+    return lines
 
 
 def _useful_packs(spec: StudySpec) -> int:

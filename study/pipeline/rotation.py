@@ -13,7 +13,7 @@ from study.evaluation.final_test import Evaluation, Scored, select, with_test_la
 from study.evaluation.leaderboard import Entry
 from study.evaluation.leaderboard_text import to_terminal
 from study.outputs.adapter import make_adapter
-from study.outputs.adapter_files import write_adapter
+from study.outputs.adapter_files import ADAPTERS, SELECTED, write_adapter
 from study.outputs.leaderboard_files import write_leaderboard
 from study.outputs.prediction_tables import write_prediction_tables, write_resamples
 from study.outputs.provenance import RefitRecord, write_config, write_run
@@ -38,6 +38,8 @@ class RotationResult:
     """Its rows, ranked, with the predictions behind them."""
     interrupted: bool
     """Whether an interrupt ended its search."""
+    storage: Storage
+    """Its folder."""
 
 
 def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Storage) -> RotationResult:
@@ -101,7 +103,7 @@ def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Stora
         write_run(storage, study.run_record(rotation, interrupted=candidates.interrupted))
         write_report(storage)
         study.console.print(to_terminal(rows, interrupted=candidates.interrupted))
-    return RotationResult(evaluation=evaluation, scored=scored, interrupted=candidates.interrupted)
+    return RotationResult(evaluation=evaluation, scored=scored, interrupted=candidates.interrupted, storage=storage)
 
 
 def _consensus_row(study: Prepared, consensus: Consensus, evaluation: Evaluation) -> Scored:
@@ -128,18 +130,23 @@ def _export(
     evaluation: Evaluation,
     record: RefitRecord,
 ) -> None:
-    """Write every refitted row's adapter, of its first seed, into adapters/<rank>."""
-    storage.clear("adapters")  # an earlier run of the study may have ranked otherwise
+    """Write every refitted row's adapter, of its first seed, into adapters/<rank>; that of the study's choice twice.
+
+    The second is adapters/selected, a copy: ranks are by H on the test split, which selection never saw.
+    """
+    storage.clear(ADAPTERS)  # an earlier run of the study may have ranked otherwise
     clip = read_manifest(study.cache).checkpoint
     for of_row in scored:
         if of_row.row.config_id not in trained:
             continue
         candidate, done = trained[of_row.row.config_id]
-        write_adapter(
-            storage,
-            f"adapters/{of_row.row.rank}",
-            make_adapter(candidate.config, record.seeds[0], done.weights, evaluation.data, study.features, clip),
-            row=of_row.row,
-            metrics=evaluation.metrics(of_row.predictions_ST[:1])[0],
-            record=record,
-        )
+        is_choice = of_row.row.selected and of_row.row.method == study.spec.reference
+        for name in (str(of_row.row.rank), *([SELECTED] if is_choice else [])):
+            write_adapter(
+                storage,
+                f"{ADAPTERS}/{name}",
+                make_adapter(candidate.config, record.seeds[0], done.weights, evaluation.data, study.features, clip),
+                row=of_row.row,
+                metrics=evaluation.metrics(of_row.predictions_ST[:1])[0],
+                record=record,
+            )

@@ -148,6 +148,8 @@ class SearchStage:
                         seed=search.seed,
                         refill=search.refill,
                         votes=VoteFolder(storage=of_space.storage),
+                        enqueued=spec.enqueued if of_space.space is spec.space else (),
+                        limit_s=search.time_s / len(wanted),
                     ),
                     training=choose_precision(of_space.space, spec.training, self.options.resources, self.arrays),
                     mirror=None if of_space.storage.is_local or ledger.url else of_space.storage,

@@ -3,7 +3,7 @@
 import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -19,11 +19,14 @@ from data_prep.checkpoint import find_checkpoint
 from data_prep.errors import UserError
 from data_prep.storage import Storage, locate
 from data_prep.templates import find_templates
-from search_spaces import Ablation, Space
+from search_spaces import Ablation, Space, Value
+from search_spaces.changes import describe, find_space
+from search_spaces.plugins import load_plugins
 from study.options import Options, SearchOptions, SelectionOptions, StudyOptions
 from study.outputs.folder import IDENTITY, open_storage, read_json
+from study.outputs.hub import check_push
 from study.outputs.trackers import check_tracker
-from study.pipeline.candidates import Candidate, candidate_of_row
+from study.pipeline.candidates import Candidate, candidate_of_row, enqueued_params
 from study.protocol.folds import check_folds
 from study.protocol.scores import Criterion
 from study.protocol.trial_data import check_rotation
@@ -65,6 +68,8 @@ class StudySpec:
     """Rotations of the unseen classes, a whole study each."""
     criterion: Criterion
     """What scores configurations."""
+    enqueued: tuple[Mapping[str, Value], ...]
+    """Knobs of configurations that are tried first, after the defaults."""
 
     @property
     def reference(self) -> str:
@@ -100,9 +105,14 @@ def resolve(options: Options) -> StudySpec:
     if options.study.rerun:
         options, row = _options_of_row(options, options.study.rerun)
     study, search, selection, output = options.study, options.search, options.selection, options.output
-    chosen = search_spaces.load(study.space)
+    load_plugins(study.plugin)
+    chosen = find_space(study.space, study.set)
     ablation = chosen if isinstance(chosen, Ablation) else None
     space = chosen.space if isinstance(chosen, Ablation) else chosen
+    for setting in study.set:
+        if (name := setting.partition("=")[0].strip()) in (*method_of(space).swept, "head"):
+            rule = f"must leave out {name}: its best value is found exactly for every configuration"
+            raise UserError(f"{rule} of {space.method}, it is not searched", option="set")
     criterion = selection.criterion or space.criterion
     if criterion != "h" and not method_of(space).uses_target:
         raise UserError(
@@ -124,6 +134,8 @@ def resolve(options: Options) -> StudySpec:
     for option, given in (("winner", selection.winner), ("re_search", selection.re_search)):
         if given and not ablation:
             raise UserError(f"must come with an ablation, got it with --space {study.space}", option=option)
+    if output.push:
+        check_push(output.push)
     if output.log:
         check_tracker(output.log)
     if output.resume and output.name is None:
@@ -148,6 +160,8 @@ def resolve(options: Options) -> StudySpec:
         select=selection.select,
         folds=selection.folds,
         ledger=output.ledger,
+        knobs=describe(space),
+        enqueue=search.enqueue,
     )
     check_folder(storage, identity, resume=output.resume)
     return StudySpec(
@@ -166,7 +180,21 @@ def resolve(options: Options) -> StudySpec:
         clip_path=checkpoint.identity.get("hub") or str(checkpoint.folder),
         rotations=rotations,
         criterion=criterion,
+        enqueued=_enqueued(search, space, selection.select, has_search=not (ablation or row)),
     )
+
+
+def _enqueued(search: SearchOptions, space: Space, select: str, *, has_search: bool) -> tuple[dict[str, Value], ...]:
+    """Return the knobs that are tried first. Raises `UserError`."""
+    if not search.enqueue:
+        return ()
+    if not has_search:
+        raise UserError("must come with the search of a method's space", option="enqueue")
+    found = enqueued_params(search.enqueue, space, select)
+    if len(found) >= search.configs:
+        rule = f"must leave room for the defaults: {len(found)} configurations, --configs {search.configs}"
+        raise UserError(rule, option="enqueue")
+    return found
 
 
 def _options_of_row(options: Options, rerun: str) -> tuple[Options, dict[str, Any]]:
@@ -180,13 +208,19 @@ def _options_of_row(options: Options, rerun: str) -> tuple[Options, dict[str, An
             **of_row["study"],
             "data_root": Path(root) if root else None,
             "templates": tuple(of_row["study"]["templates"]),
-            **{name: row[name] for name in ("space", "rotation")},
+            "plugin": tuple(of_row["study"].get("plugin", ())),
+            "rotation": row["rotation"],
+            "set": (),  # a row has all fields of its configuration
             "rerun": rerun,
         }
+        load_plugins(study["plugin"])
+        if row["space"] in search_spaces.names():
+            study["space"] = row["space"]
+        limits = {"baselines": "none", "enqueue": (), "time": None}
         restored = replace(
             options,
             study=StudyOptions(**study),
-            search=SearchOptions(**{**of_row["search"], "baselines": "none"}),
+            search=SearchOptions(**{**of_row["search"], **limits}),
             selection=SelectionOptions(**{**of_row["selection"], **no_ablation, "criterion": row["criterion"]}),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -18,7 +18,9 @@ from study.evaluation.leaderboard_text import to_terminal
 from study.evaluation.published import published_rows
 from study.options import Options
 from study.outputs.ablation_files import write_ablation
+from study.outputs.adapter_files import ADAPTERS, SELECTED
 from study.outputs.folder import IDENTITY, clear_leftovers, write_json
+from study.outputs.hub import push_adapter
 from study.outputs.leaderboard_files import write_leaderboard
 from study.outputs.prediction_tables import write_resamples
 from study.outputs.provenance import Clock, command, write_run
@@ -140,6 +142,9 @@ class Study:
         console.print(*paths, sep="\n", soft_wrap=True, markup=False)
         if interrupted:
             interrupts.say()
+        elif push := spec.options.output.push:
+            address = push_adapter(results[-1].storage, f"{ADAPTERS}/{SELECTED}", push)
+            console.print(address, soft_wrap=True, markup=False)
 
 
 @contextmanager

@@ -9,9 +9,10 @@ as many again.
 """
 
 import hashlib
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -108,15 +109,19 @@ class PackQueue:
         seed: int = 0,
         refill: bool = False,
         votes: VoteFolder | None = None,
+        enqueued: Sequence[Mapping[str, Value]] = (),
+        limit_s: float = math.inf,
     ) -> None:
         """Take over the ledger's unfinished configurations.
 
         `configs`: how many to finish in all, those found in the ledger included; `pack`: lanes of a pack; `refill`:
         whether running packs take new configurations in the room of those that end; `votes`: where those of complete
-        configurations go.
+        configurations go; `enqueued`: knobs that are tried after the defaults, each the first of a pack; `limit_s`:
+        seconds from the first pack on, after which no configuration is begun.
         """
         self.ledger, self.space, self.configs, self.pack = ledger, space, configs, pack
         self.sampler, self.seed, self.refill, self.votes = sampler, seed, refill, votes
+        self.enqueued, self.limit_s = enqueued, limit_s
         self.counts = Counts()
         self.seconds = 0.0
         """From this run's first pack to its last outcome."""
@@ -141,7 +146,9 @@ class PackQueue:
 
     @property
     def left(self) -> int:
-        """Configurations still to be put into packs."""
+        """Configurations still to be put into packs, none once the time is over."""
+        if self._began and time.monotonic() - self._began > self.limit_s:
+            return 0
         return max(0, self.configs - self.counts.finished - self.running)
 
     @property
@@ -156,11 +163,12 @@ class PackQueue:
         """
         if self._failure:
             raise self._failure
-        if not self.left:
+        left = self.left
+        if not left:
             return []
         self._began = self._began or time.monotonic()
         static = self.space.static(self._waiting[0].params) if self._waiting else None
-        lanes = self._running[pack_id] = self._fill(min(self.pack, self.left), static)
+        lanes = self._running[pack_id] = self._fill(min(self.pack, left), left, static)
         self._room[pack_id] = self.pack  # a pack refilled for ever would keep other static knobs from their turn
         self.counts.packs += 1
         self.counts.empty_lanes += self.pack - len(lanes)
@@ -182,8 +190,8 @@ class PackQueue:
             self._write(pack_id, report)
             if not self.refill or not lanes:
                 return []
-            freed = len(lanes) - len(self._running[pack_id])
-            new = self._fill(min(freed, self._room[pack_id], self.left), self.space.static(lanes[0].params))
+            freed, left = len(lanes) - len(self._running[pack_id]), self.left
+            new = self._fill(min(freed, self._room[pack_id], left), left, self.space.static(lanes[0].params))
             self._room[pack_id] -= len(new)
             self._running[pack_id] += new
         return new
@@ -240,9 +248,12 @@ class PackQueue:
         self.ledger.fail(lane.trial_id, reason, requeue_with=deaths)
         self._waiting.append(replace(lane, deaths=deaths))
 
-    def _fill(self, size: int, static: dict[str, Value] | None) -> list[Lane]:
-        """Return up to `size` lanes with these static knobs (None: the next ones' own): waiting ones, then new ones."""
-        fresh = max(0, self.left - len(self._waiting))
+    def _fill(self, size: int, left: int, static: dict[str, Value] | None) -> list[Lane]:
+        """Return up to `size` lanes with these static knobs (None: the next ones' own): waiting ones, then new ones.
+
+        `left`: configurations that may still be begun.
+        """
+        fresh = max(0, left - len(self._waiting))
         waiting = [lane for lane in self._waiting if self.space.static(lane.params) == static]
         if not self.refill:  # a group stays together, and goes on from its checkpoint
             waiting = [lane for lane in waiting if lane.index // self.pack == waiting[0].index // self.pack]
@@ -280,10 +291,20 @@ class PackQueue:
             sampler,
             index=index,
             seed=derive_seed(self.seed, index, "train"),
-            given=self.space.defaults() if index == 0 else None,
+            given=self._given(index),
         )
         self._next, self._static = index + 1, self.space.static(lane.params)
         return lane
+
+    def _given(self, index: int) -> Mapping[str, Value] | None:
+        """Return the knobs that are tried at an index: the defaults, then those enqueued, one at the begin of a pack.
+
+        None where they are drawn. The others of a pack share the static knobs of its first.
+        """
+        if index == 0:
+            return self.space.defaults()
+        group, position = divmod(index, self.pack)
+        return self.enqueued[group - 1] if not position and group <= len(self.enqueued) else None
 
     def _sampler(self, index: int) -> BaseSampler:
         return make_sampler(self.sampler, derive_seed(self.seed, index, "draw"))

@@ -191,6 +191,10 @@ class StudyIdentity:
     """Folds of the seen classes."""
     ledger: str | None
     """Database that has the ledgers, None for journals."""
+    knobs: tuple[str, ...] = ()
+    """What is searched and fixed of the study's own method, as settings."""
+    enqueue: tuple[str, ...] = ()
+    """Studies and configurations whose knobs are tried first."""
     fingerprint: str | None = None
     """Fingerprint of a ledger's features; this field and those below are filled by `of_search`."""
     pruning: bool | None = None
@@ -230,7 +234,7 @@ class StudyIdentity:
     def study_json(self) -> dict[str, Any]:
         """Return the content of study.json."""
         names = ("space", "benchmark", "clip", "rotation", "templates", "epochs", "seed", "objective", "select")
-        return self._json(*names, "folds", "ledger")
+        return self._json(*names, "folds", "ledger", "knobs", "enqueue")
 
     def ledger_json(self, space: Space) -> dict[str, Any]:
         """Return what the ledger of a space says of itself."""
@@ -248,7 +252,9 @@ class StudyIdentity:
 
         Raises `UserError`.
         """
-        require_same(theirs, self.study_json(), where)
+        mine = self.study_json()
+        older = {"knobs": mine["knobs"], "enqueue": []}  # which older versions did not write
+        require_same({**older, **theirs}, mine, where)
 
 
 def require_same(theirs: Mapping[str, Any], mine: Mapping[str, Any], where: str) -> None:
@@ -263,6 +269,10 @@ def require_same(theirs: Mapping[str, Any], mine: Mapping[str, Any], where: str)
             "Start the study anew with another --name, or resume it with that version"
         )
         raise UserError(rule, option="resume")
+    if differing == ["knobs"] and isinstance(mine["knobs"], list):
+        was, now = (sorted({*a["knobs"]} - {*b["knobs"]}) for a, b in ((theirs, mine), (mine, theirs)))
+        rule = f"must search what {where} searches: {', '.join(was) or 'nothing'}; now {', '.join(now) or 'nothing'}"
+        raise UserError(rule, option="set")
     if differing == ["knobs"]:
         rule = f"needs the knobs of space {mine['space']} as they were when {where} was begun"
         raise UserError(rule, option="resume")

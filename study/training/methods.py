@@ -4,12 +4,14 @@ Suffixes: K lanes, I source images, C classes.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from typing import cast
 
 from torch import Tensor
 
+import search_spaces
+from data_prep.errors import UserError
 from models.baselines import (
     CalibratedStacking,
     CalibratedStackingConfig,
@@ -123,11 +125,48 @@ METHODS: dict[type[MethodConfig], Method] = {
 }
 
 
+def register(
+    space: Space, *, build: Build, uses_target: bool = False, uses_graph: bool = False, swept: Sequence[str] = ()
+) -> None:
+    """Add a method of your own: `--space` finds it by the name of its space. models/README.md shows a whole one.
+
+    build: (configurations, seeds, seen_KC, trainable_KI, data) -> module of a lane per configuration. uses_target:
+    whether the method may see unlabelled target images; others never receive them. uses_graph: whether it needs the
+    classes' places in WordNet. swept: fields that the module's `sweep` finds on the selection split.
+    Raises `UserError` where the space or its configuration cannot be used.
+    """
+    kind = type(space.config())
+    if not is_dataclass(kind) or not {"LANE_KNOBS", "lr", "weight_decay", "batch_size"} <= set(dir(space.config())):
+        raise UserError(
+            f"{kind.__name__} must be a dataclass with LANE_KNOBS, batch_size, lr and weight_decay, as the "
+            "configurations in models/ are"
+        )
+    search_spaces.register(space)
+    method = Method(build=build, uses_target=uses_target, uses_graph=uses_graph, swept=tuple(swept))
+    kind.zerosweep_method = method  # type: ignore[attr-defined]  # travels with the class, also with a notebook's
+
+
+def configurations() -> list[type[MethodConfig]]:
+    """Return the configuration classes of all methods that are shipped or registered."""
+    return [*METHODS, *(type(space.config()) for space in search_spaces.REGISTERED.values())]
+
+
+def method_of_config(kind: type[MethodConfig]) -> Method:
+    """Return the method that trains a kind of configuration. Raises `UserError` where there is none."""
+    found = METHODS.get(kind) or getattr(kind, "zerosweep_method", None)
+    if found is None:
+        raise UserError(
+            f"must be a space whose method is known; {kind.__name__} is not: its module must call study.register",
+            option="space",
+        )
+    return found
+
+
 def static_fields(config: MethodConfig) -> tuple[tuple[str, Value], ...]:
     """Return the fields of a configuration that all lanes of a pack must share, with their values."""
     return tuple((f.name, getattr(config, f.name)) for f in fields(config) if f.name not in config.LANE_KNOBS)
 
 
 def method_of(space: Space) -> Method:
-    """Return the method that trains the configurations of a space."""
-    return METHODS[type(space.config())]
+    """Return the method that trains the configurations of a space. Raises `UserError` where there is none."""
+    return method_of_config(type(space.config()))

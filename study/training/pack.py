@@ -17,7 +17,7 @@ from models.stacked import CHUNK, MethodConfig, chunks, in_chunks, unit_features
 from models.sweeps import Curve, seen_unseen_curve
 from study.protocol.task import best_class
 from study.protocol.trial_data import TrialData, seen_classes, trainable_images
-from study.training.methods import METHODS
+from study.training.methods import method_of_config
 from study.training.optimiser import StackedAdamW
 
 Precision = Literal["float32", "bfloat16"]
@@ -73,7 +73,7 @@ class Pack:
         # an epoch is one pass over a lane's own images; the lane with the most sets its length, so that lanes stay in
         # step (by all source images, an image was seen 1.8 times per epoch in a search, and once in a refit)
         self.steps_per_epoch = math.ceil(int(trainable_KI.sum(1).max()) / self.batch)
-        self.method = METHODS[type(configs[0])]
+        self.method = method_of_config(type(configs[0]))
         self.module = self.method.build(configs, seeds, seen_KC.cpu(), trainable_KI.cpu(), data.to("cpu"))
         self.module.to(device)
         self.module.run_steps = epochs * self.steps_per_epoch

@@ -28,7 +28,7 @@ KNOBS = {
 """Hashes of all that a space says of its knobs."""
 
 
-@pytest.mark.parametrize("name", search_spaces.names())
+@pytest.mark.parametrize("name", search_spaces.shipped())
 def test_knobs_are_those_that_studies_were_begun_with(name: str) -> None:
     """A study resumes only under the same knobs: change a hash with a knob, and know that older studies end there."""
     loaded = search_spaces.load(name)
@@ -37,7 +37,7 @@ def test_knobs_are_those_that_studies_were_begun_with(name: str) -> None:
     assert hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16] == KNOBS[name]
 
 
-@pytest.mark.parametrize("name", search_spaces.names())
+@pytest.mark.parametrize("name", search_spaces.shipped())
 def test_every_shipped_space_is_whole(name: str) -> None:
     loaded = search_spaces.load(name)
     assert loaded.name == name
@@ -56,7 +56,7 @@ def test_every_shipped_space_is_whole(name: str) -> None:
             space.config(**{**space.defaults(), **changes})
 
 
-@pytest.mark.parametrize("name", search_spaces.names())
+@pytest.mark.parametrize("name", search_spaces.shipped())
 def test_the_default_is_the_middle_of_its_range(name: str) -> None:
     """No default was tuned: half-way, on the knob's own scale, to the digit that one would write."""
     loaded = search_spaces.load(name)
