@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 from tyro.conf import OmitArgPrefixes
 
+from data_prep.command_line import CONFIG, Optional
 from data_prep.errors import UserError, run_command
 from data_prep.options import FeatureOptions
 
@@ -49,7 +50,7 @@ def features(cache: OmitArgPrefixes[FeatureOptions]) -> None:
         console.print(remark, highlight=False, soft_wrap=True)
 
 
-def build_wordnet(dictionary: Path | None = None, out: Path | None = None) -> None:
+def build_wordnet(dictionary: Optional[Path] = None, out: Optional[Path] = None) -> None:
     """Build the table of WordNet 3.0's nouns. It comes with this package: only its maintainers need this.
 
     Args:
@@ -134,8 +135,8 @@ def list_(cache_dir: str = ".cache") -> None:
 def verify(
     caches: Annotated[tuple[str, ...], tyro.conf.Positional],
     samples: int = 32,
-    clip: str | None = None,
-    data_root: Path | None = None,
+    clip: Optional[str] = None,
+    data_root: Optional[Path] = None,
 ) -> None:
     """Check every file of feature caches against their manifests, and a sample of features against the checkpoint.
 
@@ -170,7 +171,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
 def main() -> int:
     """Run a command and return its exit code."""
     return run_command(
-        lambda: tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m data_prep", description=__doc__)
+        lambda: tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="python -m data_prep", description=__doc__, config=CONFIG
+        )
     )
 
 

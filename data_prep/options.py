@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.command_line import with_help
 from data_prep.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
+@with_help
 class FeatureOptions:
     """A benchmark, a checkpoint, and the folder of their features"""
 

@@ -82,7 +82,8 @@ def as_settings(space: Space) -> tuple[str, ...]:
         given = {setting.partition("=")[0] for setting in settings}
         left_out = [k for k in base.knobs if k.name not in searched | given]
         settings = (*settings, *(f"{k.name}={_text(k.default)}" for k in left_out))
-        if describe(change(base, settings)) == tuple(sorted(settings, key=settings.index)):
+        made = [replace(knob, why="") for knob in change(base, settings).knobs]
+        if made == [replace(knob, why="") for knob in space.knobs]:
             return settings
     raise UserError(f"needs a name of its own; {space.name} is another space", option="space")
 

@@ -13,6 +13,7 @@ if __name__ == "__main__":
 
 import tyro  # noqa: E402
 
+from data_prep.command_line import CONFIG  # noqa: E402
 from data_prep.errors import run_command  # noqa: E402
 
 
@@ -30,7 +31,7 @@ def compare(studies: tuple[Path, ...], /, *, out: Path = Path(".")) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    return run_command(lambda: tyro.cli(compare, args=arguments))
+    return run_command(lambda: tyro.cli(compare, args=arguments, config=CONFIG))
 
 
 if __name__ == "__main__":

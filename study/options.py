@@ -3,15 +3,19 @@
 Each block is a group of `--help`; every option is checked before any work starts.
 """
 
+import difflib
 import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tyro.conf import OmitArgPrefixes, UseAppendAction
 
+from data_prep.command_line import with_help
 from data_prep.errors import UserError
 
 
@@ -21,13 +25,40 @@ def _check(value: object, rule: str, *, option: str, holds: bool) -> None:
         raise UserError(f"must be {rule}, got {value}", option=option)
 
 
+def _check_types(options: object) -> None:
+    """Raise `UserError` where a Python caller gives what the command line would not take; paths may be strings."""
+    for name, kind in get_type_hints(type(options)).items():
+        value = getattr(options, name)
+        kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+        choices = [choice for k in kinds if get_origin(k) is Literal for choice in get_args(k)]
+        if Path in kinds and isinstance(value, str):
+            object.__setattr__(options, name, Path(value))
+        elif isinstance(value, str) and str not in kinds and choices and value not in choices:
+            near = difflib.get_close_matches(value, choices, n=1, cutoff=0.0)[0]
+            numbers = "a number or " if {int, float} & set(kinds) else ""
+            raise UserError(f"must be {numbers}{', '.join(choices)}; got {value!r} (nearest: {near})", option=name)
+        elif not (value in choices or _is_of(value, kinds)):
+            words = [k.__name__ if isinstance(k, type) else str(k) for k in kinds if get_origin(k) is not Literal]
+            raise UserError(f"must be {' or '.join([*words, *choices])}; got {value!r}", option=name)
+
+
+def _is_of(value: object, kinds: Sequence[Any]) -> bool:
+    """Return whether a value is of one of these types of options."""
+    if isinstance(value, bool):  # which Python takes for a number
+        return bool in kinds
+    of = tuple(get_origin(kind) or kind for kind in kinds if get_origin(kind) is not Literal)
+    return isinstance(value, (*of, int) if float in of else of)
+
+
 @dataclass(frozen=True, kw_only=True)
+@with_help
 class StudyOptions:
     """What is studied"""
 
     space: str = "sre"
-    """Search space: a method's knobs with their ranges, or an ablation; or FILE.yaml (--print-space writes one to begin
-    with) or FILE.py, which exports SPACE."""
+    """Search space, a method's knobs with their ranges: sre, pva, pva-prompts, or that of a baseline, such as
+    tip-adapter-f; an ablation, which takes a method apart: sre-ablation, pva-ablation; or FILE.yaml (--print-space
+    writes one to begin with) or FILE.py, which exports SPACE."""
     set: UseAppendAction[tuple[str, ...]] = ()
     """Once for each knob that is to be searched otherwise: lr=1e-3 (fixed), lr=1e-4..1e-2:log (a range),
     adapter=memory,tokens (values). Of the study's own method; baselines keep their spaces."""
@@ -64,6 +95,7 @@ class StudyOptions:
     benchmark, seeds and epochs are those of the file, whatever else is given here."""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         both = self.train_on is not None, self.test_on is not None
         _check(self.test_on, "given together with --train-on", option="test_on", holds=both[0] == both[1])
         _check(self.benchmark, "left out with --train-on", option="benchmark", holds=not (self.benchmark and both[0]))
@@ -73,6 +105,7 @@ class StudyOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+@with_help
 class SearchOptions:
     """How it is searched"""
 
@@ -102,6 +135,7 @@ class SearchOptions:
     """Seed of everything: sampler, folds, initialisations, data order."""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _check(self.configs, "at least 1", option="configs", holds=self.configs >= 1)
         _check(self.epochs, "at least 1", option="epochs", holds=self.epochs >= 1)
         _check(self.seed, "0 to 2^31 - 1", option="seed", holds=0 <= self.seed < 2**31)
@@ -123,6 +157,7 @@ class SearchOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+@with_help
 class SelectionOptions:
     """What selection may look at"""
 
@@ -148,6 +183,7 @@ class SelectionOptions:
     winner's values."""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _check(self.winner, "left out with --re-search", option="winner", holds=not (self.re_search and self.winner))
         _check(self.folds, "at least 2", option="folds", holds=self.folds >= 2)
         _check(self.seeds, "at least 1", option="seeds", holds=self.seeds >= 1)
@@ -155,6 +191,7 @@ class SelectionOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+@with_help
 class ResourceOptions:
     """Where it runs"""
 
@@ -189,6 +226,7 @@ class ResourceOptions:
     """What the machine or cluster costs per hour, in any currency: the report then says what the study cost."""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _check(self.pack, "at least 1, or auto", option="pack", holds=self.pack == "auto" or self.pack >= 1)
         _check(self.cpus_per_pack, "more than 0", option="cpus_per_pack", holds=self.cpus_per_pack > 0)
         _check(self.price, "0 or more", option="price", holds=self.price is None or self.price >= 0)
@@ -205,6 +243,7 @@ class ResourceOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+@with_help
 class OutputOptions:
     """What is kept"""
 
@@ -242,6 +281,7 @@ class OutputOptions:
     """Folder or URI (s3://...) of feature caches."""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _check(self.ledger_timeout, "0 or more", option="ledger_timeout", holds=self.ledger_timeout >= 0)
 
 

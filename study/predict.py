@@ -12,9 +12,9 @@ from typing import IO, TYPE_CHECKING
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the project, not study/: its packages import by name
 
-import tyro  # noqa: E402
 from tyro.conf import Positional, UseAppendAction  # noqa: E402
 
+from data_prep.command_line import parse, with_help  # noqa: E402
 from data_prep.errors import UserError, run_command, some_of  # noqa: E402
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+@with_help
 class PredictOptions:
     """Classify images with an exported adapter; needs neither Ray nor the feature cache. Uses a GPU if there is one.
 
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Print or write every image's classes; return 0 when done, 2 for a mistake in the options or files."""
 
     def predict() -> None:
-        options = tyro.cli(PredictOptions, args=arguments, description=PredictOptions.__doc__)
+        options = parse(PredictOptions, arguments)
         # torch takes seconds: --help does not wait for it
         from rich.console import Console
         from rich.progress import track

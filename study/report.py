@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 import tyro  # noqa: E402
 
+from data_prep.command_line import CONFIG  # noqa: E402
 from data_prep.errors import run_command  # noqa: E402
 
 
@@ -30,7 +31,7 @@ def report(study: Path, /, *, beside: tuple[Path, ...] = ()) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    return run_command(lambda: tyro.cli(report, args=arguments))
+    return run_command(lambda: tyro.cli(report, args=arguments, config=CONFIG))
 
 
 if __name__ == "__main__":

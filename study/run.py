@@ -7,8 +7,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the project, not study/: its packages import by name
 
-import tyro  # noqa: E402
-
+from data_prep.command_line import parse  # noqa: E402
 from data_prep.errors import UserError, run_command  # noqa: E402
 from study.options import Options  # noqa: E402
 
@@ -17,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a study; return 0 when it is done, 2 for a mistake in the options or files."""
 
     def study() -> None:
-        options = tyro.cli(Options, args=arguments, description=Options.__doc__)
+        options = parse(Options, arguments)
         if options.output.print_space or options.output.check_method:
             look_at_space(options)
             return

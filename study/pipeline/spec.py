@@ -109,12 +109,13 @@ def resolve(options: Options) -> StudySpec:
     chosen = find_space(study.space, study.set)
     ablation = chosen if isinstance(chosen, Ablation) else None
     space = chosen.space if isinstance(chosen, Ablation) else chosen
+    method = method_of(space)
     for setting in study.set:
-        if (name := setting.partition("=")[0].strip()) in (*method_of(space).swept, "head"):
+        if (name := setting.partition("=")[0].strip()) in (*method.swept, "head"):
             rule = f"must leave out {name}: its best value is found exactly for every configuration"
             raise UserError(f"{rule} of {space.method}, it is not searched", option="set")
     criterion = selection.criterion or space.criterion
-    if criterion != "h" and not method_of(space).uses_target:
+    if criterion != "h" and not method.uses_target:
         raise UserError(
             f"must be h for {space.method}, which may not see target images; got {criterion}", option="criterion"
         )

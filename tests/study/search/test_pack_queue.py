@@ -383,3 +383,39 @@ def test_queues_can_be_pickled_as_tune_does(tmp_path: Path) -> None:
         copy.end("a", report(lanes))
         queue.end("a", report(lanes))  # written before, by the copy
         assert len(read_ledger(tmp_path).finished()) == 4
+
+
+def test_enqueued_knobs_come_after_the_defaults_each_at_the_begin_of_a_pack(tmp_path: Path) -> None:
+    tried = [{"layers": 0, "lr": 0.5, "x": 0.25}, {"layers": 2, "width": 16, "lr": 0.1, "x": 0.5}]
+    with ledger(tmp_path) as book:
+        plain = run(queue_of(book, configs=16))
+    with ledger(tmp_path / "enqueued") as book:
+        packs = run(queue_of(book, configs=16, enqueued=tried), packs=2)
+    with ledger(tmp_path / "enqueued", resume=True) as book:  # a driver that died between
+        packs += run(queue_of(book, configs=16, enqueued=tried))
+    assert [lane.params for lane in packs[0]] == [lane.params for lane in plain[0]]
+    for params, pack in zip(tried, packs[1:3], strict=True):
+        assert pack[0].params == params
+        assert {lane.params["layers"] for lane in pack} == {params["layers"]}
+    assert [lane.params for lane in packs[3]] == [lane.params for lane in plain[3]]
+
+
+def test_a_search_whose_time_is_over_begins_nothing_more_and_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("study.search.pack_queue.time.monotonic", lambda: now[0])
+    with ledger(tmp_path) as book:
+        queue = queue_of(book, limit_s=10.0)
+        now[0] += 60  # other searches had their turn: the time counts from the first pack
+        first = queue.next_pack("first")
+        now[0] += 10
+        second = queue.next_pack("second")
+        assert len(first) == len(second) == 4
+        now[0] += 1
+        assert queue.next_pack("third") == [] and queue.left == 0 and not queue.over
+        queue.end("first", report(first))
+        queue.end("second", report(second))
+        assert queue.over and queue.counts.finished == 8
+    with ledger(tmp_path, resume=True) as book:
+        assert len(run(queue_of(book, configs=12))) == 1  # without a limit it goes on to its end
