@@ -168,11 +168,16 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
+def _program() -> str:
+    """Return what the user typed to get here."""
+    return sys.argv[0] if sys.argv[0].startswith("zerosweep ") else "python -m data_prep"
+
+
 def main() -> int:
     """Run a command and return its exit code."""
     return run_command(
         lambda: tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="python -m data_prep", description=__doc__, config=CONFIG
+            COMMANDS, prog=_program(), description=__doc__, config=CONFIG
         )
     )
 

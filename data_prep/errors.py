@@ -1,6 +1,8 @@
 """Mistakes a user can mend, and the one way in which commands end."""
 
 import io
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 
@@ -43,6 +45,16 @@ def some_of(names: Sequence[str]) -> str:
     return f"{', '.join(names[:SHOWN])}{more}"
 
 
+def _nobody_reads() -> bool:
+    """Return whether what reads the standard output has gone away; then nothing more is written to it."""
+    asked = select.poll()
+    asked.register(sys.stdout, 0)
+    gone = any(event & select.POLLERR for _, event in asked.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
+
+
 def run_command(work: Callable[[], object]) -> int:
     """Run a command and return its exit code: 0 when it is done, 2 for a user's mistake, 130 or 143 after a signal.
 
@@ -61,6 +73,10 @@ def run_command(work: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         interrupts.say()
         return interrupts.exit_code
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        return 0  # as after `zerosweep run --help | head`
     except SystemExit as exit_:  # Ray's own handlers call it, where a signal comes while they are installed
         if not interrupts.caused(exit_):
             raise

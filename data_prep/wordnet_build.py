@@ -71,8 +71,11 @@ def build(out: Path, dictionary: Path | None = None) -> int:
 
 @contextmanager
 def _scratch_on_nltk_path() -> Iterator[Path]:
-    """Hold a temporary folder that NLTK may read: it opens no file outside its data path."""
-    import nltk
+    """Hold a temporary folder that NLTK may read: it opens no file outside its data path. Raises `UserError`."""
+    try:
+        import nltk
+    except ImportError as error:
+        raise UserError('wordnet needs nltk: pip install -e ".[wordnet]"') from error
 
     with tempfile.TemporaryDirectory() as scratch:
         nltk.data.path.insert(0, scratch)

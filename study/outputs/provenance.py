@@ -260,7 +260,9 @@ class Clock:
 
 def command() -> str:
     """Return the command line of this process."""
-    return shlex.join(["python", *sys.argv])
+    program, *arguments = sys.argv
+    own = program.split() if program.startswith("zerosweep ") else ["python", program]
+    return shlex.join([*own, *arguments])
 
 
 def write_run(storage: Storage, record: RunRecord) -> None:

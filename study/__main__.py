@@ -1,0 +1,53 @@
+"""All commands under one name: `zerosweep run ...`, or `python -m study run ...`."""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+from data_prep.errors import UserError, run_command
+
+COMMANDS = {
+    "run": ("study.run", "run a study: search, refit, score, report"),
+    "predict": ("study.predict", "classify images with an adapter of a study"),
+    "report": ("study.report", "write a study's report again"),
+    "compare": ("study.compare", "rank several studies"),
+    "prep": ("data_prep.__main__", "feature caches, class tables, WordNet"),
+}
+"""Module and purpose of each command."""
+
+USAGE = "\n".join(
+    [
+        "usage: zerosweep COMMAND [OPTIONS]",
+        "",
+        "Search the hyperparameters of a zero-shot adapter of CLIP without ever looking at unseen labels.",
+        "",
+        *(f"  {name:<9}{purpose}" for name, (_, purpose) in COMMANDS.items()),
+        "",
+        "zerosweep COMMAND --help explains a command. To begin: zerosweep run --space sre",
+    ]
+)
+
+
+def main() -> int:
+    """Run the command that the first argument names; return its exit code."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if name not in COMMANDS:
+        return run_command(lambda: _refuse(name))
+    sys.argv = [f"zerosweep {name}", *arguments]  # how its help and its records name it
+    module, _ = COMMANDS[name]
+    command: Callable[[], int] = import_module(module).main
+    return command()
+
+
+def _refuse(name: str) -> None:
+    import difflib
+
+    near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)[0]
+    raise UserError(f"COMMAND must be one of {', '.join(COMMANDS)}; got {name!r} (nearest: {near})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
