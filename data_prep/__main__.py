@@ -176,9 +176,7 @@ def _program() -> str:
 def main() -> int:
     """Run a command and return its exit code."""
     return run_command(
-        lambda: tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog=_program(), description=__doc__, config=CONFIG
-        )
+        lambda: tyro.extras.subcommand_cli_from_dict(COMMANDS, prog=_program(), description=__doc__, config=CONFIG)
     )
 
 

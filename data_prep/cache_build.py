@@ -43,15 +43,23 @@ from data_prep.wordnet_graph import build_graph
 SHOWN_ERRORS = 5
 
 
+class NotPrepared(Exception):
+    """A feature cache is not there, and was not to be built."""
+
+
 def prepare(
-    options: FeatureOptions, progress: Progress | None = None, note: Callable[[str], object] | None = None
+    options: FeatureOptions,
+    progress: Progress | None = None,
+    note: Callable[[str], object] | None = None,
+    *,
+    may_build: bool = True,
 ) -> Path | str:
     """Build the feature cache of a benchmark and a checkpoint with Ray Data unless it is there; return folder or URI.
 
     progress: called as progress(stage, done, total). note: called with each of the benchmark's notes, first of all. An
     initialised Ray is used; otherwise one is started, only if there is work, and stopped again. A build that was
     interrupted goes on with its finished shards. Fingerprint and manifest state the missing part of an incomplete data
-    set, and unreadable images.
+    set, and unreadable images. may_build: False raises NotPrepared instead of encoding anything.
     Raises UserError for whatever is wrong with the options, the images, the class table or the checkpoint.
     """
     name = with_roles(options.benchmark, options.source, options.target)
@@ -74,6 +82,8 @@ def prepare(
     made_of = fingerprint(inputs)
     name = f"{bench.slug}-{made_of[:12]}"
     cache = caches / name
+    if not may_build and not _is_complete(cache, made_of):
+        raise NotPrepared
     if options.rebuild or not _is_complete(cache, made_of):  # without a lock: a shared cache may be read-only
         with _locked(caches, name):
             if options.rebuild or not _is_complete(cache, made_of):

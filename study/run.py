@@ -17,6 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def study() -> None:
         options = parse(Options, arguments)
+        check_names(options)
         if options.output.print_space or options.output.check_method:
             look_at_space(options)
             return
@@ -27,6 +28,20 @@ def main(arguments: list[str] | None = None) -> int:
         Study(options).run()
 
     return run_command(study)
+
+
+def check_names(options: Options) -> None:
+    """Check the names of spaces before torch and Ray are loaded. Raises `UserError`."""
+    import search_spaces
+    from search_spaces.changes import SUFFIXES
+
+    study, baselines = options.study, options.search.baselines
+    if study.plugin or study.rerun:  # which may bring others
+        return
+    given = [("baselines", name) for name in baselines.split(",") if name not in ("", "auto", "all", "none")]
+    for option, name in [("space", study.space), *given]:
+        if not name.endswith(SUFFIXES) and name not in search_spaces.names():
+            search_spaces.load(name, option=option)
 
 
 def look_at_space(options: Options) -> None:

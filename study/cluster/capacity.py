@@ -7,6 +7,7 @@ which nothing will run. They go with the driver: no machine stays up for a study
 """
 
 import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ class Capacity:
     """Packs that its nodes hold at once, 1 at least."""
     most: int
     """Packs that the study will run at once: those, or more where an autoscaler can start nodes."""
+    memory: float = math.inf
+    """Bytes that its nodes have for tasks and actors, all together."""
 
 
 def needs(resources: ResourceOptions) -> str:
@@ -75,7 +78,19 @@ def find_capacity(resources: ResourceOptions, useful: int, console: Console) -> 
     elif not own_ray() and useful > now:
         verdict = _can_grow(resources, now + 1)
         grows = resources.max_packs != "auto" if verdict is None else verdict
-    return Capacity(now=now, most=int(max(useful, min(now, limit)) if grows else min(now, limit)))
+    memory = ray.cluster_resources().get("memory", math.inf)
+    return Capacity(now=now, most=int(max(useful, min(now, limit)) if grows else min(now, limit)), memory=memory)
+
+
+def local_capacity(resources: ResourceOptions) -> Capacity:
+    """Return how many packs a Ray on this machine will hold, without starting one. Raises `UserError` where none."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    packs = int(cpus / resources.cpus_per_pack) // resources.workers_per_pack
+    if packs < 1:
+        text = f"must fit this machine, got {resources.cpus_per_pack:g} for {cpus} CPUs"
+        raise UserError(text, option="cpus_per_pack")
+    now = packs if resources.max_packs == "auto" else min(packs, resources.max_packs)
+    return Capacity(now=now, most=now)
 
 
 def _does_not_fit(resources: ResourceOptions) -> UserError:

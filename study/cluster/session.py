@@ -64,6 +64,11 @@ def single_node() -> bool:
     return own_ray() and len(ray.nodes()) == 1
 
 
+def names_a_cluster(resources: ResourceOptions) -> bool:
+    """Return whether a study would connect to a Ray that runs already."""
+    return ray.is_initialized() or _address(resources) is not None
+
+
 def _address(resources: ResourceOptions) -> str | None:
     return os.environ.get("RAY_ADDRESS") or None if resources.address is None else resources.address
 

@@ -119,7 +119,7 @@ def time_epochs(
     worker with a pack's resources, for which this waits; the console says so. Raises `UserError` where it has no CUDA.
     """
     if not resources.gpus_per_pack and single_node():
-        return {space.name: _seconds_per_epoch(space, data) for space in spaces}
+        return time_epochs_here(spaces, data)
     task = ray.remote(_time_epochs).options(num_cpus=resources.cpus_per_pack, num_gpus=resources.gpus_per_pack)
     done: Any = task.remote(list(spaces), data.to_arrays(), resources)
     waiting = WaitingLine(console, f"a worker with {needs(resources)} that times an epoch")
@@ -133,6 +133,11 @@ def time_epochs(
             option="gpus_per_pack",
         )
     return times.seconds
+
+
+def time_epochs_here(spaces: Sequence[Space], data: TrialData) -> Mapping[str, float]:
+    """Return the seconds that one lane's epoch of each space's default configuration takes in this process."""
+    return {space.name: _seconds_per_epoch(space, data) for space in spaces}
 
 
 def _time_epochs(spaces: Sequence[Space], arrays: Mapping[str, Any], resources: ResourceOptions) -> EpochTimes:

@@ -5,14 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import ray
 from rich.console import Console
 
 from data_prep.errors import UserError
 from data_prep.feature_store import FeatureSet
 from search_spaces import Space
-from study.cluster.capacity import Capacity, find_capacity
-from study.cluster.tasks import time_epochs
+from study.cluster.capacity import Capacity, find_capacity, local_capacity
+from study.cluster.tasks import time_epochs, time_epochs_here
 from study.outputs.provenance import Clock, DataCounts, RecordedOptions, RunRecord, command, current_environment
 from study.pipeline.spec import StudySpec
 from study.protocol.trial_data import TrialData
@@ -109,8 +108,8 @@ class Prepared:
         )
 
 
-def make_plan(spec: StudySpec, data: TrialData, console: Console) -> Plan:
-    """Plan a study on the Ray that is initialised. Raises `UserError`.
+def make_plan(spec: StudySpec, data: TrialData, console: Console, *, here: bool = False) -> Plan:
+    """Plan a study on the Ray that is initialised; `here`: on this machine, without any. Raises `UserError`.
 
     Waits for the first node that holds a pack, if the autoscaler must start it, and says so on the console.
 
@@ -123,11 +122,12 @@ def make_plan(spec: StudySpec, data: TrialData, console: Console) -> Plan:
     refits = 1 if again else variants if ablation else selection.top
     searches = 0 if again or (ablation and not selection.re_search) else variants
     useful = _useful_packs(spec) if searches or spec.baselines else 1
-    capacity = find_capacity(resources, useful, console)
+    capacity = local_capacity(resources) if here else find_capacity(resources, useful, console)
     at_once = capacity.most
     bytes_of = {s.name: _bytes(s, data) for s in (space, *spec.baselines)}
     packs = {name: _pack_size(spec, bytes_, capacity) for name, bytes_ in bytes_of.items()}
-    seconds_of = time_epochs([space, *spec.baselines], data, resources, console)
+    timed = [space, *spec.baselines]
+    seconds_of = time_epochs_here(timed, data) if here else time_epochs(timed, data, resources, console)
     pruned = 0.5 if search.prunes else 1.0
 
     def training(of: Space, searches: int, refits: int) -> float:
@@ -211,6 +211,6 @@ def _pack_size(spec: StudySpec, bytes_: int, capacity: Capacity) -> int:
         return resources.pack
     fitting = LARGEST_AUTO_PACK
     if not resources.gpus_per_pack:  # a GPU's memory is not known here
-        memory = ray.cluster_resources().get("memory", math.inf) / capacity.now
+        memory = capacity.memory / capacity.now
         fitting = int(min(-(-capacity.most // ACTORS_OF_SINGLES), LARGEST_AUTO_PACK, memory // max(bytes_, 1)))
     return max(1, min(fitting, -(-spec.options.search.configs // (PACKS_PER_ACTOR * capacity.most))))

@@ -9,10 +9,11 @@ from rich.progress import Progress, TaskID
 from rich.text import Text
 
 from data_prep import FeatureOptions, UserError, prepare
+from data_prep.cache_build import NotPrepared
 from data_prep.feature_store import load
 from data_prep.interrupts import interrupts
 from data_prep.manifest import read_manifest
-from study.cluster.session import start_session
+from study.cluster.session import names_a_cluster, start_session
 from study.evaluation.final_test import average_rotations
 from study.evaluation.leaderboard_text import to_terminal
 from study.evaluation.published import published_rows
@@ -32,6 +33,11 @@ from study.pipeline.spec import StudySpec, check_folder, resolve
 from study.protocol.trial_data import TrialData, trial_data
 from study.reporting.report import write_report
 from study.reporting.running import write_interrupted_report
+
+NOT_PREPARED = (
+    "{}: its features are not prepared yet. --prep-only prepares them; then the plan says how many images and packs "
+    "there are, and how long it takes"
+)
 
 
 class Study:
@@ -68,12 +74,20 @@ class Study:
         """Run the study that is held, or as much of one as is asked for."""
         spec, console, clock = self.spec, self.console, self.clock
         output, selection = spec.options.output, spec.options.selection
-        with clock.stage("ray"):
-            start_session(spec.options.resources)
+        # the plan of a study on this machine needs no Ray
+        resources = spec.options.resources
+        here = output.dry_run and not resources.gpus_per_pack and not names_a_cluster(resources)
+        if not here:
+            with clock.stage("ray"):
+                start_session(resources)
         for note in spec.notes:
             console.print(f"  {note}", soft_wrap=True, highlight=False, markup=False)
         with clock.stage("features"):
-            cache = prepare_features(spec, console)
+            try:
+                cache = prepare_features(spec, console, may_build=not output.dry_run)
+            except NotPrepared:
+                console.print(NOT_PREPARED.format(spec.benchmark), soft_wrap=True, highlight=False, markup=False)
+                return spec.storage.shown
         if output.prep_only:
             console.print(f"features: {cache}", soft_wrap=True, highlight=False)
             return str(cache)
@@ -88,7 +102,7 @@ class Study:
             )
             for rotation in spec.rotations
         }
-        plan = make_plan(spec, datas[spec.rotations[0]], console)
+        plan = make_plan(spec, datas[spec.rotations[0]], console, here=here)
         study = Prepared(spec=spec, cache=cache, features=features, plan=plan, console=console, clock=clock)
         mark = " (ORACLE: looks at test labels)" if selection.select == "oracle" else ""
         title = Text.assemble((spec.name, "bold"), (mark, "bold red"), f": {study.title}")
@@ -160,8 +174,11 @@ def errors_say_how_to_go_on(spec: StudySpec, again: str) -> Iterator[None]:
         raise UserError(text, option=error.option) from error
 
 
-def prepare_features(spec: StudySpec, console: Console) -> Path | str:
-    """Return the folder or URI of the feature cache, built if it is missing, and show how far it is."""
+def prepare_features(spec: StudySpec, console: Console, *, may_build: bool = True) -> Path | str:
+    """Return the folder or URI of the feature cache, built if it is missing, and show how far it is.
+
+    Raises `NotPrepared` where it is missing and not to be built.
+    """
     study = spec.options.study
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}
@@ -183,7 +200,7 @@ def prepare_features(spec: StudySpec, console: Console) -> Path | str:
             max_rejected=study.max_rejected,
             gpu=spec.options.resources.gpus_per_pack > 0,
         )
-        cache = prepare(options, progress)
+        cache = prepare(options, progress, may_build=may_build)
     manifest = read_manifest(cache)
     for remark in manifest.remarks:
         console.print(f"  {remark}", highlight=False, soft_wrap=True)

@@ -8,7 +8,6 @@ import optuna
 import plotly.graph_objects as go
 from optuna import visualization
 from optuna.distributions import FloatDistribution, IntDistribution
-from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 import search_spaces
@@ -151,6 +150,7 @@ def importances_of(done: Sequence[FrozenTrial]) -> dict[str, float]:
 
     Optuna's forest weighs a range evenly: knobs that were drawn on a logarithmic scale go in as logarithms.
     """
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances  # scikit-learn: most of a second
 
     def unlogged(trial: FrozenTrial) -> FrozenTrial:
         params, distributions = dict(trial.params), dict(trial.distributions)

@@ -107,9 +107,10 @@ done
 say "$(finished) configurations are finished: host $net.3 is taken away"
 stop_machine 3
 
-until job status zerosweep | grep -qi "succeeded\|failed"; do sleep 2; done
+# no grep -q: it leaves while `ray` still writes, which then fails
+until job status zerosweep | grep -i "succeeded\|failed" > "$work/status"; do sleep 2; done
 job logs zerosweep | tail -25
-job status zerosweep | grep -qi "succeeded"
+grep -qi "succeeded" "$work/status"
 say "the study is done"
 
 PYTHONPATH=$PWD "$python" - "$results/up" $configs <<'END'

@@ -27,7 +27,7 @@ def test_it_lists_and_finds_its_commands() -> None:
 def test_an_unknown_command_names_the_nearest() -> None:
     done = zerosweep("rum")
     assert done.returncode == 2
-    assert done.stderr == "error: COMMAND must be one of run, predict, report, compare, prep; got 'rum' (nearest: run)\n"
+    assert done.stderr == f"error: COMMAND must be one of {', '.join(COMMANDS)}; got 'rum' (nearest: run)\n"
 
 
 def test_records_name_the_command_as_it_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:

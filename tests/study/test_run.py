@@ -277,6 +277,25 @@ def test_prep_only_and_dry_run_stop_early(ray_cluster: None, embedded_cache: Pat
     assert not list(tmp_path.rglob("*.*"))
 
 
+def test_a_plan_of_this_machine_starts_no_ray_and_prepares_nothing(
+    embedded_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda *a, **k: pytest.fail("Ray was started"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4))
+    assert run(tmp_path, embedded_cache, "--name", "plan", "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert (
+        "4 configurations x 2 folds x 2 epochs in packs of 2, 2 at once (2 CPUs" in shown and "s of training" in shown
+    )
+    assert run(tmp_path, tmp_path / "none" / "cache", "--name", "plan", "--dry-run") == 0
+    assert "icons2emoji: its features are not prepared yet. --prep-only prepares them" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("manifest.json"))
+    assert run(tmp_path, embedded_cache, "--dry-run", "--cpus-per-pack", "5") == 2
+    assert "--cpus-per-pack must fit this machine, got 5 for 4 CPUs" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -324,6 +343,18 @@ def test_input_that_only_the_benchmark_or_the_cluster_can_refuse(
 ) -> None:
     assert run(small_study.parent, embedded_cache, "--name", "bad", *arguments.split()) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_names_of_spaces_are_checked_before_torch_is_loaded() -> None:
+    for arguments in ("--space sree", "--baselines tip-adaptr"):
+        code = (
+            "import sys; from study.run import main; code = main(sys.argv[1:]); "
+            "sys.exit(9 if {'torch', 'ray', 'numpy'} & sys.modules.keys() else code)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments.split()], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 2 and "nearest: " in done.stderr, done.stderr
 
 
 def test_help_teaches_without_loading_torch() -> None:

@@ -4,7 +4,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
 
 from study.cluster.capacity import Capacity
 from study.options import ResourceOptions, SearchOptions
@@ -27,11 +26,16 @@ MEGABYTE = 10**6
     ],
 )
 def test_packs_are_as_small_as_devices_and_driver_allow(
-    actors: int, configs: int, gpus: float, megabytes: int, size: int, monkeypatch: pytest.MonkeyPatch
+    actors: int, configs: int, gpus: float, megabytes: int, size: int
 ) -> None:
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"memory": 1000.0 * MEGABYTE * actors})
     options = SimpleNamespace(resources=ResourceOptions(gpus_per_pack=gpus), search=SearchOptions(configs=configs))
     spec: Any = SimpleNamespace(options=options)
-    assert _pack_size(spec, megabytes * MEGABYTE, Capacity(now=actors, most=actors)) == size
+    assert (
+        _pack_size(spec, megabytes * MEGABYTE, Capacity(now=actors, most=actors, memory=1000.0 * MEGABYTE * actors))
+        == size
+    )
     options.resources = ResourceOptions(gpus_per_pack=gpus, pack=5)
-    assert _pack_size(spec, megabytes * MEGABYTE, Capacity(now=actors, most=actors)) == 5
+    assert (
+        _pack_size(spec, megabytes * MEGABYTE, Capacity(now=actors, most=actors, memory=1000.0 * MEGABYTE * actors))
+        == 5
+    )

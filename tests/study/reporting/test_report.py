@@ -160,7 +160,7 @@ def test_a_page_runs_its_own_scripts_only() -> None:
 
 def test_a_thousand_configurations_are_a_page_of_under_8_mb(large_study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few_trees = functools.partial(FanovaImportanceEvaluator, n_trees=4)  # its usual 64 take 15 s for random scores
-    monkeypatch.setattr("study.reporting.searched.FanovaImportanceEvaluator", few_trees)
+    monkeypatch.setattr("optuna.importance.FanovaImportanceEvaluator", few_trees)
     page = Path(write_report(locate(large_study)))
     assert page.stat().st_size < 8_000_000 and (large_study / "running.html").stat().st_size < 6_000_000
     text = page.read_text()
