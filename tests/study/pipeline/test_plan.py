@@ -30,12 +30,7 @@ def test_packs_are_as_small_as_devices_and_driver_allow(
 ) -> None:
     options = SimpleNamespace(resources=ResourceOptions(gpus_per_pack=gpus), search=SearchOptions(configs=configs))
     spec: Any = SimpleNamespace(options=options)
-    assert (
-        _pack_size(spec, megabytes * MEGABYTE, Capacity(now=actors, most=actors, memory=1000.0 * MEGABYTE * actors))
-        == size
-    )
+    capacity = Capacity(now=actors, most=actors, memory=1000.0 * MEGABYTE * actors)
+    assert _pack_size(spec, megabytes * MEGABYTE, capacity) == size
     options.resources = ResourceOptions(gpus_per_pack=gpus, pack=5)
-    assert (
-        _pack_size(spec, megabytes * MEGABYTE, Capacity(now=actors, most=actors, memory=1000.0 * MEGABYTE * actors))
-        == 5
-    )
+    assert _pack_size(spec, megabytes * MEGABYTE, capacity) == 5
