@@ -73,6 +73,8 @@ class ImageTable:
     """int8 (I,): index into SPLITS."""
     keys: pa.ChunkedArray
     """(I,) stable image ids, unique in the benchmark; strings of Arrow, a fifth of Python's in memory."""
+    rows_I: Tensor | None = None
+    """int64 (I,): rows of the cache's table that these are; None: all of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,9 +279,13 @@ def load(cache: str | Path) -> FeatureSet:
     )
 
 
-def load_target_labels(cache: str | Path) -> Tensor:
-    """Read class ids, int64 (I_target,), in the order of `FeatureSet.target`: for the final test and oracles only."""
-    return torch.tensor(read_cache_table(cache, "target_labels")["label"].to_numpy())
+def load_target_labels(cache: str | Path, target: ImageTable | None = None) -> Tensor:
+    """Read class ids, int64 (I_target,), in the order of `FeatureSet.target`: for the final test and oracles only.
+
+    `target`: the images whose labels are wanted, where they are a part of the cache's.
+    """
+    labels_T = torch.tensor(read_cache_table(cache, "target_labels")["label"].to_numpy())
+    return labels_T if target is None or target.rows_I is None else labels_T[target.rows_I]
 
 
 def _tensor(values: np.ndarray) -> Tensor:

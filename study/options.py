@@ -161,6 +161,10 @@ class SearchOptions:
 class SelectionOptions:
     """What selection may look at"""
 
+    test_share: float | Literal["split"] | None = None
+    """Share of the target images, such as 0.3, that neither training nor selection sees; split: those that the
+    benchmark itself calls test. They are scored as a second column, H new: the other numbers of methods that see the
+    target say how well those very images are labelled."""
     select: Literal["pseudo-unseen", "oracle"] = "pseudo-unseen"
     """pseudo-unseen: folds of seen classes play the unseen ones, no target label is read.
     oracle: looks at the test labels; an upper bound, marked in every output, never a result."""
@@ -184,6 +188,9 @@ class SelectionOptions:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        share = self.test_share
+        inside = share is None or share == "split" or 0 < share < 1
+        _check(share, "between 0 and 1, or split", option="test_share", holds=inside)
         _check(self.winner, "left out with --re-search", option="winner", holds=not (self.re_search and self.winner))
         _check(self.folds, "at least 2", option="folds", holds=self.folds >= 2)
         _check(self.seeds, "at least 1", option="seeds", holds=self.seeds >= 1)

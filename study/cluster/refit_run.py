@@ -29,6 +29,7 @@ from study.cluster.checkpoint_store import start_checkpoint_store
 from study.cluster.session import cpus_per_worker
 from study.cluster.tasks import data_on_worker, in_order, map_packs, packs_of
 from study.options import ResourceOptions
+from study.protocol.trial_data import TrialData
 from study.training.pack_checkpoint import PackCheckpoint
 from study.training.refit import Refit, refit_pack
 
@@ -59,6 +60,8 @@ class _RefitJob:
     """CPUs of a worker."""
     gpus: float
     """GPUs of a worker."""
+    new_features: ray.ObjectRef | None
+    """Reference to features of images that the study never saw."""
 
 
 def refit(
@@ -69,14 +72,17 @@ def refit(
     epochs: int,
     resources: ResourceOptions,
     storage: Storage,
+    new_features: ray.ObjectRef | None = None,
 ) -> list[Refit]:
     """Refit every configuration with every seed on the cluster.
 
-    `arrays`: reference to `TrialData.to_arrays()`. With 0 refit workers: plain Ray tasks without checkpoints, a pack
+    `arrays`: reference to `TrialData.to_arrays()`; `new_features`: to those of images that the study never saw, float32
+    (I, D), which the refits classify. With 0 refit workers: plain Ray tasks without checkpoints, a pack
     each. `storage`: the study's; a refit that was interrupted goes on from the checkpoints it left there.
     """
     if resources.refit_workers == 0 or not configs:
-        return map_packs(functools.partial(refit_pack, seeds=seeds, epochs=epochs), configs, arrays, resources)
+        work = functools.partial(_refit_task, seeds=seeds, epochs=epochs, new_features=new_features)
+        return map_packs(work, configs, arrays, resources)
     from ray.train import FailureConfig, RunConfig, ScalingConfig  # seconds to import
     from ray.train.torch import TorchTrainer
 
@@ -94,6 +100,7 @@ def refit(
         epochs=epochs,
         cpus=cpus,
         gpus=gpus,
+        new_features=new_features,
     )
     own = tempfile.mkdtemp()  # Train's own state, which nobody reads
     controllers: list[ActorHandle] = []
@@ -124,6 +131,22 @@ def refit(
     return in_order(packs, result.return_value)  # type: ignore[attr-defined]
 
 
+def _refit_task(
+    configs: Sequence[MethodConfig],
+    *,
+    data: TrialData,
+    seeds: Sequence[int],
+    epochs: int,
+    new_features: ray.ObjectRef | None,
+) -> list[Refit]:
+    return refit_pack(configs, seeds=seeds, data=data, epochs=epochs, new_features_ID=_tensor(new_features))
+
+
+def _tensor(features: ray.ObjectRef | None) -> torch.Tensor | None:
+    """Return the features behind a reference."""
+    return None if features is None else torch.from_numpy(ray.get(features))
+
+
 def _refit_worker(config: dict[str, Any]) -> list[list[Refit]] | None:
     """Refit all packs on a worker of the Ray Train run; the first worker's results are the run's."""
     import ray.train
@@ -133,8 +156,11 @@ def _refit_worker(config: dict[str, Any]) -> list[list[Refit]] | None:
     if job.gpus:
         torch.cuda.set_device(get_device())
     data = data_on_worker(ray.get(job.arrays), job.cpus, job.gpus)
-    done = []
+    new, done = _tensor(job.new_features), []
     for configs, checkpoint in zip(job.packs, job.checkpoints, strict=True):
-        done.append(refit_pack(configs, seeds=job.seeds, data=data, epochs=job.epochs, checkpoint=checkpoint))
+        refits = refit_pack(
+            configs, seeds=job.seeds, data=data, epochs=job.epochs, checkpoint=checkpoint, new_features_ID=new
+        )
+        done.append(refits)
         ray.train.report({"packs": len(done), "of": len(job.packs), "train_seconds": done[-1][0].train_seconds})
     return done if data_parallel_workers()[0] == 0 else None

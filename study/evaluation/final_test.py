@@ -58,7 +58,7 @@ class Evaluation:
     """The test split of one rotation, on which predictions are scored."""
 
     def __init__(self, cache: Path | str, features: FeatureSet, data: TrialData, select: str) -> None:
-        self.labels_T = load_target_labels(cache)
+        self.labels_T = load_target_labels(cache, features.target)
         self.features, self.data, self.selection = features, data, select
         self.prototypes = zero_shot_prototypes(
             features.name_features_CPD, features.node_features_ND[features.graph.class_node_C]
@@ -162,6 +162,14 @@ class Evaluation:
         return [division.curve(seed, labels_T, seen_C) for seed in range(len(division.lead_KI))]
 
 
+def with_new_images(scored: Scored, new: Scored) -> Scored:
+    """Return a row with what it reaches on images that the study never saw, `new`: the same row on them."""
+    names = ("seen_mean", "unseen_mean", "h_mean", "h_std")
+    measured = {f"new_{name}": getattr(new.row, f"test_{name}") for name in names}
+    gain = {f"new_{name}": getattr(new.row, name) for name in ("h_gain", "h_gain_lo", "h_gain_hi")}
+    return replace(scored, row=replace(scored.row, **measured, **gain))
+
+
 def _nearest(features_ID: Tensor, prototypes_CD: Tensor, among_KC: Tensor | None = None) -> Tensor:
     """Return the class (K, I) of the nearest prototype, among the classes of each mask; (1, I) without a mask."""
     masks = [None] if among_KC is None else list(among_KC)
@@ -180,9 +188,9 @@ def _over_thresholds(curves: Sequence[Curve]) -> dict[str, float]:
     }
 
 
-def with_test_labels(data: TrialData, cache: Path | str) -> TrialData:
-    """Return the trial data of an oracle study: with the test labels."""
-    return oracle_data(data, load_target_labels(cache))
+def with_test_labels(data: TrialData, cache: Path | str, features: FeatureSet) -> TrialData:
+    """Return the trial data of an oracle study: with the labels of the target images that it sees."""
+    return oracle_data(data, load_target_labels(cache, features.target))
 
 
 def average_rotations(rotations: Sequence[tuple[Evaluation, Sequence[Scored]]], reference: str) -> list[Row]:

@@ -106,6 +106,20 @@ class Row:
     """Selection: what it maximises, the criterion's value; without one of its own a configuration is not selected."""
     val_alike: float | None = None
     """Of a consensus' choice: share of the other choices that agree with it as well, within the noise of its images."""
+    new_seen_mean: float | None = None
+    """S on the target images that neither training nor selection saw (`--test-share`); this and the next six."""
+    new_unseen_mean: float | None = None
+    """U on them."""
+    new_h_mean: float | None = None
+    """H on them."""
+    new_h_std: float | None = None
+    """Its deviation over seeds."""
+    new_h_gain: float | None = None
+    """H minus zero-shot CLIP's, on them."""
+    new_h_gain_lo: float | None = None
+    """Lower end of the gain's interval."""
+    new_h_gain_hi: float | None = None
+    """Upper end."""
 
 
 def notes(rows: Sequence[Row], *, interrupted: bool) -> list[str]:

@@ -74,13 +74,23 @@ H_GAIN = Column(heading="H gain [95 %]", field="h_gain", text=lambda r: differen
 BEHIND = Column(
     heading="behind [95 %]", field="h_behind", text=lambda r: difference(r.h_behind, r.h_behind_lo, r.h_behind_hi)
 )
+NEW_H = Column(
+    heading="H new",
+    field="new_h_mean",
+    text=lambda r: percent(r.new_h_mean, r.new_h_std if r.n_seeds > 1 else None),
+)
 SEEDS = Column(heading="seeds", field="n_seeds", text=lambda r: str(r.n_seeds or ""))
 SOURCE = Column(heading="source", field="source", text=lambda r: r.source, left=True)
 
 COLUMNS = (
-    RANK, METHOD, CONFIG, SELECT, VAL_H, KNOWN, UNKNOWN, ALL, AUSUC, S, U, H, H_GAIN, BEHIND, SEEDS, SOURCE,
+    RANK, METHOD, CONFIG, SELECT, VAL_H, KNOWN, UNKNOWN, ALL, AUSUC, S, U, H, H_GAIN, BEHIND, NEW_H, SEEDS, SOURCE,
 )  # fmt: skip
 """The columns of leaderboard.md."""
+
+
+def has_new(rows: Sequence[Row]) -> bool:
+    """Return whether a study held target images out of everything but a last test."""
+    return any(row.new_h_mean is not None for row in rows)
 
 
 # --- Markdown ---------------------------------------------------------------------------------------------------------
@@ -90,7 +100,8 @@ LEGEND = (
     "Base-to-novel: each image among its own half of the classes; cross-dataset: among the target's; S and U are over "
     "images there, and where the test has one kind of class only, H is its accuracy. "
     "H gain: over zero-shot CLIP (ensemble). behind: H of the study's own method (its selected row; of an ablation the "
-    "full model) minus this row's. Intervals: paired bootstrap over test images, 95 %."
+    "full model) minus this row's. H new: on target images that neither training nor selection saw (--test-share). "
+    "Intervals: paired bootstrap over test images, 95 %."
 )
 
 
@@ -99,9 +110,10 @@ def to_markdown(rows: Sequence[Row], *, interrupted: bool = False) -> str:
     lines = [f"# Leaderboard: {', '.join(sorted({r.benchmark for r in rows}))}", ""]
     for note in notes(rows, interrupted=interrupted):
         lines += [f"**{note}**", ""]
-    lines.append("| " + " | ".join(column.heading for column in COLUMNS) + " |")
-    lines.append("|" + "|".join(":--" if column.left else "--:" for column in COLUMNS) + "|")
-    lines += ["| " + " | ".join(c.text(row).replace("|", "\\|") for c in COLUMNS) + " |" for row in rows]
+    columns = [column for column in COLUMNS if column is not NEW_H or has_new(rows)]
+    lines.append("| " + " | ".join(column.heading for column in columns) + " |")
+    lines.append("|" + "|".join(":--" if column.left else "--:" for column in columns) + "|")
+    lines += ["| " + " | ".join(c.text(row).replace("|", "\\|") for c in columns) + " |" for row in rows]
     return "\n".join([*lines, "", LEGEND, ""])
 
 
@@ -127,9 +139,12 @@ def to_terminal(rows: Sequence[Row], *, interrupted: bool = False) -> Table:
     title = "\n".join(notes(rows, interrupted=interrupted)) or None
     caption = "* selected: its method's best by validation"
     table = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in _BRIEF:
+    # the interval gives way to the second test: a terminal of 80 characters has no room for both
+    brief_gain = replace(H_GAIN, heading="gain", text=lambda r: difference(r.h_gain))
+    columns = [*_BRIEF[:-1], brief_gain, NEW_H] if has_new(rows) else list(_BRIEF)
+    for column in columns:
         alignment: Literal["left", "right"] = "left" if column.left else "right"
         table.add_column(column.heading, justify=alignment, no_wrap=column.field != METHOD.field)
     for row in rows:
-        table.add_row(*(column.text(row) for column in _BRIEF), style="bold" if row.selected else None)
+        table.add_row(*(column.text(row) for column in columns), style="bold" if row.selected else None)
     return table

@@ -74,7 +74,9 @@ class Prepared:
     cache: Path | str
     """Folder or URI of the feature cache."""
     features: FeatureSet
-    """The cache, read."""
+    """The cache, read; of its target images those that the study may see."""
+    new: FeatureSet | None
+    """The same with the target images that it may not see (`--test-share`); None where it sees all."""
     plan: Plan
     """What it will do."""
     console: Console

@@ -9,7 +9,7 @@ from data_prep.manifest import read_manifest
 from data_prep.storage import Storage
 from study.cluster.refit_run import refit
 from study.cluster.session import single_node
-from study.evaluation.final_test import Evaluation, Scored, select, with_test_labels
+from study.evaluation.final_test import Evaluation, Scored, select, with_new_images, with_test_labels
 from study.evaluation.leaderboard import Entry
 from study.evaluation.leaderboard_text import to_terminal
 from study.outputs.adapter import make_adapter
@@ -47,7 +47,7 @@ def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Stora
     spec, clock = study.spec, study.clock
     selection, own_folder = spec.options.selection, storage is not spec.storage
     if selection.select == "oracle":
-        data = with_test_labels(data, study.cache)
+        data = with_test_labels(data, study.cache, study.features)
     with clock.stage("search"):
         if spec.criterion in ("consensus", "agreement"):
             data = replace(data, reference_T=training_free_labels(data))
@@ -61,12 +61,19 @@ def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Stora
             epochs=spec.options.search.epochs,
             resources=spec.options.resources,
             storage=storage,
+            new_features=None if study.new is None else ray.put(study.new.target.features_ID.numpy()),
         )
     evaluation = Evaluation(study.cache, study.features, data, selection.select)
+    on_new = None
+    if study.new:
+        of_new = replace(data, target_features_TD=study.new.target.features_ID, reference_T=None, oracle_labels_T=None)
+        on_new = Evaluation(study.cache, study.new, of_new, selection.select)
     record = RefitRecord(
         seeds=tuple(spec.refit_seeds), rotation=rotation, epochs=spec.options.search.epochs, run=study.run_record()
     )
     scored = evaluation.zero_shot(spec.criterion)
+    if on_new:
+        scored = [with_new_images(*pair) for pair in zip(scored, on_new.zero_shot("h"), strict=True)]
     trained: dict[str, tuple[Candidate, Refit]] = {}
     methods: set[str] = set()
     for candidate, done in zip(candidates.found, refits, strict=True):
@@ -83,12 +90,17 @@ def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Stora
                 unseen_GT=done.unseen_GT,
             )
         )
+        if on_new and done.new_predictions_ST is not None and done.new_division:
+            scored[-1] = with_new_images(scored[-1], on_new.score(entry, done.new_predictions_ST, done.new_division))
         write_config(storage, scored[-1].row, params=entry.params, space=candidate.space, record=record)
         calibrated = calibrated_entry(entry, methods)
         methods.add(entry.method)
         if calibrated:
             predictions_ST = done.division.at(entry.metrics[CONSTANT])
             scored.append(evaluation.score(calibrated, predictions_ST, done.division))
+            if on_new and done.new_division:
+                new_ST = done.new_division.at(entry.metrics[CONSTANT])
+                scored[-1] = with_new_images(scored[-1], on_new.score(calibrated, new_ST, done.new_division))
         trained[entry.config_id] = candidate, done
     if candidates.consensus:
         scored.append(_consensus_row(study, candidates.consensus, evaluation))

@@ -163,6 +163,7 @@ def resolve(options: Options) -> StudySpec:
         ledger=output.ledger,
         knobs=describe(space),
         enqueue=search.enqueue,
+        test_share=selection.test_share,
     )
     check_folder(storage, identity, resume=output.resume)
     return StudySpec(

@@ -30,6 +30,7 @@ from study.pipeline.plan import Prepared, make_plan
 from study.pipeline.rotation import RotationResult, run_rotation
 from study.pipeline.search_stage import ledger_folder
 from study.pipeline.spec import StudySpec, check_folder, resolve
+from study.protocol.target_split import split_target
 from study.protocol.trial_data import TrialData, trial_data
 from study.reporting.report import write_report
 from study.reporting.running import write_interrupted_report
@@ -91,7 +92,9 @@ class Study:
         if output.prep_only:
             console.print(f"features: {cache}", soft_wrap=True, highlight=False)
             return str(cache)
-        features = load(cache)
+        features, new = load(cache), None
+        if selection.test_share is not None:
+            features, new = split_target(features, selection.test_share, spec.options.search.seed)
         datas = {
             rotation: trial_data(
                 features,
@@ -103,7 +106,7 @@ class Study:
             for rotation in spec.rotations
         }
         plan = make_plan(spec, datas[spec.rotations[0]], console, here=here)
-        study = Prepared(spec=spec, cache=cache, features=features, plan=plan, console=console, clock=clock)
+        study = Prepared(spec=spec, cache=cache, features=features, new=new, plan=plan, console=console, clock=clock)
         mark = " (ORACLE: looks at test labels)" if selection.select == "oracle" else ""
         title = Text.assemble((spec.name, "bold"), (mark, "bold red"), f": {study.title}")
         console.print(title, soft_wrap=True, highlight=False)

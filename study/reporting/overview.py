@@ -14,6 +14,7 @@ from study.evaluation.leaderboard_text import (
     BEHIND,
     H_GAIN,
     KNOWN,
+    NEW_H,
     RANK,
     SOURCE,
     UNKNOWN,
@@ -45,7 +46,7 @@ def headline_section(results: Results) -> Section:
     return Section(
         id="headline",
         title="Result",
-        paragraphs=[sentence, _verdict(own), _worth(results), _rival(results), _about(results)],
+        paragraphs=[sentence, _verdict(own), _on_new(own), _worth(results), _rival(results), _about(results)],
         charts=[gain_chart(results)],
     )
 
@@ -59,6 +60,17 @@ def _verdict(own: Row) -> str:
     if own.h_gain_hi < 0:
         return "The interval lies below zero: zero-shot CLIP, without any training, is better here."
     return "The interval includes zero: on these test images the method cannot be told from zero-shot CLIP."
+
+
+def _on_new(own: Row) -> str:
+    """Say what the row reaches on images that the study never saw, where some were held out."""
+    if own.new_h_mean is None:
+        return ""
+    return (
+        f"On target images that neither training nor selection saw it reaches H = {percent(own.new_h_mean)}, "
+        f"{difference(own.new_h_gain)} points over zero-shot CLIP on the same images (95 % interval "
+        f"{difference(own.new_h_gain_lo)} to {difference(own.new_h_gain_hi)})."
+    )
 
 
 def _worth(results: Results) -> str:
@@ -155,7 +167,7 @@ def gain_chart(results: Results) -> Chart:
 
 # --- the leaderboard --------------------------------------------------------------------------------------------------
 
-_NUMBERS = (H, H_GAIN, S, U, VAL_H, BEHIND, AUSUC, KNOWN, UNKNOWN, ALL)
+_NUMBERS = (H, H_GAIN, NEW_H, S, U, VAL_H, BEHIND, AUSUC, KNOWN, UNKNOWN, ALL)
 
 ROW_HEADINGS = ("method", "configuration", *(column.heading for column in _NUMBERS), SOURCE.heading)
 """Headings of the cells that `row_cells` gives."""
@@ -202,11 +214,14 @@ def compare_section(results: Results) -> Section | None:
 
 
 def leaderboard_table(results: Results) -> Table:
-    """List the rows, with their unrounded numbers behind the shown ones."""
+    """List the rows, with their unrounded numbers behind the shown ones; columns that are empty everywhere are left out."""
+    headings = (RANK.heading, *ROW_HEADINGS)
+    rows = [[Cell(text=RANK.text(r), value=r.rank or None), *row_cells(r, results)] for r in results.rows]
+    filled = [i for i in range(len(headings)) if any(cells[i].text for cells in rows)]
     return Table(
         id="rows",
-        columns=(RANK.heading, *ROW_HEADINGS),
-        rows=[[Cell(text=RANK.text(r), value=r.rank or None), *row_cells(r, results)] for r in results.rows],
+        columns=tuple(headings[i] for i in filled),
+        rows=[[cells[i] for i in filled] for cells in rows],
         strong=frozenset(i for i, row in enumerate(results.rows) if row is results.own),
         filter=True,
     )

@@ -193,6 +193,8 @@ class StudyIdentity:
     """Database that has the ledgers, None for journals."""
     knobs: tuple[str, ...] = ()
     """What is searched and fixed of the study's own method, as settings."""
+    test_share: float | str | None = None
+    """Share of the target images that the study does not see."""
     enqueue: tuple[str, ...] = ()
     """Studies and configurations whose knobs are tried first."""
     fingerprint: str | None = None
@@ -234,12 +236,13 @@ class StudyIdentity:
     def study_json(self) -> dict[str, Any]:
         """Return the content of study.json."""
         names = ("space", "benchmark", "clip", "rotation", "templates", "epochs", "seed", "objective", "select")
-        return self._json(*names, "folds", "ledger", "knobs", "enqueue")
+        return self._json(*names, "folds", "ledger", "knobs", "enqueue", "test_share")
 
     def ledger_json(self, space: Space) -> dict[str, Any]:
         """Return what the ledger of a space says of itself."""
         names = ("objective", "benchmark", "clip", "fingerprint", "rotation", "epochs", "pruning", "sampler", "seed")
-        fields = self._json(*names, "select", "folds", "criterion", "precision")
+        share = () if self.test_share is None else ("test_share",)  # ledgers of older versions have none
+        fields = self._json(*names, "select", "folds", "criterion", "precision", *share)
         knobs = {k.name: [k.scope, k.low, k.high, k.log, k.choices, k.when] for k in space.knobs}
         return {"space": space.name, **fields, "knobs": json.loads(json.dumps(knobs)), "training": TRAINING}
 
@@ -253,7 +256,7 @@ class StudyIdentity:
         Raises `UserError`.
         """
         mine = self.study_json()
-        older = {"knobs": mine["knobs"], "enqueue": []}  # which older versions did not write
+        older = {"knobs": mine["knobs"], "enqueue": [], "test_share": None}  # which older versions did not write
         require_same({**older, **theirs}, mine, where)
 
 

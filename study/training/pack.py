@@ -34,6 +34,10 @@ class Division:
     unseen_KI: Tensor
     """Best unseen class."""
 
+    def of(self, lanes: slice) -> "Division":
+        """Return the division by some lanes."""
+        return Division(lead_KI=self.lead_KI[lanes], seen_KI=self.seen_KI[lanes], unseen_KI=self.unseen_KI[lanes])
+
     def at(self, threshold: float | Tensor) -> Tensor:
         """Return the classes (K, I) of the images at a threshold of all, or of each image (I,)."""
         return torch.where(self.lead_KI >= threshold, self.seen_KI, self.unseen_KI)

@@ -30,6 +30,10 @@ class Refit:
     """The first seed's lane: all its tensors (1, ...) by name."""
     diverged: bool
     """Whether the loss of any seed was not finite."""
+    new_predictions_ST: Tensor | None = None
+    """Predicted class of every image that the study never saw (`--test-share`), for every seed."""
+    new_division: Division | None = None
+    """Those images at any threshold."""
     unseen_GT: Tensor | None = None
     """Best unseen class of the first seed at each of `LAMBDAS`, int16; None where there is no residual to vary."""
 
@@ -41,8 +45,12 @@ def refit_pack(
     data: TrialData,
     epochs: int,
     checkpoint: PackCheckpoint | None = None,
+    new_features_ID: Tensor | None = None,
 ) -> list[Refit]:
-    """Refit configurations that share their static knobs, in this process: configurations x seeds are the lanes."""
+    """Refit configurations that share their static knobs, in this process: configurations x seeds are the lanes.
+
+    `new_features_ID`: of images that the study never saw; they are classified when all is trained.
+    """
     started = time.perf_counter()
     lanes = [(config, seed) for config in configs for seed in seeds]
     pack = Pack(
@@ -59,20 +67,17 @@ def refit_pack(
         pack.train_epoch()
         if checkpoint:
             checkpoint.save(pack)
-    classify = functools.partial(pack.classify, data.target_features_TD)
-    predictions_KT = data.competing.predict_target(classify).cpu()
-    division = pack.divide(data.target_features_TD)
+    predictions_KT, division = _classified(pack, data.target_features_TD)
+    new = None if new_features_ID is None else _classified(pack, new_features_ID.to(data.target_features_TD.device))
     seconds = (time.perf_counter() - started) / len(configs)
     unseen_KGT = pack.unseen_by_lambda(data.target_features_TD)
     of_config = [slice(i * len(seeds), (i + 1) * len(seeds)) for i in range(len(configs))]
     return [
         Refit(
             predictions_ST=predictions_KT[lanes_of],
-            division=Division(
-                lead_KI=division.lead_KI[lanes_of],
-                seen_KI=division.seen_KI[lanes_of],
-                unseen_KI=division.unseen_KI[lanes_of],
-            ),
+            division=division.of(lanes_of),
+            new_predictions_ST=None if new is None else new[0][lanes_of],
+            new_division=None if new is None else new[1].of(lanes_of),
             train_seconds=seconds,
             weights={name: t[lanes_of][:1].detach().cpu().clone() for name, t in pack.module.lanes().items()},
             diverged=bool(pack.diverged_K[lanes_of].any()),
@@ -80,3 +85,9 @@ def refit_pack(
         )
         for lanes_of in of_config
     ]
+
+
+def _classified(pack: Pack, features_ID: Tensor) -> tuple[Tensor, Division]:
+    """Return the predicted classes (K, I) of target images, on the CPU, and their division."""
+    classify = functools.partial(pack.classify, features_ID)
+    return pack.data.competing.predict_target(classify).cpu(), pack.divide(features_ID)

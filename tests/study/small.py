@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 
 from models.stacked import MethodConfig
 from study.cluster.jobs import Search, SearchOutcome
@@ -28,10 +29,18 @@ def run(storage: Path, cache: Path, *arguments: str) -> int:
 
 
 def refit_here(
-    configs: Sequence[MethodConfig], *, arrays: Any, seeds: Sequence[int], epochs: int, **_: Any
+    configs: Sequence[MethodConfig],
+    *,
+    arrays: Any,
+    seeds: Sequence[int],
+    epochs: int,
+    new_features: Any = None,
+    **_: Any,
 ) -> list[Refit]:
     """Refit in this process: a worker of Ray imports torch first."""
-    return map_packs_here(functools.partial(refit_pack, seeds=seeds, epochs=epochs), configs, arrays)
+    new = None if new_features is None else torch.from_numpy(ray.get(new_features))
+    work = functools.partial(refit_pack, seeds=seeds, epochs=epochs, new_features_ID=new)
+    return map_packs_here(work, configs, arrays)
 
 
 def map_packs_here(
