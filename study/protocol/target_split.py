@@ -32,10 +32,8 @@ def split_target(features: FeatureSet, share: TestShare, seed: int) -> tuple[Fea
         held_out_T[order_T[: round(share * count)]] = True
     held_out = int(held_out_T.sum())
     if not 0 < held_out < count:
-        rule = (
-            f"must leave target images on both sides, {share} holds {held_out} of {count} of {features.benchmark} out"
-        )
-        raise UserError(rule, option="test_share")
+        found = f"{share} holds {held_out} of {count} of {features.benchmark} out"
+        raise UserError(f"must leave target images on both sides, {found}", option="test_share")
     return _with_target(features, ~held_out_T), _with_target(features, held_out_T)
 
 

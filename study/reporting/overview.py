@@ -214,7 +214,7 @@ def compare_section(results: Results) -> Section | None:
 
 
 def leaderboard_table(results: Results) -> Table:
-    """List the rows, with their unrounded numbers behind the shown ones; columns that are empty everywhere are left out."""
+    """List the rows, with their unrounded numbers behind the shown ones; without columns that no row has."""
     headings = (RANK.heading, *ROW_HEADINGS)
     rows = [[Cell(text=RANK.text(r), value=r.rank or None), *row_cells(r, results)] for r in results.rows]
     filled = [i for i in range(len(headings)) if any(cells[i].text for cells in rows)]

@@ -27,7 +27,7 @@ DIVISION = Division(
 def evaluate(
     features: SimpleNamespace, data: TrialData, monkeypatch: pytest.MonkeyPatch, **rules: object
 ) -> tuple[Evaluation, Scored]:
-    monkeypatch.setattr(evaluation, "load_target_labels", lambda cache: LABELS_T)
+    monkeypatch.setattr(evaluation, "load_target_labels", lambda *_: LABELS_T)
     data = replace(data, target_features_TD=data.target_features_TD[:6], **rules)
     known = SimpleNamespace(**vars(features), clip="tiny", partial="")
     done = Evaluation(Path(), known, data, "pseudo-unseen")  # type: ignore[arg-type]
@@ -63,7 +63,7 @@ def test_cross_dataset_is_accuracy_over_images_among_the_targets_classes(
     done, _ = evaluate(features, data, monkeypatch, competing=AmongTarget(~SEEN_C))
     for zero_shot in done.zero_shot("h"):
         assert not SEEN_C[zero_shot.predictions_ST].any()
-    monkeypatch.setattr(evaluation, "load_target_labels", lambda cache: torch.tensor([2, 2, 2, 7, 7, 11]))
+    monkeypatch.setattr(evaluation, "load_target_labels", lambda *_: torch.tensor([2, 2, 2, 7, 7, 11]))
     done = Evaluation(Path(), done.features, done.data, "pseudo-unseen")
     row = done.score(
         Entry(method="Method", config_id="m-0", val_score=0.5), torch.tensor([[2, 2, 7, 7, 2, 2]]), DIVISION

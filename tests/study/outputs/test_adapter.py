@@ -151,7 +151,10 @@ def test_a_damaged_folder_is_one_clear_line(data: TrialData, features: SimpleNam
     with pytest.raises(UserError, match="adapters/7 has no config.json; beside it are 1$"):
         read_adapter(locate(str(tmp_path / "adapters" / "7")))
     config = json.loads((folder / "config.json").read_text())
-    for broken in ({"method": "os.system"}, {"config": {"lr": -1.0}}, {"templates": 3}, {"format": 99}):
+    (folder / "config.json").write_text(json.dumps(config | {"method": "os.system"}))
+    with pytest.raises(UserError, match="plugin must name the file or module of os.system, the method of "):
+        read_adapter(locate(str(folder)))
+    for broken in ({"method": ["x"]}, {"config": {"lr": -1.0}}, {"templates": 3}, {"format": 99}):
         (folder / "config.json").write_text(json.dumps(config | broken))
         with pytest.raises(UserError, match="adapter .* (is damaged|has format 99)"):
             read_adapter(locate(str(folder)))

@@ -108,7 +108,7 @@ def test_only_large_tables_without_unseen_classes_are_mapped(seen_only: SimpleNa
 def test_a_map_is_evaluated_like_features_in_memory(
     seen_only: SimpleNamespace, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "load_target_labels", lambda cache: seen_only.target_labels)
+    monkeypatch.setattr(evaluation, "load_target_labels", lambda *_: seen_only.target_labels)
     rows = []
     for features in (seen_only, large(seen_only, cache)):
         features.clip, features.partial = "toy", ""
