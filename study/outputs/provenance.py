@@ -14,7 +14,10 @@ from typing import Any, Literal
 from data_prep.storage import Storage
 from study.evaluation.leaderboard import Row
 from study.options import Options
-from study.outputs.folder import write_json
+from study.outputs.folder import read_json, write_json
+
+RUN = "run.json"
+"""Name of the record in a study's folder."""
 
 PACKAGES = ("ray", "torch", "transformers", "optuna", "numpy", "pyarrow", "networkx")
 """Packages whose versions are recorded, beside Python's."""
@@ -157,6 +160,8 @@ class RunRecord:
     """Measured speed of the search, by space."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall time by stage."""
+    scorings: int = 1
+    """Times that the test split was scored: a study that is resumed with more configurations scores it again."""
     status: Status = "finished"
     """Whether the study did all it was asked to; older versions wrote their run.json for finished studies only."""
 
@@ -187,6 +192,7 @@ class RunRecord:
             "megabytes_per_configuration": self.megabytes_per_configuration,
             "configurations_per_minute": self.configurations_per_minute,
             "seconds": self.seconds,
+            "scorings": self.scorings,
             "status": self.status,
         }
 
@@ -212,6 +218,7 @@ class RunRecord:
             megabytes_per_configuration=content.get("megabytes_per_configuration", {}),
             configurations_per_minute=content.get("configurations_per_minute", {}),
             seconds=content.get("seconds", {}),
+            scorings=content.get("scorings", 1),
             status=content.get("status", "finished"),
         )
 
@@ -231,7 +238,7 @@ class RefitRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Return seeds, rotation and epochs, and all of the study's record but how the study ended: it still runs."""
-        run = {name: value for name, value in self.run.to_json().items() if name != "status"}
+        run = {name: value for name, value in self.run.to_json().items() if name not in ("status", "scorings")}
         return {"seeds": self.seeds, "rotation": self.rotation, "epochs": self.epochs, **run}
 
 
@@ -265,9 +272,17 @@ def command() -> str:
     return shlex.join([*own, *arguments])
 
 
+def scorings_before(storage: Storage) -> int:
+    """Return how often the test split of a study's folder was scored so far."""
+    content = read_json(storage, RUN)
+    if content is None:
+        return 0
+    return content.get("scorings", int(content.get("status", "finished") == "finished"))
+
+
 def write_run(storage: Storage, record: RunRecord) -> None:
     """Write run.json. Raises `UserError` if the storage cannot be written."""
-    write_json(storage, "run.json", record.to_json())
+    write_json(storage, RUN, record.to_json())
 
 
 def write_config(storage: Storage, row: Row, *, params: Mapping[str, Any], space: str, record: RefitRecord) -> None:

@@ -83,14 +83,19 @@ class Prepared:
     """Where it says so."""
     clock: Clock
     """How long its stages take."""
+    scorings_before: int
+    """Times that the study's test split was scored before this run."""
 
     @property
     def title(self) -> str:
         """What is studied, in a line."""
         return f"{self.spec.options.study.space} on {self.features.benchmark} with {self.features.clip}"
 
-    def run_record(self, rotation: int | None = None, *, interrupted: bool = False) -> RunRecord:
-        """Return all that is needed to run the study (or the one rotation) again, and where it ran."""
+    def run_record(self, rotation: int | None = None, *, interrupted: bool = False, scored: bool = True) -> RunRecord:
+        """Return all that is needed to run the study (or the one rotation) again, and where it ran.
+
+        `scored`: whether this run has scored the test split.
+        """
         spec, plan = self.spec, self.plan
         return RunRecord(
             name=spec.name if rotation is None else f"{spec.name}, rotation {rotation}",
@@ -106,6 +111,7 @@ class Prepared:
             megabytes_per_configuration=plan.megabytes,
             configurations_per_minute=dict(self.clock.per_minute),
             seconds={stage: round(seconds, 2) for stage, seconds in self.clock.seconds.items()},
+            scorings=self.scorings_before + scored,
             status="interrupted" if interrupted else "finished",
         )
 

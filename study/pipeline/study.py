@@ -24,7 +24,7 @@ from study.outputs.folder import IDENTITY, clear_leftovers, write_json
 from study.outputs.hub import push_adapter
 from study.outputs.leaderboard_files import write_leaderboard
 from study.outputs.prediction_tables import write_resamples
-from study.outputs.provenance import Clock, command, write_run
+from study.outputs.provenance import Clock, command, scorings_before, write_run
 from study.outputs.study_lock import hold_study
 from study.pipeline.plan import Prepared, make_plan
 from study.pipeline.rotation import RotationResult, run_rotation
@@ -106,7 +106,16 @@ class Study:
             for rotation in spec.rotations
         }
         plan = make_plan(spec, datas[spec.rotations[0]], console, here=here)
-        study = Prepared(spec=spec, cache=cache, features=features, new=new, plan=plan, console=console, clock=clock)
+        study = Prepared(
+            spec=spec,
+            cache=cache,
+            features=features,
+            new=new,
+            plan=plan,
+            console=console,
+            clock=clock,
+            scorings_before=scorings_before(spec.storage),
+        )
         mark = " (ORACLE: looks at test labels)" if selection.select == "oracle" else ""
         title = Text.assemble((spec.name, "bold"), (mark, "bold red"), f": {study.title}")
         console.print(title, soft_wrap=True, highlight=False)
@@ -132,7 +141,7 @@ class Study:
                     break
             self._write(study, results)
         except KeyboardInterrupt:
-            write_run(spec.storage, study.run_record(interrupted=True))
+            write_run(spec.storage, study.run_record(interrupted=True, scored=False))
             interrupts.say()
             write_interrupted_report(storage)
             raise
@@ -156,6 +165,8 @@ class Study:
         if several:
             console.rule(f"mean over {len(results)} rotations")
         console.print(to_terminal(rows, interrupted=interrupted))
+        if study.scorings_before:
+            console.print(f"The test split of this study was scored {study.scorings_before + 1} times.")
         console.print(*paths, sep="\n", soft_wrap=True, markup=False)
         if interrupted:
             interrupts.say()

@@ -46,20 +46,37 @@ def headline_section(results: Results) -> Section:
     return Section(
         id="headline",
         title="Result",
-        paragraphs=[sentence, _verdict(own), _on_new(own), _worth(results), _rival(results), _about(results)],
+        paragraphs=[sentence, _verdict(results), _on_new(own), _worth(results), _rival(results), _about(results)],
         charts=[gain_chart(results)],
     )
 
 
-def _verdict(own: Row) -> str:
-    """Say whether the gain is one, by its interval."""
-    if own.h_gain_lo is None or own.h_gain_hi is None:
+def _verdict(results: Results) -> str:
+    """Say whether the gain is one, by its interval, and what the interval does not say."""
+    own = results.own
+    if own is None or own.h_gain_lo is None or own.h_gain_hi is None:
         return ""
+    limits = f"The interval is about images of these classes in this target. {_spread(results)}"
     if own.h_gain_lo > 0:
-        return "The interval excludes zero: on other test images of this kind the gain would very likely persist."
+        return f"The interval excludes zero: with other images like these there would very likely be a gain. {limits}"
     if own.h_gain_hi < 0:
-        return "The interval lies below zero: zero-shot CLIP, without any training, is better here."
-    return "The interval includes zero: on these test images the method cannot be told from zero-shot CLIP."
+        return f"The interval lies below zero: zero-shot CLIP, without any training, is better here. {limits}"
+    return f"The interval includes zero: the method cannot be told from zero-shot CLIP here. {limits}"
+
+
+def _spread(results: Results) -> str:
+    """Say how far H varies over seeds and, where several were run, over splits of the classes."""
+    own, said = results.own, list[str]()
+    if own and own.n_seeds > 1:
+        said.append(f"over its {own.n_seeds} seeds H varies by ± {percent(own.test_h_std)}")
+    of_splits = [part.own.test_h_mean for part in results.rotations if part.own and part.own.test_h_mean is not None]
+    if len(of_splits) > 1:
+        low, high = percent(min(of_splits)), percent(max(of_splits))
+        said.append(f"over the {len(of_splits)} splits of the classes from {low} to {high}")
+    rest = "other classes and domains" if len(of_splits) < 2 else "other domains"
+    words = ", and ".join(said)
+    sentence = f"{words[:1].upper()}{words[1:]}. " if words else ""
+    return f"{sentence}Nothing here is about {rest}."
 
 
 def _on_new(own: Row) -> str:
@@ -127,7 +144,19 @@ def _about(results: Results) -> str:
         )
     if configurations and not results.is_oracle:
         words += ", and the choice among them was made without a label of an unseen class or a test image"
+    sees = results.run.criterion not in ("", "h")
+    if not results.is_oracle:
+        words += TRANSDUCTIVE if sees else ". Neither training nor selection saw a test image"
+    if results.run.scorings > 1:
+        words += f". The test images were scored {results.run.scorings} times, since the study was extended"
     return f"{words}. H is the harmonic mean of the accuracies on seen and on unseen classes."
+
+
+TRANSDUCTIVE = (
+    ". Training and selection saw the unlabelled test images themselves (transductive): the numbers say how well these "
+    "images are labelled"
+)
+"""What is said of a study whose method may look at the target."""
 
 
 def gain_chart(results: Results) -> Chart:

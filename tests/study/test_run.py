@@ -94,9 +94,14 @@ def test_the_same_seed_gives_the_same_leaderboard(
     pd.testing.assert_frame_equal(first[["config_id", *METRICS]], again[["config_id", *METRICS]])
 
 
-def test_a_finished_study_resumes_to_the_same_leaderboard(small_study: Path, embedded_cache: Path) -> None:
+def test_a_finished_study_resumes_to_the_same_leaderboard(
+    small_study: Path, embedded_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = pd.read_parquet(small_study / "leaderboard.parquet")
+    scorings = json.loads((small_study / "run.json").read_text())["scorings"]
     assert run(small_study.parent, embedded_cache, "--name", "small", "--resume") == 0
+    assert f"The test split of this study was scored {scorings + 1} times." in capsys.readouterr().out
+    assert json.loads((small_study / "run.json").read_text())["scorings"] == scorings + 1
     after = pd.read_parquet(small_study / "leaderboard.parquet")
     pd.testing.assert_frame_equal(before[["config_id", *METRICS]], after[["config_id", *METRICS]])
 

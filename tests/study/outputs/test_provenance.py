@@ -31,6 +31,7 @@ RECORD = RunRecord(
     megabytes_per_configuration={"pva": 42.2},
     configurations_per_minute={"pva": 9.6},
     seconds={"search": 58.25},
+    scorings=2,
     status="interrupted",
 )
 RUN_JSON = {
@@ -48,6 +49,7 @@ RUN_JSON = {
     "megabytes_per_configuration": {"pva": 42.2},
     "configurations_per_minute": {"pva": 9.6},
     "seconds": {"search": 58.25},
+    "scorings": 2,
     "status": "interrupted",
 }
 
@@ -86,6 +88,6 @@ def test_a_configuration_has_its_row_and_how_it_was_refitted(tmp_path: Path) -> 
     content = json.loads((tmp_path / "configs" / "sre-0001.json").read_text())
     assert content["test_h_mean"] == 0.33 and content["params"] == {"lr": 0.5} and content["space"] == "sre"
     assert (content["seeds"], content["rotation"], content["epochs"]) == ([7, 8], 1, 20)
-    run = {name: value for name, value in RUN_JSON.items() if name != "status"}  # the study has not ended yet
+    run = {name: value for name, value in RUN_JSON.items() if name not in ("status", "scorings")}  # it has not ended
     assert "status" not in content and {name: content[name] for name in run} == run | {"feature_fingerprint": "f00d"}
     assert list(content)[-len(run) + 1 :] == [name for name in run if name != "feature_fingerprint"]
