@@ -38,10 +38,11 @@ def ray_session() -> Iterator[None]:
         ray.shutdown()
 
 
-def start_ray(address: str, *, modules: Sequence[ModuleType] = ()) -> None:
-    """Connect to a cluster or, with "local", start one. Raises UserError where that fails.
+def start_ray(address: str, *, modules: Sequence[ModuleType] = (), dashboard: bool = False) -> str:
+    """Connect to a cluster or, with "local", start one; return its dashboard's address, "" if it has none.
 
-    `modules`: those that Ray is to bring to all workers, since their nodes may lack them.
+    Raises UserError where that fails. `modules`: those that Ray is to bring to all workers, since their nodes may lack
+    them. `dashboard`: whether a Ray of our own serves one.
 
     An address where no Ray answers is known within half a minute: Ray itself tries for several minutes.
     """
@@ -50,7 +51,7 @@ def start_ray(address: str, *, modules: Sequence[ModuleType] = ()) -> None:
     elif address != "auto":  # Ray looks for processes of this machine
         _require_answer(address)
     try:
-        _init(address, modules)
+        return _init(address, modules, dashboard=dashboard)
     except Exception as error:  # ConnectionError, RuntimeError and plain Exception, by what went wrong
         if token_file := _unwritable_token_file(error):
             rule = "must be in a folder that can be written, for Ray's token: set HOME to one"
@@ -58,22 +59,26 @@ def start_ray(address: str, *, modules: Sequence[ModuleType] = ()) -> None:
         raise _no_ray(address, reason(error)) from error
 
 
-def _init(address: str, modules: Sequence[ModuleType]) -> None:
-    """Call `ray.init`; a Ray of our own is tried twice, since its start times out where the machine is busy."""
+def _init(address: str, modules: Sequence[ModuleType], *, dashboard: bool) -> str:
+    """Call `ray.init` and return the dashboard's address.
+
+    A Ray of our own is tried twice, since its start times out where the machine is busy.
+    """
     import ray
 
-    own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    own: dict[str, Any] = {"include_dashboard": dashboard} if address == "local" else {}
     if modules:
         own["runtime_env"] = {"py_modules": list(modules)}
     for last in (False, True):
         try:
             with handlers_stay():  # Ray's handler of SIGTERM calls sys.exit: the process would abort with a C++ stack
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
-            return
+                context = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+            return getattr(context, "dashboard_url", None) or ""
         except Exception as error:  # Ray's own timeout is a plain Exception
             if last or address != "local" or "timed out" not in str(error):
                 raise
             ray.shutdown()
+    raise AssertionError("the last try returns or raises")
 
 
 def _no_ray(address: str, why: str) -> UserError:

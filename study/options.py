@@ -209,8 +209,10 @@ class ResourceOptions:
     CPUs one, so that each draws static knobs of its own; with GPUs more, which fill them."""
     cpus_per_pack: float = 1.0
     """CPUs of a pack's actor, and its number of threads."""
-    gpus_per_pack: float = 0.0
-    """GPUs of a pack's actor; fractions share a GPU."""
+    gpus_per_pack: float | Literal["auto"] = "auto"
+    """GPUs of a pack's actor; fractions share a GPU. auto: where the nodes have GPUs, the share that their memory and
+    the number of packs allow, 8 packs on a GPU at most; else none. Where an autoscaler must start the GPUs, give a
+    number."""
     workers_per_pack: int = 1
     """Workers that train a pack together, for models that need several GPUs: each takes --cpus-per-pack and
     --gpus-per-pack, and its share of every batch, a multiple of their number. Without checkpoints and --refill."""
@@ -229,6 +231,9 @@ class ResourceOptions:
     """Epochs between the checkpoints of a pack or a refit, which goes on from its last one when a worker, a node or the
     driver dies. They are also ten seconds apart, and more where writing one would cost over 2 % of the time. Packs have
     none with --refill, nor once they had to be halved for memory."""
+    dashboard: bool = False
+    """Serve Ray's dashboard of a study on this machine, for this machine only, and print its address; needs the
+    extra dashboard. A cluster has one anyway."""
     price: float | None = None
     """What the machine or cluster costs per hour, in any currency: the report then says what the study cost."""
 
@@ -237,7 +242,12 @@ class ResourceOptions:
         _check(self.pack, "at least 1, or auto", option="pack", holds=self.pack == "auto" or self.pack >= 1)
         _check(self.cpus_per_pack, "more than 0", option="cpus_per_pack", holds=self.cpus_per_pack > 0)
         _check(self.price, "0 or more", option="price", holds=self.price is None or self.price >= 0)
-        _check(self.gpus_per_pack, "0 or more", option="gpus_per_pack", holds=self.gpus_per_pack >= 0)
+        _check(
+            self.gpus_per_pack,
+            "0 or more, or auto",
+            option="gpus_per_pack",
+            holds=self.gpus_per_pack == "auto" or self.gpus_per_pack >= 0,
+        )
         _check(self.workers_per_pack, "at least 1", option="workers_per_pack", holds=self.workers_per_pack >= 1)
         _check(
             self.max_packs,
@@ -247,6 +257,11 @@ class ResourceOptions:
         )
         _check(self.refit_workers, "0 or more", option="refit_workers", holds=self.refit_workers >= 0)
         _check(self.checkpoint_every, "at least 1", option="checkpoint_every", holds=self.checkpoint_every >= 1)
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of a pack's actor; none while auto is not decided (`study.pipeline.plan.choose_gpus`)."""
+        return 0.0 if self.gpus_per_pack == "auto" else self.gpus_per_pack
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,9 @@ from study.options import ResourceOptions
 LOOK_EVERY_S = 1.0
 """Seconds between two looks at the cluster's nodes."""
 
+MOST_ON_A_GPU = 8
+"""Packs that share a GPU at most under `--gpus-per-pack auto`."""
+
 SAY_AFTER_S = 5.0
 """Seconds of waiting before it is said."""
 
@@ -51,14 +54,14 @@ def needs(resources: ResourceOptions) -> str:
     def count(number: float, unit: str) -> str:
         return f"{number:g} {unit}{'' if number == 1 else 's'}"
 
-    gpus = f" and {count(resources.gpus_per_pack, 'GPU')}" if resources.gpus_per_pack else ""
+    gpus = f" and {count(resources.gpus, 'GPU')}" if resources.gpus else ""
     each = f" for each of {resources.workers_per_pack} workers" if resources.workers_per_pack > 1 else ""
     return f"{count(resources.cpus_per_pack, 'CPU')}{gpus}{each}"
 
 
 def of_worker(resources: ResourceOptions) -> dict[str, float]:
     """Return the resources of one worker of a pack, as Ray's placement groups name them."""
-    gpus = {"GPU": resources.gpus_per_pack} if resources.gpus_per_pack else {}
+    gpus = {"GPU": resources.gpus} if resources.gpus else {}
     return {"CPU": resources.cpus_per_pack, **gpus}
 
 
@@ -93,12 +96,24 @@ def local_capacity(resources: ResourceOptions) -> Capacity:
     return Capacity(now=now, most=now)
 
 
+def gpu_share(*, gpus: int, cpus: float, memory: int, pack_bytes: int, packs: int, cpus_per_pack: float) -> float:
+    """Return the share of a GPU that each pack gets, so that several hide each other's waiting for the processor.
+
+    gpus, cpus: of the cluster; memory: bytes of a GPU; pack_bytes: of a pack in training; packs: that are to be
+    trained. A fifth of the memory is left to CUDA and to what the estimate misses.
+    """
+    fitting = int(0.8 * memory // max(pack_bytes, 1))
+    fed = int(cpus // (gpus * cpus_per_pack))
+    side_by_side = max(1, min(MOST_ON_A_GPU, fitting, fed, math.ceil(packs / gpus)))
+    return math.floor(1e4 / side_by_side) / 1e4  # Ray counts in ten thousandths
+
+
 def _does_not_fit(resources: ResourceOptions) -> UserError:
     have, workers = ray.cluster_resources(), resources.workers_per_pack
     each = f"for each of {workers} workers " if workers > 1 else ""
     return UserError(
         f"and the GPUs of a pack must fit the cluster, got {resources.cpus_per_pack:g} and "
-        f"{resources.gpus_per_pack:g} {each}for {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs",
+        f"{resources.gpus:g} {each}for {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs",
         option="cpus_per_pack",
     )
 

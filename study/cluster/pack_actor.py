@@ -36,7 +36,7 @@ class PackTrainable(tune.Trainable):
         self.reset_config(config)
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing writes to it
         resources = self.job.resources
-        self.data = data_on_worker(ray.get(self.job.arrays), resources.cpus_per_pack, resources.gpus_per_pack)
+        self.data = data_on_worker(ray.get(self.job.arrays), resources.cpus_per_pack, resources.gpus)
         self.group: WorkerGroup | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

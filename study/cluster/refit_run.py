@@ -91,7 +91,7 @@ def refit(
     identity = repr((configs, seeds, epochs, shared["fingerprint"], shared["seen_C"].tolist()))
     name = f"refit-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     store = start_checkpoint_store(storage)
-    cpus, gpus, every = cpus_per_worker(resources), resources.gpus_per_pack, resources.checkpoint_every
+    cpus, gpus, every = cpus_per_worker(resources), resources.gpus, resources.checkpoint_every
     job = _RefitJob(
         arrays=arrays,
         packs=[[configs[i] for i in pack] for pack in packs],

@@ -19,27 +19,24 @@ GCS_TIMEOUT_S = 10
 """Seconds within which the head must say how its autoscaler stands."""
 
 
-def start_session(resources: ResourceOptions) -> None:
+def start_session(resources: ResourceOptions) -> str:
     """Connect to the cluster of `address` or RAY_ADDRESS, or start a Ray on this machine; do nothing if one runs.
 
-    Raises `UserError` where that fails.
+    Returns the dashboard's address, "" where there is none. Raises `UserError` where that fails.
     """
     from data_prep.ray_session import start_ray
 
     if ray.is_initialized():
         _require_plugins()
-        return
+        return ""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its coming change of default, and no warning
-    if (
-        address := _address(resources)
-    ) is not None:  # its nodes have the project, or get it with the job's working directory
-        start_ray(address, modules=list(PLUGINS.values()))
-        return
+    modules = list(PLUGINS.values())
+    if (address := _address(resources)) is not None:
+        return start_ray(address, modules=modules)  # its nodes have the project, or get it with the job
     project = str(Path(__file__).resolve().parents[2])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [project, os.environ.get("PYTHONPATH")]))
-    start_ray(
-        "local", modules=list(PLUGINS.values())
-    )  # another cluster that happens to run on this machine is not ours
+    # not another cluster that happens to run on this machine
+    return start_ray("local", modules=modules, dashboard=resources.dashboard)
 
 
 def _require_plugins() -> None:
@@ -69,6 +66,13 @@ def names_a_cluster(resources: ResourceOptions) -> bool:
     return ray.is_initialized() or _address(resources) is not None
 
 
+def has_gpu() -> bool:
+    """Return whether this machine has a GPU that torch can use."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def _address(resources: ResourceOptions) -> str | None:
     return os.environ.get("RAY_ADDRESS") or None if resources.address is None else resources.address
 
@@ -91,7 +95,7 @@ def alive_nodes() -> dict[str, dict[str, float]]:
 
 def concurrent_packs(resources: ResourceOptions) -> int:
     """Return the number of packs that the cluster's nodes hold at once, 0 if none fits."""
-    needs = {"CPU": resources.cpus_per_pack, "GPU": resources.gpus_per_pack}
+    needs = {"CPU": resources.cpus_per_pack, "GPU": resources.gpus}
 
     def workers_on(have: Mapping[str, float]) -> int:
         return min(int(have.get(name, 0) / need + 1e-9) for name, need in needs.items() if need > 0)
@@ -121,7 +125,7 @@ def cpus_per_worker(resources: ResourceOptions) -> float:
     """Return the CPUs of a refit's worker: a Ray Train run has the cluster to itself, plain tasks are like packs."""
     workers = resources.refit_workers
     nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-    fit = [r["CPU"] for r in nodes if r.get("CPU", 0) >= 1 and r.get("GPU", 0) >= resources.gpus_per_pack]
+    fit = [r["CPU"] for r in nodes if r.get("CPU", 0) >= 1 and r.get("GPU", 0) >= resources.gpus]
     if not workers or not fit:
         return resources.cpus_per_pack
     on_a_node = math.ceil(workers / len(fit))

@@ -82,13 +82,11 @@ def choose_precision(
         return replace(training, precision=resources.precision)
     # on CPUs float32: with AVX512-bf16 a step of SRE-CLIP took 8.7 ms per lane either way (casts eat the gain),
     # one of PVA 10.3 instead of 15.0, and then a lane depends on its pack
-    if not resources.gpus_per_pack:
+    if not resources.gpus:
         return replace(training, precision="float32")
     lr = float(space.config().lr)
     configs = [space.config(**space.defaults() | {"lr": lr * 2 ** (i / 2 - 2)}) for i in range(8)]
-    task = ray.remote(_bfloat16_keeps_ranking).options(
-        num_cpus=resources.cpus_per_pack, num_gpus=resources.gpus_per_pack
-    )
+    task = ray.remote(_bfloat16_keeps_ranking).options(num_cpus=resources.cpus_per_pack, num_gpus=resources.gpus)
     alike = ray.get(task.remote(arrays, configs, resources, training.criterion))
     return replace(training, precision="bfloat16" if alike else "float32")
 
@@ -96,8 +94,39 @@ def choose_precision(
 def _bfloat16_keeps_ranking(
     arrays: Mapping[str, Any], configs: Sequence[MethodConfig], resources: ResourceOptions, criterion: Criterion
 ) -> bool:
-    data = data_on_worker(arrays, resources.cpus_per_pack, resources.gpus_per_pack)
+    data = data_on_worker(arrays, resources.cpus_per_pack, resources.gpus)
     return bfloat16_keeps_ranking(configs, seeds=range(len(configs)), data=data, criterion=criterion)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPUs:
+    """The GPUs of a cluster."""
+
+    count: int
+    """How many Ray counts."""
+    cpus: float
+    """CPUs of the cluster."""
+    name: str
+    """Name of one; "" where torch sees none: Ray counts what it was told."""
+    memory: int = 0
+    """Its bytes."""
+
+
+def find_gpus() -> GPUs | None:
+    """Return the GPUs of the cluster; None where no node has any now."""
+    resources = ray.cluster_resources()
+    count = int(resources.get("GPU", 0))
+    if not count:
+        return None
+    name, memory = ray.get(ray.remote(_look_at_gpu).options(num_cpus=0, num_gpus=1e-4).remote())
+    return GPUs(count=count, cpus=resources.get("CPU", 0), name=name, memory=memory)
+
+
+def _look_at_gpu() -> tuple[str, int]:
+    if not torch.cuda.is_available():
+        return "", 0
+    properties = torch.cuda.get_device_properties(0)
+    return properties.name, properties.total_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +147,9 @@ def time_epochs(
     On this machine's processors in this process, on one thread: a worker would take seconds to start. Elsewhere on a
     worker with a pack's resources, for which this waits; the console says so. Raises `UserError` where it has no CUDA.
     """
-    if not resources.gpus_per_pack and single_node():
+    if not resources.gpus and single_node():
         return time_epochs_here(spaces, data)
-    task = ray.remote(_time_epochs).options(num_cpus=resources.cpus_per_pack, num_gpus=resources.gpus_per_pack)
+    task = ray.remote(_time_epochs).options(num_cpus=resources.cpus_per_pack, num_gpus=resources.gpus)
     done: Any = task.remote(list(spaces), data.to_arrays(), resources)
     waiting = WaitingLine(console, f"a worker with {needs(resources)} that times an epoch")
     while not ray.wait([done], timeout=1.0)[0]:
@@ -128,7 +157,7 @@ def time_epochs(
     times: EpochTimes = ray.get(done)
     if times.no_cuda:
         raise UserError(
-            f"must be 0 where workers have no CUDA, got {resources.gpus_per_pack:g}: Ray counts GPUs on "
+            f"must be 0 where workers have no CUDA, got {resources.gpus:g}: Ray counts GPUs on "
             f"{times.no_cuda}, but torch sees none there",
             option="gpus_per_pack",
         )
@@ -141,9 +170,9 @@ def time_epochs_here(spaces: Sequence[Space], data: TrialData) -> Mapping[str, f
 
 
 def _time_epochs(spaces: Sequence[Space], arrays: Mapping[str, Any], resources: ResourceOptions) -> EpochTimes:
-    if resources.gpus_per_pack and not torch.cuda.is_available():
+    if resources.gpus and not torch.cuda.is_available():
         return EpochTimes(seconds={}, no_cuda=socket.gethostname())
-    data = data_on_worker(arrays, resources.cpus_per_pack, resources.gpus_per_pack)
+    data = data_on_worker(arrays, resources.cpus_per_pack, resources.gpus)
     return EpochTimes(seconds={space.name: _seconds_per_epoch(space, data) for space in spaces})
 
 
@@ -179,7 +208,7 @@ def map_packs(
     `arrays`: reference to `TrialData.to_arrays()`.
     """
     packs = packs_of(configs)
-    task: Any = ray.remote(_task).options(num_cpus=resources.cpus_per_pack, num_gpus=resources.gpus_per_pack)
+    task: Any = ray.remote(_task).options(num_cpus=resources.cpus_per_pack, num_gpus=resources.gpus)
     running = [task.remote(work, arrays, [configs[i] for i in pack], resources) for pack in packs]
     try:
         return in_order(packs, ray.get(running))
@@ -192,7 +221,7 @@ def map_packs(
 def _task(
     work: PackWork[R], arrays: Mapping[str, Any], configs: Sequence[MethodConfig], resources: ResourceOptions
 ) -> Sequence[R]:
-    return work(configs, data=data_on_worker(arrays, resources.cpus_per_pack, resources.gpus_per_pack))
+    return work(configs, data=data_on_worker(arrays, resources.cpus_per_pack, resources.gpus))
 
 
 def packs_of(configs: Sequence[MethodConfig]) -> list[list[int]]:

@@ -48,7 +48,7 @@ class Worker:
     """Any of a pack's workers but the first."""
 
     def __init__(self, job: PackJob) -> None:
-        self._data = data_on_worker(ray.get(job.arrays), job.resources.cpus_per_pack, job.resources.gpus_per_pack)
+        self._data = data_on_worker(ray.get(job.arrays), job.resources.cpus_per_pack, job.resources.gpus)
 
     def join(self, rank: int, count: int, address: str, gpus: float) -> None:
         """Join the group; return when all are there."""
@@ -72,13 +72,13 @@ class WorkerGroup:
         """Start the other workers and join them."""
         resources, count = job.resources, job.resources.workers_per_pack
         # in the trial's placement group, as its children are
-        options = {"num_cpus": resources.cpus_per_pack, "num_gpus": resources.gpus_per_pack}
+        options = {"num_cpus": resources.cpus_per_pack, "num_gpus": resources.gpus}
         self._others = [Worker.options(**options).remote(job) for _ in range(1, count)]  # type: ignore[attr-defined]
         ip = ray.util.get_node_ip_address()
         with socket.socket() as free:
             free.bind((ip, 0))
             address = f"tcp://{ip}:{free.getsockname()[1]}"
-        gpus = resources.gpus_per_pack
+        gpus = resources.gpus
         joining = [other.join.remote(i, count, address, gpus) for i, other in enumerate(self._others, start=1)]
         _join(0, count, address, gpus)
         ray.get(joining)

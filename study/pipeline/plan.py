@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -10,8 +10,8 @@ from rich.console import Console
 from data_prep.errors import UserError
 from data_prep.feature_store import FeatureSet
 from search_spaces import Space
-from study.cluster.capacity import Capacity, find_capacity, local_capacity
-from study.cluster.tasks import time_epochs, time_epochs_here
+from study.cluster.capacity import Capacity, find_capacity, gpu_share, local_capacity
+from study.cluster.tasks import find_gpus, time_epochs, time_epochs_here
 from study.outputs.provenance import Clock, DataCounts, RecordedOptions, RunRecord, command, current_environment
 from study.pipeline.spec import StudySpec
 from study.protocol.trial_data import TrialData
@@ -116,6 +116,33 @@ class Prepared:
         )
 
 
+def choose_gpus(spec: StudySpec, data: TrialData, console: Console) -> StudySpec:
+    """Return the study with its packs' share of a GPU decided, and say it on the console: `--gpus-per-pack auto`."""
+    resources = spec.options.resources
+    if resources.gpus_per_pack != "auto":
+        return spec
+    share, gpus = 0.0, find_gpus()
+    if gpus and not gpus.name:
+        console.print(f"  Ray counts {gpus.count} GPUs, but torch sees none there: packs train on CPUs", soft_wrap=True)
+    elif gpus and resources.workers_per_pack > 1:
+        share = 1.0
+    elif gpus:
+        pack = LARGEST_AUTO_PACK if resources.pack == "auto" else resources.pack
+        share = gpu_share(
+            gpus=gpus.count,
+            cpus=gpus.cpus,
+            memory=gpus.memory,
+            pack_bytes=pack * max(_bytes(space, data) for space in (spec.space, *spec.baselines)),
+            packs=math.ceil(spec.options.search.configs / pack) * (1 + len(spec.baselines)),
+            cpus_per_pack=resources.cpus_per_pack,
+        )
+    if gpus and share:
+        each = f"{gpus.name} ({gpus.memory / 2**30:.0f} GiB)"
+        text = f"  GPUs       {gpus.count} x {each}, {share:g} of one for each pack"
+        console.print(text, soft_wrap=True, highlight=False)
+    return replace(spec, options=replace(spec.options, resources=replace(resources, gpus_per_pack=share)))
+
+
 def make_plan(spec: StudySpec, data: TrialData, console: Console, *, here: bool = False) -> Plan:
     """Plan a study on the Ray that is initialised; `here`: on this machine, without any. Raises `UserError`.
 
@@ -148,7 +175,7 @@ def make_plan(spec: StudySpec, data: TrialData, console: Console, *, here: bool 
         f"{search.configs} configurations{' of each variant' if ablation else ''}"
         f"{f' each of {space.method}{also}' if also else ''} x {selection.folds} folds x {search.epochs} epochs "
         f"in packs of {packs[space.name]}, {'up to ' if at_once > capacity.now else ''}{at_once} at once "
-        f"({resources.cpus_per_pack:g} CPUs, {resources.gpus_per_pack:g} GPUs each)"
+        f"({resources.cpus_per_pack:g} CPUs, {resources.gpus:g} GPUs each)"
     )
     return Plan(
         data=DataCounts(
@@ -218,7 +245,7 @@ def _pack_size(spec: StudySpec, bytes_: int, capacity: Capacity) -> int:
     if resources.pack != "auto":
         return resources.pack
     fitting = LARGEST_AUTO_PACK
-    if not resources.gpus_per_pack:  # a GPU's memory is not known here
+    if not resources.gpus:  # a GPU's memory is not known here
         memory = capacity.memory / capacity.now
         fitting = int(min(-(-capacity.most // ACTORS_OF_SINGLES), LARGEST_AUTO_PACK, memory // max(bytes_, 1)))
     return max(1, min(fitting, -(-spec.options.search.configs // (PACKS_PER_ACTOR * capacity.most))))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,8 @@ def resolve(options: Options) -> StudySpec:
     for option, given in (("winner", selection.winner), ("re_search", selection.re_search)):
         if given and not ablation:
             raise UserError(f"must come with an ablation, got it with --space {study.space}", option=option)
+    if options.resources.dashboard and not find_spec("aiohttp_cors"):  # of Ray's own extra
+        raise UserError('needs Ray\'s: pip install -e ".[dashboard]"', option="dashboard")
     if output.push:
         check_push(output.push)
     if output.log:
@@ -257,7 +260,7 @@ def _baselines(chosen: str, space: Space, *, is_ablation: bool) -> tuple[Space, 
 def _check_workers(options: Options, spaces: Sequence[Space]) -> None:
     """Check that the workers of a pack and of a refit can share its batches, and their GPUs."""
     resources = options.resources
-    gpus = resources.gpus_per_pack
+    gpus = resources.gpus
     for option, workers in (
         ("workers_per_pack", resources.workers_per_pack),
         ("refit_workers", resources.refit_workers),

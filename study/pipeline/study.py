@@ -13,7 +13,7 @@ from data_prep.cache_build import NotPrepared
 from data_prep.feature_store import load
 from data_prep.interrupts import interrupts
 from data_prep.manifest import read_manifest
-from study.cluster.session import names_a_cluster, start_session
+from study.cluster.session import has_gpu, names_a_cluster, start_session
 from study.evaluation.final_test import average_rotations
 from study.evaluation.leaderboard_text import to_terminal
 from study.evaluation.published import published_rows
@@ -26,7 +26,7 @@ from study.outputs.leaderboard_files import write_leaderboard
 from study.outputs.prediction_tables import write_resamples
 from study.outputs.provenance import Clock, command, scorings_before, write_run
 from study.outputs.study_lock import hold_study
-from study.pipeline.plan import Prepared, make_plan
+from study.pipeline.plan import Prepared, choose_gpus, make_plan
 from study.pipeline.rotation import RotationResult, run_rotation
 from study.pipeline.search_stage import ledger_folder
 from study.pipeline.spec import StudySpec, check_folder, resolve
@@ -77,10 +77,13 @@ class Study:
         output, selection = spec.options.output, spec.options.selection
         # the plan of a study on this machine needs no Ray
         resources = spec.options.resources
-        here = output.dry_run and not resources.gpus_per_pack and not names_a_cluster(resources)
+        here = output.dry_run and not resources.gpus and not names_a_cluster(resources) and not has_gpu()
         if not here:
             with clock.stage("ray"):
-                start_session(resources)
+                dashboard = start_session(resources)
+            if dashboard and resources.dashboard:
+                text = f"dashboard: http://{dashboard} (its token: ray get-auth-token)"
+                console.print(text, soft_wrap=True, highlight=False)
         for note in spec.notes:
             console.print(f"  {note}", soft_wrap=True, highlight=False, markup=False)
         with clock.stage("features"):
@@ -105,6 +108,8 @@ class Study:
             )
             for rotation in spec.rotations
         }
+        if not here:
+            spec = self.spec = choose_gpus(spec, datas[spec.rotations[0]], console)
         plan = make_plan(spec, datas[spec.rotations[0]], console, here=here)
         study = Prepared(
             spec=spec,
@@ -212,7 +217,7 @@ def prepare_features(spec: StudySpec, console: Console, *, may_build: bool = Tru
             allow_partial=study.allow_partial,
             templates=study.templates,
             max_rejected=study.max_rejected,
-            gpu=spec.options.resources.gpus_per_pack > 0,
+            gpu=spec.options.resources.gpus > 0,
         )
         cache = prepare(options, progress, may_build=may_build)
     manifest = read_manifest(cache)

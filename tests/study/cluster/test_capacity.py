@@ -68,6 +68,7 @@ def capacity_of(
 ) -> list[int]:
     monkeypatch.setattr(capacity, "concurrent_packs", lambda resources: now)
     monkeypatch.setattr(capacity, "own_ray", lambda: own)
+    monkeypatch.setattr(capacity.ray, "cluster_resources", lambda: {"memory": 1e9})
     monkeypatch.setattr(capacity, "_can_grow", lambda resources, packs: can_grow)
     monkeypatch.setattr(capacity, "_wait_for_room", lambda resources, console: None)
     found = capacity.find_capacity(ResourceOptions(**options), options.get("max_packs", 8), console=None)  # type: ignore[arg-type]
@@ -96,3 +97,19 @@ def test_waiting_is_said_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said.getvalue().splitlines() == [
         f"waiting for a node with 4 CPUs and 1 GPU for each of 2 workers for {since}" for since in ("0:06", "1:20")
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "share"),
+    [
+        ({}, 0.125),  # eight at most
+        ({"packs": 6}, 0.3333),  # three for each of two GPUs
+        ({"pack_bytes": 20 * 2**30}, 0.3333),  # 0.8 x 80 GiB hold three of them
+        ({"pack_bytes": 100 * 2**30}, 1.0),  # actors halve what does not fit
+        ({"cpus": 8}, 0.25),  # four processors feed each GPU
+        ({"cpus": 8, "cpus_per_pack": 8.0}, 1.0),
+    ],
+)
+def test_the_share_of_a_gpu_follows_memory_packs_and_processors(given: dict[str, Any], share: float) -> None:
+    cluster = {"gpus": 2, "cpus": 64.0, "memory": 80 * 2**30, "pack_bytes": 2**30, "packs": 1000, "cpus_per_pack": 1.0}
+    assert capacity.gpu_share(**cluster | given) == share  # type: ignore[arg-type]
