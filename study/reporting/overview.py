@@ -25,6 +25,7 @@ from study.evaluation.leaderboard_text import (
     difference,
     percent,
 )
+from study.outputs.adapter_files import ADAPTERS, SELECTED
 from study.outputs.results import Results
 from study.reporting.page import Cell, Chart, Section, Table
 from study.reporting.style import MUTED, OWN, number_cells, whiskers
@@ -47,8 +48,20 @@ def headline_section(results: Results) -> Section:
         id="headline",
         title="Result",
         paragraphs=[sentence, _verdict(results), _on_new(own), _worth(results), _rival(results), _about(results)],
+        commands=_commands(own, results),
         charts=[gain_chart(results)],
     )
+
+
+def _commands(own: Row, results: Results) -> dict[str, str]:
+    """Return how to use what was selected, and how to make it again; of several rotations each has its own page."""
+    if results.rotations:
+        return {}
+    adapter = shlex.quote(join(results.folder, f"{ADAPTERS}/{SELECTED}"))
+    return {
+        "Classify images with it:": f"python study/predict.py IMAGES --adapter {adapter}",
+        "Make its row again:": rerun_command(own, results),
+    }
 
 
 def _verdict(results: Results) -> str:
@@ -196,9 +209,32 @@ def gain_chart(results: Results) -> Chart:
 
 # --- the leaderboard --------------------------------------------------------------------------------------------------
 
-_NUMBERS = (H, H_GAIN, NEW_H, S, U, VAL_H, BEHIND, AUSUC, KNOWN, UNKNOWN, ALL)
+_NUMBERS, _MORE_NUMBERS = (H, H_GAIN, BEHIND, NEW_H, S, U), (VAL_H, AUSUC, KNOWN, UNKNOWN, ALL)
+"""Numbers that most readers ask for, and the others."""
 
-ROW_HEADINGS = ("method", "configuration", *(column.heading for column in _NUMBERS), SOURCE.heading)
+MEANINGS = {
+    H.heading: "2SU / (S + U) on the test images, mean over seeds; ± is their deviation",
+    H_GAIN.heading: "H minus that of zero-shot CLIP (ensemble) on the same images, with its interval",
+    BEHIND.heading: "H of the study's own selected row minus this row's, with its interval",
+    NEW_H.heading: "H on target images that neither training nor selection saw",
+    S.heading: "Mean accuracy of the seen classes",
+    U.heading: "Mean accuracy of the unseen classes",
+    VAL_H.heading: "H on the folds of seen classes, without a test label; ± over folds",
+    AUSUC.heading: "Area under U against S over every threshold between seen and unseen classes",
+    KNOWN.heading: "Accuracy over images of seen classes",
+    UNKNOWN.heading: "Accuracy over images of unseen classes",
+    ALL.heading: "Accuracy over all images",
+    SOURCE.heading: "Who measured it",
+}
+"""What the columns mean."""
+
+ROW_HEADINGS = (
+    "method",
+    *(column.heading for column in _NUMBERS),
+    "configuration",
+    *(column.heading for column in _MORE_NUMBERS),
+    SOURCE.heading,
+)
 """Headings of the cells that `row_cells` gives."""
 
 
@@ -211,7 +247,8 @@ def leaderboard_section(results: Results) -> Section:
             "S and U are mean accuracies per seen and unseen class on the test images, H = 2SU / (S + U), all in "
             "per cent; ± is the deviation over seeds (of val H, over folds). Gains are over zero-shot CLIP, with "
             "95 % intervals from resampling test images in pairs. val H is what the folds of seen classes gave. "
-            "Click a heading to sort, a configuration to see its values and the command that makes its row again."
+            "Rest on a heading to read what it means, click it to sort; click a configuration to see its values and "
+            "the command that makes its row again."
         ],
         tables=[leaderboard_table(results)],
     )
@@ -250,6 +287,9 @@ def leaderboard_table(results: Results) -> Table:
     return Table(
         id="rows",
         columns=tuple(headings[i] for i in filled),
+        fixed=1,
+        brief=1 + sum(headings[i] in (RANK.heading, "method", *(c.heading for c in _NUMBERS)) for i in filled),
+        meanings=MEANINGS,
         rows=[[cells[i] for i in filled] for cells in rows],
         strong=frozenset(i for i, row in enumerate(results.rows) if row is results.own),
         filter=True,
@@ -269,8 +309,9 @@ def row_cells(row: Row, results: Results) -> list[Cell]:
     code = "\n\n".join(filter(None, (rerun_command(row, results), params)))
     return [
         Cell(text=row.method, marks=tuple(mark for mark, holds in marks.items() if holds)),
-        Cell(text=row.config_id, value=row.config_id, code=code),
         *number_cells(row, _NUMBERS),
+        Cell(text=row.config_id, value=row.config_id, code=code),
+        *number_cells(row, _MORE_NUMBERS),
         Cell(text=SOURCE.text(row)),
     ]
 

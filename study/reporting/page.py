@@ -81,6 +81,22 @@ class Table:
     """Indices of rows that stand out."""
     filter: bool = False
     """Whether the table has a field to filter rows by words."""
+    fixed: int | None = None
+    """Index of the column that stays while the others scroll sideways."""
+    brief: int = 0
+    """Columns that show at first, the others behind a switch; 0: all. Only with `filter`."""
+    meanings: Mapping[str, str] = field(default_factory=dict)
+    """What columns mean, by their headings, shown where the pointer rests."""
+
+    @property
+    def meaning(self) -> Mapping[str, str]:
+        """Return the meaning of each column, "" where nothing needs to be said."""
+        return {column: self.meanings.get(column, "") for column in self.columns}
+
+    def kind(self, column: int) -> str:
+        """Return the classes of a column's cells."""
+        more = self.brief and column >= self.brief
+        return " ".join(name for name, holds in (("fixed", column == self.fixed), ("more", more)) if holds)
 
     @property
     def numeric(self) -> list[bool]:
@@ -98,6 +114,8 @@ class Section:
     """Heading of the section, and its entry in the contents."""
     paragraphs: Sequence[str] = ()
     """Plain text above charts and tables."""
+    commands: Mapping[str, str] = field(default_factory=dict)
+    """Command lines by what they do, below the paragraphs."""
     charts: Sequence[Chart] = ()
     """Charts, side by side where there is room."""
     tables: Sequence[Table] = ()

@@ -7,8 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 import optuna
 import plotly.graph_objects as go
 from optuna import visualization
-from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from plotly.subplots import make_subplots
 
 import search_spaces
 from search_spaces import Ablation, Value
@@ -16,6 +17,9 @@ from study.outputs.results import Results
 from study.reporting.page import Cell, Chart, Section, Table
 from study.reporting.style import MUTED, OWN
 from study.search.records import Configuration, KnobRange
+
+SLICES_IN_A_ROW = 4
+"""Small charts of the score over a knob side by side."""
 
 FEWEST_FOR_IMPORTANCES = 4
 """Completed configurations from which on importances are shown."""
@@ -108,16 +112,40 @@ def knob_charts(study: optuna.Study) -> list[Chart]:
             title="Score over each knob",
             caption="Completed configurations; a knob whose best values crowd at one end asks for a wider range there. "
             "Dark ones were tried late.",
-            figure=visualization.plot_slice(study, target_name="score"),
-            width=210 * len(knobs),
-            height=340,
+            figure=_slices(done, sorted(knobs)),
+            width=640,
+            height=40 + 200 * -(-len(knobs) // SLICES_IN_A_ROW),
         ),
     ]
-    for chart in charts:
-        chart.figure.update_layout(width=None, height=None, margin={"l": 40})
+    charts[0].figure.update_layout(width=None, height=None, margin={"l": 40})
     if len(done) >= FEWEST_FOR_IMPORTANCES and len({t.value for t in done}) > 1:
         charts.insert(0, _importances_chart(done, knobs))
     return charts
+
+
+def _slices(done: Sequence[FrozenTrial], knobs: Sequence[str]) -> go.Figure:
+    """Draw the score over each knob, in rows of small charts with one scale of the score."""
+    rows = -(-len(knobs) // SLICES_IN_A_ROW)
+    figure = make_subplots(rows=rows, cols=SLICES_IN_A_ROW, shared_yaxes=True, vertical_spacing=0.35 / rows)
+    for i, name in enumerate(knobs):
+        row, column = divmod(i, SLICES_IN_A_ROW)
+        having = [t for t in done if name in t.params]
+        ranges = having[0].distributions[name]
+        figure.add_scatter(
+            x=[str(t.params[name]) if isinstance(ranges, CategoricalDistribution) else t.params[name] for t in having],
+            y=[t.value for t in having],
+            mode="markers",
+            marker={"size": 5, "color": [t.number for t in having], "colorscale": "Blues", "cmin": -len(done)},
+            hovertemplate="%{x}: %{y:.4f}<extra></extra>",
+            row=row + 1,
+            col=column + 1,
+        )
+        is_log = getattr(ranges, "log", False)
+        figure.update_xaxes(title={"text": name, "standoff": 2}, row=row + 1, col=column + 1)
+        if is_log:
+            figure.update_xaxes(type="log", row=row + 1, col=column + 1)
+    figure.update_layout(showlegend=False)
+    return figure
 
 
 def _importances_chart(done: Sequence[FrozenTrial], knobs: Collection[str]) -> Chart:
@@ -166,16 +194,23 @@ def importances_of(done: Sequence[FrozenTrial]) -> dict[str, float]:
     return get_param_importances(study, evaluator=evaluator, normalize=False)
 
 
+def _chosen(name: str, knob: KnobRange, chosen: Mapping[str, Value]) -> str:
+    """Return the value that was chosen for a knob, – where it has no effect beside the others."""
+    if name not in chosen:
+        return ""
+    if knob.when and chosen.get(knob.when[0]) not in knob.when[1]:
+        return "–"
+    value = chosen[name]
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def knobs_table(knobs: Mapping[str, KnobRange], chosen: Mapping[str, Value], why: Mapping[str, str]) -> Table:
-    """List the knobs with their ranges, the values chosen, and the reasons."""
+    """List the knobs with their ranges, the values chosen (– where a knob has no effect), and the reasons."""
 
     def values(knob: KnobRange) -> str:
         if knob.choices:
             return ", ".join(map(str, knob.choices))
         return f"{knob.low:g} to {knob.high:g}{', log scale' if knob.log else ''}"
-
-    def shown(value: Value) -> str:
-        return f"{value:.4g}" if isinstance(value, float) else str(value)
 
     return Table(
         id="knobs",
@@ -184,7 +219,7 @@ def knobs_table(knobs: Mapping[str, KnobRange], chosen: Mapping[str, Value], why
             [
                 Cell(text=name),
                 Cell(text=values(knob)),
-                Cell(text=shown(chosen[name]) if name in chosen else ""),
+                Cell(text=_chosen(name, knob, chosen)),
                 Cell(text=why.get(name, "")),
             ]
             for name, knob in knobs.items()

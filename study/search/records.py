@@ -136,6 +136,8 @@ class KnobRange:
     """Whether it is drawn on a logarithmic scale."""
     choices: tuple[Value, ...] | None
     """Values of a categorical knob."""
+    when: tuple[str, tuple[Value, ...]] | None = None
+    """Active only while the named knob has one of these values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,9 +158,14 @@ class SearchedSpace:
         """Read the identity of a ledger (see `StudyIdentity.ledger_json`), also of older versions."""
         knobs = {
             name: KnobRange(
-                scope=scope, low=low, high=high, log=log, choices=None if choices is None else tuple(choices)
+                scope=scope,
+                low=low,
+                high=high,
+                log=log,
+                choices=None if choices is None else tuple(choices),
+                when=(rest[0][0], tuple(rest[0][1])) if rest and rest[0] else None,
             )
-            for name, (scope, low, high, log, choices, *_) in identity.get("knobs", {}).items()
+            for name, (scope, low, high, log, choices, *rest) in identity.get("knobs", {}).items()
         }
         return cls(
             name=identity["space"], epochs=identity.get("epochs", 0), sampler=identity.get("sampler", ""), knobs=knobs

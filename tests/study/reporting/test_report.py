@@ -25,13 +25,14 @@ import search_spaces
 from data_prep.storage import locate
 from study.outputs.results import read_results
 from study.report import main as report_again
-from study.reporting.overview import leaderboard_table
+from study.reporting.overview import headline_section, leaderboard_table
 from study.reporting.page import Chart, Section, render
 from study.reporting.report import write_report
 from study.reporting.running import write_interrupted_report, write_running_report
+from study.reporting.searched import knobs_table
 from study.run import main
 from study.search.ledger import JOURNAL, open_ledger, read_ledger
-from study.search.records import State, StudyIdentity
+from study.search.records import KnobRange, SearchedSpace, State, StudyIdentity
 from study.training.scoring import LaneResult
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
@@ -249,7 +250,8 @@ def test_tables_beside_the_leaderboard_agree_with_it(pva_study: Path) -> None:
 def test_a_rows_command_makes_the_row_again(pva_study: Path, embedded_cache: Path, tmp_path: Path) -> None:
     results = read_results(locate(pva_study))
     shown = leaderboard_table(results)
-    code = next(row[2].code for row in shown.rows if row[2].text.startswith("linear-probe"))
+    at = shown.columns.index("configuration")
+    code = next(row[at].code for row in shown.rows if row[at].text.startswith("linear-probe"))
     program, *arguments = shlex.split(code.splitlines()[0])[1:]
     assert program == "study/run.py"
     cache = ["--cache", str(embedded_cache.parent), "--cpus-per-pack", "2", "--refit-workers", "0"]
@@ -259,6 +261,52 @@ def test_a_rows_command_makes_the_row_again(pva_study: Path, embedded_cache: Pat
     id_ = arguments[1].rpartition("/")[2].removesuffix(".json")
     kept = ["method", "test_h_mean", "test_h_std", "test_ausuc", "h_gain", "val_h_mean", "val_score", "params"]
     pd.testing.assert_series_equal(after.loc[id_, kept], before.loc[id_, kept])
+
+
+def test_what_is_rarely_asked_for_waits_for_a_switch_and_names_stay(pva_study: Path, browser: Any) -> None:
+    show(browser, pva_study / "report.html", 390)
+    visible = (
+        "return [...document.getElementById('rows').tHead.rows[0].cells]"
+        ".filter(c => getComputedStyle(c).display !== 'none').map(c => c.textContent)"
+    )
+    brief = browser.execute_script(visible)
+    assert brief[:4] == ["rank", "method", "H", "H gain [95 %]"] and "val H" not in brief
+    browser.execute_script("document.querySelector('input[data-shows=rows]').click()")
+    assert browser.execute_script(visible) == [*brief, "val H", "AUSUC", "known", "unknown", "all", "source"]
+    cells = "const c = document.getElementById('rows').tBodies[0].rows[0].cells; "
+    browser.execute_script(f"{cells} c[0].closest('.scroll').scrollLeft = 300")
+    assert browser.execute_script(f"{cells} return c[1].getBoundingClientRect().left") >= 0  # still on the screen
+    assert browser.execute_script(f"{cells} return c[0].getBoundingClientRect().right") < 0
+
+
+def test_paper_has_the_winners_row_whole(pva_study: Path, browser: Any) -> None:
+    show(browser, pva_study / "report.html", 718)  # A4 between its margins
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        right = (
+            "[...document.querySelectorAll('#rows tr.strong td:not(.more)')].map(c => c.getBoundingClientRect().right)"
+        )
+        assert browser.execute_script(f"return Math.max(...{right})") <= 718
+        shown = "[...document.querySelectorAll('nav, .tools')].map(e => getComputedStyle(e).display)"
+        assert set(browser.execute_script(f"return {shown}")) == {"none"}
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_knobs_without_effect_are_not_chosen() -> None:
+    width = KnobRange(scope="static", low=4, high=8, log=False, choices=None, when=("layers", (1, 2)))
+    for layers, shown in ((1, "6"), (0, "–")):
+        table = knobs_table({"width": width}, {"layers": layers, "width": 6}, {})
+        assert table.rows[0][2].text == shown
+    of_ledger = {"width": ["static", 4, 8, False, None, ["layers", [1, 2]]]}
+    read = SearchedSpace.from_json({"space": "x", "knobs": of_ledger})
+    assert read.knobs == {"width": width}
+
+
+def test_the_result_says_how_to_use_it_and_how_to_make_it_again(pva_study: Path) -> None:
+    commands = list(headline_section(read_results(locate(pva_study))).commands.values())
+    assert commands[0] == f"python study/predict.py IMAGES --adapter {pva_study}/adapters/selected"
+    assert commands[1].startswith(f"python study/run.py --rerun {pva_study}/configs/pva-")
 
 
 def test_rerun_of_no_configuration_is_one_clear_line(capsys: Any, tmp_path: Path) -> None:
