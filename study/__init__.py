@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-__all__ = ["Adapter", "load_benchmark", "plot", "read_leaderboard", "register", "run_study"]
+__all__ = ["Adapter", "load_benchmark", "plot", "read_leaderboard", "register", "run_study", "show_leaderboard"]
 
 _MODULES = {"Adapter": "outputs.prediction", "register": "training.methods"}
 """Where names are that are not in `api`."""

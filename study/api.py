@@ -1,10 +1,11 @@
 """Load a benchmark, run a study, read its leaderboard and plot it from a notebook; all importable from `study`.
 
-from study import load_benchmark, plot, read_leaderboard, run_study
+from study import load_benchmark, plot, read_leaderboard, run_study, show_leaderboard
 
 features = load_benchmark("icons2emoji")
 folder = run_study(space="sre", benchmark="icons2emoji", configs=16)
 read_leaderboard(folder)                       # a pandas table
+show_leaderboard(folder)                       # the same for people
 plot(folder, "gain")                           # a plotly figure
 """
 
@@ -12,7 +13,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -27,6 +28,9 @@ from search_spaces.changes import as_settings
 from study.options import Options
 from study.outputs.folder import read_table
 from study.outputs.leaderboard_files import LEADERBOARD
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
 
 
 def load_benchmark(
@@ -90,6 +94,25 @@ def read_leaderboard(study: str | Path) -> pd.DataFrame:
     if table is None:
         raise UserError(f"must be the folder of a finished study, {study} has no leaderboard.parquet", option="study")
     return table.to_pandas()
+
+
+def show_leaderboard(study: str | Path) -> "Styler":
+    """Return the leaderboard as a notebook shows it: rows by rank, numbers in per cent, selected rows bold.
+
+    Raises `UserError` as `read_leaderboard` does.
+    """
+    from study.evaluation.leaderboard_text import AUSUC, COLUMNS
+
+    table = read_leaderboard(study)
+    named = {c.field: c.heading for c in COLUMNS if table[c.field].notna().any()}
+    shares = [h for f, h in named.items() if f.startswith(("val_h", "test_", "new_")) and f != AUSUC.field]
+    shown = table[list(named)].rename(columns=named)
+    gains = [named[f] for f in ("h_gain", "h_behind") if f in named]
+    selected = table.selected.to_numpy()
+    style = shown.style.hide(axis="index").format(lambda v: f"{100 * v:.2f}", subset=shares, na_rep="")
+    style = style.format(lambda v: f"{100 * v:+.2f}", subset=gains, na_rep="")
+    style = style.format(precision=3, subset=[h for h in (named.get(AUSUC.field),) if h], na_rep="")
+    return style.apply(lambda row: ["font-weight: bold" * bool(selected[row.name])] * len(row), axis=1)
 
 
 def plot(study: str | Path, chart: str = "gain") -> go.Figure:

@@ -13,6 +13,9 @@ from data_prep.errors import UserError
 from data_prep.parquet import parquet_bytes
 from data_prep.storage import LEFTOVER, Storage, join, locate, reason
 
+STUDY = "study"
+"""Last column of every table: tables of many studies can be read at once."""
+
 IDENTITY = "study.json"
 """File that says which study a folder holds; written before anything else."""
 
@@ -33,8 +36,15 @@ def write_json(storage: Storage, file: str, content: Mapping[str, Any]) -> None:
 
 
 def write_table(storage: Storage, name: str, table: pa.Table) -> None:
-    """Write NAME.parquet. Raises `UserError` if the storage cannot be written."""
-    storage.write(f"{name}.parquet", parquet_bytes(table))
+    """Write NAME.parquet, with the study's name as its last column. Raises `UserError` if it cannot be written."""
+    study = pa.array([study_name(storage)] * len(table), pa.string())
+    storage.write(f"{name}.parquet", parquet_bytes(table.append_column(STUDY, study)))
+
+
+def study_name(storage: Storage) -> str:
+    """Return the name of the study that a folder, its own or that of a rotation, belongs to."""
+    parts = storage.root.rstrip("/").split("/")
+    return "/".join(parts[-2:]) if parts[-1].startswith("rotation-") else parts[-1]
 
 
 def read_table(storage: Storage, name: str, *, schema: pa.Schema | None = None) -> pa.Table | None:

@@ -97,6 +97,11 @@ class RecordedOptions:
         return self._value("selection", "select")
 
     @property
+    def test_share(self) -> float | str | None:
+        """Share of the target images that was held out of everything but a second test."""
+        return self._value("selection", "test_share")
+
+    @property
     def folds(self) -> int | None:
         """Folds of the seen classes."""
         return self._value("selection", "folds")

@@ -31,8 +31,8 @@ def check_tracker(tracker: Tracker) -> None:
 def log_configurations(tracker: Tracker, configurations: Sequence[Configuration], *, study: str, folder: Path) -> None:
     """Write one run per configuration: parameters, selection metrics, learning curve and state.
 
-    `study`: experiment (MLflow) or group (Weights & Biases). `folder`: folder for the files, unless MLFLOW_TRACKING_URI
-    or WANDB_DIR names another.
+    `study`: experiment (MLflow) or group (Weights & Biases, in the project of WANDB_PROJECT, zerosweep by default, and
+    the entity of WANDB_ENTITY). `folder`: folder for the files, unless MLFLOW_TRACKING_URI or WANDB_DIR names another.
     """
     writers: dict[Tracker, Callable[[Sequence[Configuration], str, Path], None]] = {
         "tensorboard": _tensorboard,
@@ -52,6 +52,10 @@ def _tensorboard(configurations: Sequence[Configuration], study: str, folder: Pa
             for name, value in c.metrics.items():
                 if math.isfinite(value):  # a swept knob may be infinite
                     run.add_scalar(name, value, c.epochs)
+            measured = {f"final/{name}": value for name, value in c.metrics.items() if math.isfinite(value)}
+            if c.score is not None:  # TensorBoard's HPARAMS tab
+                measured["final/score"] = c.score
+                run.add_hparams(dict(c.params), measured, name="hparams", global_step=c.epochs)
             run.add_text("configuration", "\n".join(f"{k} = {v}  " for k, v in {**c.params, "state": c.state}.items()))
 
 
@@ -78,8 +82,9 @@ def _wandb(configurations: Sequence[Configuration], study: str, folder: Path) ->
     directory = os.environ.get("WANDB_DIR", str(folder))
     for c in configurations:
         config = {**c.params, "seed": c.seed}
+        project = os.environ.get("WANDB_PROJECT", "zerosweep")
         with wandb.init(
-            project="zerosweep", group=study, name=c.config_id, config=config, dir=directory, reinit="finish_previous"
+            project=project, group=study, name=c.config_id, config=config, dir=directory, reinit="finish_previous"
         ) as run:
             for epoch, score in c.curve:
                 run.log({"score": score}, step=epoch)

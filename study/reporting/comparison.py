@@ -1,15 +1,17 @@
 """Compare several studies: one ranking within each task, and mean ranks of methods over tasks."""
 
+import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from scipy import stats
 
-from data_prep.errors import UserError
+from data_prep.errors import UserError, some_of
 from data_prep.storage import locate
 from study.evaluation.leaderboard import notes
 from study.outputs.results import Results, read_results
@@ -38,11 +40,24 @@ class MeanRanks:
     """Distance from which on two mean ranks differ at the 5 % level (Nemenyi's test); None where `friedman_p` is."""
 
 
-def load_studies(folders: Sequence[Path]) -> list[Results]:
-    """Read the finished studies among `folders`.
+BUDGET = {
+    "search": ("configs", "time", "epochs", "pruning", "sampler"),
+    "selection": ("criterion", "folds", "seeds", "top"),
+}
+"""Options, by their groups, that must be equal for a fair comparison of studies of one task."""
 
-    Raises `UserError` if there are none, or if oracle studies stand among honest ones.
+
+def load_studies(folders: Sequence[Path]) -> list[Results]:
+    """Read the finished studies among `folders`; those without a leaderboard are passed over.
+
+    Raises `UserError` if a folder is missing, if none holds a study, or if oracle studies stand among honest ones.
     """
+    missing = [str(f) for f in folders if not f.exists()]
+    if missing:
+        there = sorted({str(f) for gone in missing for f in Path(gone).parent.glob("*/") if f.is_dir()})
+        near = difflib.get_close_matches(missing[0], there, n=1, cutoff=0.6)
+        hint = f" (nearest: {near[0]})" if near else ""
+        raise UserError(f"studies must be folders that are there; missing: {some_of(missing)}{hint}")
     finished = [f for f in folders if (f / "leaderboard.parquet").exists()]
     if not finished:
         raise UserError(f"studies must be folders with a leaderboard.parquet, got {', '.join(map(str, folders))}")
@@ -67,8 +82,66 @@ def write_comparison(folders: Sequence[Path], out: Path) -> str:
     rows.to_parquet(out / "comparison.parquet")
     (out / "comparison.html").write_text(comparison_page(studies, rows))
     ranking = rows[["task", "rank", "method", "study", "test_h_mean", "h_gain"]].to_string(index=False)
-    unfinished = _unfinished(studies)
-    return "\n".join([*([unfinished] if unfinished else []), ranking, str(out / "comparison.html")])
+    passed_over = [str(f) for f in folders if not (f / "leaderboard.parquet").exists()]
+    said = [
+        *([f"passed over, without a leaderboard: {some_of(passed_over)}"] if passed_over else []),
+        *filter(None, [_unfinished(studies)]),
+        *unequal(studies),
+    ]
+    return "\n".join([*said, ranking, *between_winners(studies), str(out / "comparison.html")])
+
+
+def task_of(study: Results) -> tuple[str, str, float | str | None]:
+    """Return what two studies must share for their numbers to be compared: features, rotation, held-out images."""
+    row = study.own or study.rows[0]
+    return row.feature_fingerprint, str(study.run.options.rotation or 0), study.run.options.test_share
+
+
+def unequal(studies: Sequence[Results]) -> list[str]:
+    """Say in which options studies of one task differ that a fair comparison needs equal, a line each."""
+    lines = []
+    for of_task in _by_task(studies):
+        for group, names in BUDGET.items():
+            for name in names:
+                given = {study.run.name: study.run.options.by_group.get(group, {}) for study in of_task}
+                values = {study: options[name] for study, options in given.items() if name in options}
+                if len({str(value) for value in values.values()}) > 1:
+                    shown = ", ".join(f"{value} ({study})" for study, value in values.items())
+                    lines.append(f"UNEQUAL {name}: {shown}")
+    return lines
+
+
+def between_winners(studies: Sequence[Results]) -> list[str]:
+    """Say how far the selected row of each study lies behind the best one of its task, with an interval, a line each.
+
+    Resamples of the test images are the same in all studies of a task.
+    """
+    lines = []
+    for of_task in _by_task(studies):
+        found = [(study.run.name, h) for study in of_task if (h := _winner_h(study)) is not None]
+        ranked = sorted(found, key=lambda named: -named[1][0])
+        for name, h in ranked[1:]:
+            gains = 100 * (ranked[0][1] - h)
+            low, high = np.nanpercentile(gains[1:], [2.5, 97.5])
+            lines.append(f"{ranked[0][0]} leads {name} by {gains[0]:+.2f} points of H [{low:+.2f}, {high:+.2f}]")
+    return lines
+
+
+def _by_task(studies: Sequence[Results]) -> list[list[Results]]:
+    """Return the studies of each task that has several."""
+    tasks: dict[object, list[Results]] = {}
+    for study in studies:
+        tasks.setdefault(task_of(study), []).append(study)
+    return [of_task for of_task in tasks.values() if len(of_task) > 1]
+
+
+def _winner_h(study: Results) -> np.ndarray | None:
+    """Return H of a study's own selected row, observed and under resamples; None where the study has none."""
+    own, table = study.own, study.tables.resamples
+    for row in table.to_pylist() if own and table is not None else []:
+        if own and row["method"] == own.method and row["config_id"] in (own.config_id, ""):
+            return np.asarray(row["h"])
+    return None
 
 
 def _unfinished(studies: Sequence[Results]) -> str:
@@ -83,17 +156,27 @@ def compare(studies: Sequence[Results]) -> pd.DataFrame:
     Columns: study, task, and the fields of `Row`. A row that several studies share (zero-shot CLIP) stands there once.
     """
     lines = []
+    names: dict[str, set[object]] = {}  # a name may stand for other images: then it is told apart by its features
     for study in studies:
-        rotation = study.run.options.rotation or 0
+        names.setdefault(_task_name(study), set()).add(task_of(study))
+    for study in studies:
+        task = _task_name(study)
+        if len(names[task]) > 1:
+            task += f", features {task_of(study)[0][:8]}"
         for row in study.rows:
             if row.selected:
-                unseen = "all rotations" if rotation == "all" else f"rotation {rotation}"
-                task = f"{row.benchmark}, {unseen}, {row.clip}"
                 lines.append({"study": study.run.name, "task": task, **vars(row)})
     rows = pd.DataFrame(lines)
     rows = rows.drop_duplicates(["task", "method", "config_id", "params", "test_h_mean"])
     rows["rank"] = rows.groupby("task").test_h_mean.rank(ascending=False, method="min").astype(int)
     return rows.sort_values(["task", "rank"], ignore_index=True)
+
+
+def _task_name(study: Results) -> str:
+    """Return a task in words."""
+    row, rotation, share = study.own or study.rows[0], study.run.options.rotation or 0, study.run.options.test_share
+    unseen = "all rotations" if rotation == "all" else f"rotation {rotation}"
+    return f"{row.benchmark}, {unseen}, {row.clip}" + (f", {share} of the target held out" if share else "")
 
 
 def mean_ranks(rows: pd.DataFrame) -> MeanRanks | None:
@@ -139,6 +222,10 @@ def comparison_page(studies: Sequence[Results], rows: pd.DataFrame) -> str:
             tables=[Table(id="rows", columns=("task", "rank", "study", *ROW_HEADINGS), rows=cells, filter=True)],
         )
     ]
+    said = [*unequal(studies), *between_winners(studies)]
+    if said:
+        title = "Between studies of one task"
+        sections.append(Section(id="winners", title=title, paragraphs=said))
     ranking = mean_ranks(rows)
     if ranking:
         sections.append(_ranks_section(ranking))

@@ -320,6 +320,7 @@ def open_ledger(
                 storage=ledger.storage,
                 directions=[StudyDirection.MAXIMIZE] * len(OBJECTIVES[identity.objective]),
             )
+            ledger.study.set_metric_names(list(OBJECTIVES[identity.objective]))  # optuna-dashboard's axes
         elif resume:
             ledger.load()
         else:

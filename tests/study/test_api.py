@@ -12,13 +12,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_four_lines(pva_study: Path, embedded_cache: Path) -> None:
-    from study import load_benchmark, plot, read_leaderboard
+    from study import load_benchmark, plot, read_leaderboard, show_leaderboard
 
     features = load_benchmark("icons2emoji", cache=str(embedded_cache.parent))
     table = read_leaderboard(pva_study)  # which run_study() made
     figure = plot(pva_study, "gain")
     assert len(features.classes.names) == 228
     assert set(table.feature_fingerprint) == {features.fingerprint} and "PVA" in set(table.method)
+    shown = show_leaderboard(pva_study).to_html()
+    assert "font-weight: bold" in shown and f"{100 * table.test_h_mean[0]:.2f}" in shown and "nan" not in shown
     best = table[(table.method == "PVA") & table.selected].iloc[0]
     assert {trace.y[0]: trace.x[0] for trace in figure.data}["PVA"] == pytest.approx(100 * best.h_gain)
     with pytest.raises(UserError, match="chart must be one of gain, configurations, .*; got 'pie'"):

@@ -28,7 +28,7 @@ def test_columns_are_those_promised_and_rows_survive_every_format(tmp_path: Path
     storage, ranked = open_storage(str(tmp_path), "study"), rank_rows(ROWS)
     paths = write_leaderboard(storage, ranked)
     assert [Path(p).name for p in paths] == ["leaderboard.parquet", "leaderboard.csv", "leaderboard.md"]
-    assert pyarrow.parquet.read_schema(paths[0]).names == COLUMNS
+    assert pyarrow.parquet.read_schema(paths[0]).names == [*COLUMNS, "study"]
     assert read_leaderboard(storage) == ranked
     with open(paths[1], newline="") as file:
         lines = list(csv.DictReader(file))

@@ -34,7 +34,8 @@ def test_tensorboard_has_a_run_with_its_curve_for_each_configuration(tmp_path: P
     trackers.log_configurations("tensorboard", DONE, study="s", folder=tmp_path)
     folders = sorted(p.name for p in (tmp_path / "tensorboard").iterdir())
     assert folders == ["sre-0000", "sre-0001"]
-    (events,) = (tmp_path / "tensorboard" / "sre-0001").iterdir()
+    events, hparams = sorted((tmp_path / "tensorboard" / "sre-0001").iterdir(), key=lambda path: path.is_dir())
+    assert hparams.name == "hparams" and list(hparams.iterdir())  # TensorBoard's tab HPARAMS
     content, scalars = events.read_bytes(), []
     while content:  # TFRecord: length, its checksum, the event, its checksum
         length = int.from_bytes(content[:8], "little")

@@ -4,15 +4,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import pyarrow as pa
 import pytest
 
 from data_prep.errors import UserError
+from data_prep.storage import locate
 from study.compare import main
 from study.evaluation.leaderboard import Row, rank_rows
-from study.outputs.folder import open_storage
-from study.outputs.leaderboard_files import write_leaderboard
+from study.outputs.folder import open_storage, write_table
+from study.outputs.leaderboard_files import read_leaderboard, write_leaderboard
 from study.outputs.provenance import RecordedOptions, RunRecord, write_run
-from study.reporting.comparison import MeanRanks, compare, comparison_page, indistinct_groups, load_studies, mean_ranks
+from study.reporting.comparison import (
+    MeanRanks,
+    between_winners,
+    compare,
+    comparison_page,
+    indistinct_groups,
+    load_studies,
+    mean_ranks,
+    unequal,
+)
 
 
 def write_study(
@@ -112,3 +123,39 @@ def test_no_study_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         load_studies([tmp_path])
     assert main([str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"error: studies must be folders with a leaderboard.parquet, got {tmp_path}\n"
+
+
+def test_missing_folders_are_named_and_others_passed_over(
+    five: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match="missing: .*/s9 .nearest: .*/s[0-4]."):
+        load_studies([*five, tmp_path / "s9"])
+    (tmp_path / "running").mkdir()
+    assert main([*map(str, five), str(tmp_path / "running"), "--out", str(tmp_path / "out")]) == 0
+    assert f"passed over, without a leaderboard: {tmp_path}/running" in capsys.readouterr().out
+
+
+def test_unequal_budgets_are_said(tmp_path: Path) -> None:
+    folders = [write_study(tmp_path / name, "set", {"A": h}) for name, h in (("a", 0.5), ("b", 0.6))]
+    for folder, configs in zip(folders, (16, 64), strict=True):
+        options = {"search": {"configs": configs, "epochs": 20}, "selection": {"seeds": 3}}
+        write_run(locate(folder), RunRecord(name=folder.name, reference="A", options=RecordedOptions(by_group=options)))
+    assert unequal(load_studies(folders)) == ["UNEQUAL configs: 16 (a), 64 (b)"]
+    other = write_study(tmp_path / "c", "other set", {"A": 0.5})
+    assert unequal(load_studies([folders[0], other])) == []  # of an older version, which recorded none
+
+
+def test_winners_of_one_task_are_compared_on_the_same_resamples(tmp_path: Path) -> None:
+    for name, h in (("a", [0.5, 0.4, 0.6]), ("b", [0.6, 0.55, 0.61])):
+        folder = write_study(tmp_path / name, "set", {"A": h[0]})
+        write_table(locate(folder), "resamples", pa.table({"method": ["A"], "config_id": ["A-0"], "h": [h]}))
+    (line,) = between_winners(load_studies([tmp_path / "a", tmp_path / "b"]))
+    assert line == "b leads a by +10.00 points of H [+1.35, +14.65]"
+
+
+def test_a_task_is_known_by_its_features(tmp_path: Path) -> None:
+    first, second = (write_study(tmp_path / name, "folder:pets", {"A": 0.5}) for name in ("a", "b"))
+    rows = read_leaderboard(locate(second))
+    write_leaderboard(locate(second), [replace(row, feature_fingerprint="0123456789") for row in rows])
+    tasks = set(compare(load_studies([first, second])).task)
+    assert tasks == {"folder:pets, rotation 0, c, features f", "folder:pets, rotation 0, c, features 01234567"}

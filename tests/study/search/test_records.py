@@ -25,7 +25,8 @@ def test_study_json_is_as_it_always_was() -> None:
     identity = replace(toy.IDENTITY, rotation="all", templates=("a photo of {}.",), clip=None)
     assert json.dumps(identity.study_json()) == (
         '{"space": "toy", "benchmark": "toy", "clip": null, "rotation": "all", "templates": ["a photo of {}."], '
-        '"epochs": 4, "seed": 0, "objective": "h", "select": "pseudo-unseen", "folds": 3, "ledger": null}'
+        '"epochs": 4, "seed": 0, "objective": "h", "select": "pseudo-unseen", "folds": 3, "ledger": null, '
+        '"knobs": [], "enqueue": [], "test_share": null}'
     )
 
 
