@@ -223,10 +223,10 @@ class ResourceOptions:
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     """Of matrix products while configurations are searched (refits are float32). In bfloat16 a lane's metrics depend a
     little on its neighbours. auto: bfloat16 on GPUs, if eight configurations rank alike in both after an epoch."""
-    refit_workers: int = 1
+    refit_workers: int | Literal["auto"] = "auto"
     """Workers of the refits' Ray Train run, which share every batch: a divisor of the batch size. Each takes the CPUs
     of a node, and a whole GPU if they are several. 0: plain Ray tasks, some 20 s faster to start, but without
-    checkpoints."""
+    checkpoints. auto: 0 where the refits are little work, else 1."""
     checkpoint_every: int = 1
     """Epochs between the checkpoints of a pack or a refit, which goes on from its last one when a worker, a node or the
     driver dies. They are also ten seconds apart, and more where writing one would cost over 2 % of the time. Packs have
@@ -255,13 +255,23 @@ class ResourceOptions:
             option="max_packs",
             holds=self.max_packs == "auto" or self.max_packs >= 1,
         )
-        _check(self.refit_workers, "0 or more", option="refit_workers", holds=self.refit_workers >= 0)
+        _check(
+            self.refit_workers,
+            "0 or more, or auto",
+            option="refit_workers",
+            holds=self.refit_workers == "auto" or self.refit_workers >= 0,
+        )
         _check(self.checkpoint_every, "at least 1", option="checkpoint_every", holds=self.checkpoint_every >= 1)
 
     @property
     def gpus(self) -> float:
         """GPUs of a pack's actor; none while auto is not decided (`study.pipeline.plan.choose_gpus`)."""
         return 0.0 if self.gpus_per_pack == "auto" else self.gpus_per_pack
+
+    @property
+    def workers_of_refits(self) -> int:
+        """Workers of the refits' Ray Train run; one while auto is not decided (`study.pipeline.plan.make_plan`)."""
+        return 1 if self.refit_workers == "auto" else self.refit_workers
 
 
 @dataclass(frozen=True, kw_only=True)

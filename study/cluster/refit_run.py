@@ -80,7 +80,7 @@ def refit(
     (I, D), which the refits classify. With 0 refit workers: plain Ray tasks without checkpoints, a pack
     each. `storage`: the study's; a refit that was interrupted goes on from the checkpoints it left there.
     """
-    if resources.refit_workers == 0 or not configs:
+    if resources.workers_of_refits == 0 or not configs:
         work = functools.partial(_refit_task, seeds=seeds, epochs=epochs, new_features=new_features)
         return map_packs(work, configs, arrays, resources)
     from ray.train import FailureConfig, RunConfig, ScalingConfig  # seconds to import
@@ -111,7 +111,7 @@ def refit(
                 _refit_worker,  # type: ignore[arg-type]  # its types know no return value, its documentation does
                 train_loop_config={"job": job},
                 scaling_config=ScalingConfig(
-                    num_workers=resources.refit_workers,
+                    num_workers=resources.workers_of_refits,
                     use_gpu=gpus > 0,
                     resources_per_worker={"CPU": cpus, **({"GPU": gpus} if gpus else {})},
                 ),

@@ -123,7 +123,7 @@ def autoscaler_verdict(group: PlacementGroup, since: int | None) -> tuple[bool |
 
 def cpus_per_worker(resources: ResourceOptions) -> float:
     """Return the CPUs of a refit's worker: a Ray Train run has the cluster to itself, plain tasks are like packs."""
-    workers = resources.refit_workers
+    workers = resources.workers_of_refits
     nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
     fit = [r["CPU"] for r in nodes if r.get("CPU", 0) >= 1 and r.get("GPU", 0) >= resources.gpus]
     if not workers or not fit:

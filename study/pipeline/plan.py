@@ -26,6 +26,9 @@ PACKS_PER_ACTOR = 4
 ACTORS_OF_SINGLES = 8
 """Actors on CPUs that the driver keeps busy with packs of one configuration that take a second."""
 
+LITTLE_WORK = 4e10
+"""Bytes that refits move on two cores in the 20 s that a Ray Train run takes to start (SRE-CLIP's move 1.7e10 in 9 s)."""
+
 MOST_REQUESTED = 64
 """Packs that `--max-packs auto` asks an autoscaler for at most."""
 
@@ -44,6 +47,8 @@ class Plan:
     """Packs that run at the same time, once an autoscaler has started the nodes that it is asked for."""
     work: Sequence[str]
     """What is searched and refitted, a line each."""
+    refit_workers: int
+    """Workers of the refits' Ray Train run; 0: plain Ray tasks."""
     seconds: float
     """Training time of a rotation with that many packs at a time, baselines included."""
 
@@ -192,8 +197,25 @@ def make_plan(spec: StudySpec, data: TrialData, console: Console, *, here: bool 
             *_first(spec, packs[space.name]),
             f"  refit      {refits} x {selection.seeds} seeds on all seen classes, then the test split once",
         ],
+        refit_workers=_refit_workers(spec, data, bytes_of, refits),
         seconds=training(space, searches, refits) + sum(training(b, 1, 1) for b in spec.baselines),
     )
+
+
+def _refit_workers(spec: StudySpec, data: TrialData, bytes_of: Mapping[str, int], refits: int) -> int:
+    """Return the workers of the refits: `--refit-workers`, or none where a Ray Train run starts longer than it runs.
+
+    By the memory that training moves, which is known before, and not by a timing: two runs with a seed must not differ.
+    """
+    resources, search, selection = spec.options.resources, spec.options.search, spec.options.selection
+    if resources.refit_workers != "auto":
+        return resources.refit_workers
+    moved = 0.0
+    for space in (spec.space, *spec.baselines):
+        steps = search.epochs * math.ceil(len(data.source_labels_I) / space.config().batch_size)
+        lanes = (refits if space is spec.space else 1) * selection.seeds
+        moved += steps * lanes * bytes_of[space.name] / selection.folds
+    return 1 if moved > LITTLE_WORK else 0
 
 
 def _first(spec: StudySpec, pack: int) -> list[str]:

@@ -59,7 +59,7 @@ def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Stora
             seeds=spec.refit_seeds,
             arrays=arrays,
             epochs=spec.options.search.epochs,
-            resources=spec.options.resources,
+            resources=replace(spec.options.resources, refit_workers=study.plan.refit_workers),
             storage=storage,
             new_features=None if study.new is None else ray.put(study.new.target.features_ID.numpy()),
         )

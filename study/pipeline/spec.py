@@ -263,7 +263,7 @@ def _check_workers(options: Options, spaces: Sequence[Space]) -> None:
     gpus = resources.gpus
     for option, workers in (
         ("workers_per_pack", resources.workers_per_pack),
-        ("refit_workers", resources.refit_workers),
+        ("refit_workers", resources.workers_of_refits),
     ):
         for space in spaces:
             choices = next((k.choices for k in space.knobs if k.name == "batch_size" and k.choices), None)

@@ -22,7 +22,7 @@ class Spec:
     """As much of a study's specification as the plan of its GPUs needs."""
 
     options: Options
-    space: None = None
+    space: Any = None
     baselines: tuple[None, ...] = ()
 
 
@@ -80,3 +80,14 @@ def test_gpus_are_used_where_there_are_some_and_never_pretended(
     assert said in " ".join(shown.getvalue().split())
     given: Any = Spec(options=replace(options, resources=ResourceOptions(gpus_per_pack=0.5)))
     assert choose_gpus(given, None, Console(file=shown)) is given  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "images", "workers"),
+    [("auto", 1_000, 0), ("auto", 100_000, 1), (0, 100_000, 0), (3, 1_000, 3)],
+)
+def test_little_work_is_refitted_without_ray_train(given: Any, images: int, workers: int) -> None:
+    method: Any = SimpleNamespace(name="m", config=lambda: SimpleNamespace(batch_size=256))
+    spec: Any = Spec(options=replace(Options(), resources=ResourceOptions(refit_workers=given)), space=method)
+    data: Any = SimpleNamespace(source_labels_I=range(images))
+    assert plan._refit_workers(spec, data, {"m": 30 * MEGABYTE}, 5) == workers
