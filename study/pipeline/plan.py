@@ -27,7 +27,7 @@ ACTORS_OF_SINGLES = 8
 """Actors on CPUs that the driver keeps busy with packs of one configuration that take a second."""
 
 LITTLE_WORK = 4e10
-"""Bytes that refits move on two cores in the 20 s that a Ray Train run takes to start; SRE-CLIP's move 1.7e10 in 9 s."""
+"""Bytes that refits move on two cores in the 20 s that a Ray Train run takes to start; SRE-CLIP's: 1.7e10 in 9 s."""
 
 MOST_REQUESTED = 64
 """Packs that `--max-packs auto` asks an autoscaler for at most."""
