@@ -49,12 +49,13 @@ def close(a: dict, b: dict) -> None:
     assert [s for _, s in a["curve"]] == pytest.approx([s for _, s in b["curve"]], abs=1e-5)
 
 
-def test_stacked_adamw_is_torch_adamw_in_every_lane() -> None:
+@pytest.mark.parametrize("at_once", [False, True])
+def test_stacked_adamw_is_torch_adamw_in_every_lane(at_once: bool) -> None:
     g = torch.Generator().manual_seed(0)
     lr, decay = [1e-2, 1e-3], [0.1, 0.0]
     stacked = [torch.randn(2, 3, 4, generator=g), torch.randn(2, 5, generator=g)]
     lanes = [[t[k].clone().requires_grad_() for t in stacked] for k in (0, 1)]
-    ours = StackedAdamW(stacked, lr, decay)
+    ours = StackedAdamW(stacked, lr, decay, at_once=at_once)
     theirs = [torch.optim.AdamW(lanes[k], lr=lr[k], weight_decay=decay[k], betas=(0.9, 0.99)) for k in (0, 1)]
     for _ in range(5):
         grads = [torch.randn(t.shape, generator=g) for t in stacked]
@@ -266,15 +267,16 @@ def test_mutual_information_of_sure_and_even_and_of_constant_predictions() -> No
     assert mutual_information(logits.split(3, dim=1)).tolist() == pytest.approx([1, 0, 0], abs=1e-6)
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("transposed", ["neither", "gradient", "parameter", "both"])
-def test_the_stacked_optimiser_is_torchs_own_lane_by_lane(transposed: str) -> None:
+def test_the_stacked_optimiser_is_torchs_own_lane_by_lane(transposed: str, at_once: bool) -> None:
     """Whatever the order of axes in memory: a gradient of `x @ w.mT` comes transposed."""
     g = torch.Generator().manual_seed(0)
     start, gradients = torch.randn(3, 4, 5, generator=g), torch.randn(6, 3, 4, 5, generator=g)
     lr, weight_decay, schedule = [1e-2, 3e-2, 1e-1], [0.0, 0.1, 1.0], [0.3, 1.0, 0.5]
     swap = lambda t: t.mT.contiguous().mT  # noqa: E731  # the same numbers, axes swapped in memory
     w = torch.nn.Parameter(swap(start) if transposed in ("parameter", "both") else start.clone())
-    optimiser = StackedAdamW([w], lr, weight_decay)
+    optimiser = StackedAdamW([w], lr, weight_decay, at_once=at_once)
     for gradient in gradients:
         optimiser.step([w], [swap(gradient) if transposed in ("gradient", "both") else gradient], schedule)
     for k in range(3):
