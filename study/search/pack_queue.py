@@ -117,7 +117,7 @@ class PackQueue:
         `configs`: how many to finish in all, those found in the ledger included; `pack`: lanes of a pack; `refill`:
         whether running packs take new configurations in the room of those that end; `votes`: where those of complete
         configurations go; `enqueued`: knobs that are tried after the defaults, each the first of a pack; `limit_s`:
-        seconds from the first pack on, after which no configuration is begun.
+        seconds of training, from the first pack's on, after which no configuration is begun.
         """
         self.ledger, self.space, self.configs, self.pack = ledger, space, configs, pack
         self.sampler, self.seed, self.refill, self.votes = sampler, seed, refill, votes
@@ -126,6 +126,7 @@ class PackQueue:
         self.seconds = 0.0
         """From this run's first pack to its last outcome."""
         self._began = 0.0
+        self._training_since = math.inf  # known with the first result: actors take seconds to start
         self._running: dict[str, list[Lane]] = {}
         self._failure: Exception | None = None  # of the ledger, in a report or the end of a pack
         self._room: dict[str, int] = {}  # configurations that a pack may still be refilled with
@@ -147,7 +148,7 @@ class PackQueue:
     @property
     def left(self) -> int:
         """Configurations still to be put into packs, none once the time is over."""
-        if self._began and time.monotonic() - self._began > self.limit_s:
+        if time.monotonic() - self._training_since > self.limit_s:
             return 0
         return max(0, self.configs - self.counts.finished - self.running)
 
@@ -234,6 +235,9 @@ class PackQueue:
     def _write(self, pack_id: str, report: PackReport) -> None:
         """Write the outcomes that a pack reports; those written before are left alone."""
         lanes = self._running.get(pack_id, [])
+        if report.ended and self._training_since == math.inf:
+            trained = sum(outcome.train_seconds for outcome in report.ended.values())
+            self._training_since = time.monotonic() - trained
         with self.ledger.together():
             for lane in lanes:
                 outcome = report.ended.get(lane.number)

@@ -407,15 +407,17 @@ def test_a_search_whose_time_is_over_begins_nothing_more_and_is_over(
     monkeypatch.setattr("study.search.pack_queue.time.monotonic", lambda: now[0])
     with ledger(tmp_path) as book:
         queue = queue_of(book, limit_s=10.0)
-        now[0] += 60  # other searches had their turn: the time counts from the first pack
-        first = queue.next_pack("first")
-        now[0] += 10
-        second = queue.next_pack("second")
-        assert len(first) == len(second) == 4
+        first, second = queue.next_pack("first"), queue.next_pack("second")
+        now[0] += 60  # actors start
+        outcomes = [replace(result, train_seconds=1.0) for result in results(first)]
+        queue.end("first", report(first, outcomes))  # four seconds of training
+        now[0] += 6
+        third = queue.next_pack("third")
+        assert len(first) == len(second) == len(third) == 4
         now[0] += 1
-        assert queue.next_pack("third") == [] and queue.left == 0 and not queue.over
-        queue.end("first", report(first))
+        assert queue.next_pack("fourth") == [] and queue.left == 0 and not queue.over
+        queue.end("third", report(third))
         queue.end("second", report(second))
-        assert queue.over and queue.counts.finished == 8
+        assert queue.over and queue.counts.finished == 12
     with ledger(tmp_path, resume=True) as book:
-        assert len(run(queue_of(book, configs=12))) == 1  # without a limit it goes on to its end
+        assert len(run(queue_of(book, configs=16))) == 1  # without a limit it goes on to its end
