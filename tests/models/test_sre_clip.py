@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.sre_clip import ClassGraph, SREClip, SREConfig, estimated_prior
+from models.sre_clip import ClassGraph, SREClip, SREConfig, estimated_prior, soft_labels
 
 SEEN = torch.tensor([True, True, True, True, False, False])
 SMALL = dict(heads=2, slots=3, attention_width=4, token_dim=4, gcn_width=5, batch_size=4)
@@ -215,3 +215,19 @@ def test_a_bad_value_is_named_with_its_rule(change: dict, message: str) -> None:
 def test_a_token_width_that_does_not_fit_the_feature_is_refused(graph: ClassGraph) -> None:
     with pytest.raises(ValueError, match="token_dim must divide the CLIP dimension 8"):
         build(graph, SREConfig(**{**SMALL, "token_dim": 6}, adapter="tokens"))
+
+
+def test_soft_labels_of_the_batch_are_rows_of_the_table_of_all_classes() -> None:
+    g = torch.Generator().manual_seed(0)
+    prototypes_KCD = torch.nn.functional.normalize(torch.randn(2, 7, 5, generator=g), dim=-1)
+    sharp_KCD = prototypes_KCD / torch.tensor([0.1, 0.5])[:, None, None]
+    many_KB = torch.randint(7, (2, 9), generator=g)  # more labels than classes: by the table
+    table_KBC, entropy_KB = soft_labels(prototypes_KCD, sharp_KCD, many_KB)
+    few_KBC, few_KB = soft_labels(prototypes_KCD, sharp_KCD, many_KB[:, :4])  # fewer: row by row
+    torch.testing.assert_close(few_KBC, table_KBC[:, :4])
+    torch.testing.assert_close(few_KB, entropy_KB[:, :4])
+    expected_KCC = (prototypes_KCD @ sharp_KCD.mT).softmax(-1)
+    for k in range(2):
+        torch.testing.assert_close(table_KBC[k], expected_KCC[k, many_KB[k]])
+        logs = expected_KCC[k, many_KB[k]].log()
+        torch.testing.assert_close(entropy_KB[k], (table_KBC[k] * logs).sum(-1))
