@@ -26,7 +26,8 @@ Losses, on source images x with label y and target images u ("mean" is over the 
     L_srs   = mean over x of KL(q_y || softmax(f(x) P^T / t_rel))
             + mean over trusted u of KL(q_c || softmax(f(u) P^T / t_rel)), c the best class of p(u); trusted are
               those u whose p(u) of c reaches the threshold
-    L_align = mean over all classes c of CE(s f(t_c) P^T, c): texts pass the image adapter, unseen ones too;
+    L_align = mean over classes c of CE(s f(t_c) P^T, c): texts pass the image adapter, unseen ones too; at each step
+              over all classes, or over `align_texts` of more, whose expectation is the same (ours);
               or of 1 - f(t_c) P_c: the cross-entropy is 1e-5 where class texts are far apart, and then pulls on nothing
     p(u)    = softmax(s f(u) P^T / t_target)
     L_ent   = mean of the entropy of p(u)
@@ -100,6 +101,8 @@ class SREConfig:
     """Text behind a class node: the benchmark's class name, its WordNet lemmas, or the mean of both."""
     align: Literal["cross-entropy", "cosine"] = "cross-entropy"
     """Form of L_align: the article's cross-entropy among all classes, or 1 - cosine of a text and its own prototype."""
+    align_texts: int = 512
+    """Class texts in L_align at each step, at most; of 5,000 classes all would be most of a step's arithmetic."""
     class_prior: Literal["uniform", "estimated"] = "uniform"
     """Shares of the classes on the target that L_div and L_bal pull to: equal ones, or an estimate without labels."""
     head: Head = "none"
@@ -137,7 +140,7 @@ class SREConfig:
     def __post_init__(self) -> None:
         check_fields(
             self,
-            at_least_one=("heads", "slots", "attention_width", "token_dim", "gcn_width", "batch_size"),
+            at_least_one=("heads", "slots", "attention_width", "token_dim", "gcn_width", "batch_size", "align_texts"),
             positive=("lr", "rho", "residual_scale", "relation_temperature", "target_temperature", "unseen_prior"),
             not_negative=("weight_decay", "w_srs", "w_align", "w_ent", "w_div", "w_bal"),
         )
@@ -236,6 +239,7 @@ class SREClip(StackedModule):
     unseen_bias_KC: Tensor
     text_features_CD: Tensor
     relative_prior_C: Tensor
+    align_order_C: Tensor
     # lane knobs that the forward pass uses, (K,) each
     rho: Tensor
     residual_scale: Tensor
@@ -261,7 +265,7 @@ class SREClip(StackedModule):
         text_features_ND = graph.text_features(config.class_text)
         dim = text_features_ND.shape[1]
         self.logit_scale = graph.logit_scale
-        self.align = config.align
+        self.align, self.align_texts = config.align, config.align_texts
         self.register_buffer("text_features_CD", text_features_ND[graph.class_node_C])
         relative_C = torch.ones(seen_KC.shape[1])  # shares in units of equal ones
         if config.class_prior == "estimated":
@@ -270,6 +274,8 @@ class SREClip(StackedModule):
             target_TD = unit_features(target_features_TD)
             relative_C *= len(relative_C) * estimated_prior(target_TD, self.text_features_CD, self.logit_scale)
         self.register_buffer("relative_prior_C", relative_C)
+        order_C = torch.randperm(seen_KC.shape[1], generator=torch.Generator().manual_seed(0))
+        self.register_buffer("align_order_C", order_C)
         self.register_lane("seen_KC", seen_KC)
         self.register_lane("unseen_bias_KC", torch.zeros(seen_KC.shape).masked_fill(~seen_KC, -math.inf))
         for name in SREConfig.LANE_KNOBS - {"lr", "weight_decay"}:
@@ -364,9 +370,9 @@ class SREClip(StackedModule):
         # relation logits, cosines / t_rel: the scale is cheaper on prototypes than on images x classes
         prototypes_KCD = self.prototypes()
         sharp_KCD = prototypes_KCD / self.relation_temperature[:, None, None]
-        source_KBC, target_KBC, text_KCC = (
-            self.adapt(x) @ sharp_KCD.mT for x in (images_KBD, target_KBD, self.text_features_CD.expand_as(sharp_KCD))
-        )
+        classes_KN = self._align_classes(labels_KB)
+        texts_KND = self.text_features_CD[classes_KN]
+        source_KBC, target_KBC, text_KNC = (self.adapt(x) @ sharp_KCD.mT for x in (images_KBD, target_KBD, texts_KND))
         scale_K11 = self.logit_scale * self.relation_temperature[:, None, None]  # ... times this are CLIP's logits
         log_target_KBC = F.log_softmax(scale_K11 / self.target_temperature[:, None, None] * target_KBC, dim=-1)
         p_target_KBC = log_target_KBC.exp()
@@ -379,21 +385,36 @@ class SREClip(StackedModule):
         # over all columns the cross-entropy would push every unseen prototype away from the images
         seen_logits = torch.addcmul(self.unseen_bias_KC[:, None], source_KBC, scale_K11)
         if self.align == "cosine":
-            align_KC = 1 - self.relation_temperature[:, None] * text_KCC.diagonal(dim1=1, dim2=2)
+            own_KN = text_KNC.gather(2, classes_KN[:, :, None])[:, :, 0]
+            align_KN = 1 - self.relation_temperature[:, None] * own_KN
         else:
-            classes = torch.arange(text_KCC.shape[1], device=text_KCC.device).expand(text_KCC.shape[:2])
-            align_KC = _cross_entropy(scale_K11 * text_KCC, classes)
+            align_KN = _cross_entropy(scale_K11 * text_KNC, classes_KN)
         return {
             "cls": _cross_entropy(seen_logits, labels_KB).mean(1),
             "srs": _relation_loss(source_KBC, soft_K2BC[:, of_source], entropy_K2B[:, of_source]).mean(1)
             + (_relation_loss(target_KBC, soft_K2BC[:, of_target], entropy_K2B[:, of_target]) * trusted_KB).sum(1)
             / over_workers(trusted_KB.sum(1)).clamp_min(1 / workers()[1]),
-            "align": align_KC.mean(1),
+            "align": align_KN.mean(1),
             "ent": -(p_target_KBC * log_target_KBC).sum((1, 2)) / p_target_KBC.shape[1],
             "div": math.log(mean_KC.shape[1])
             + (mean_KC * (mean_KC.clamp_min(1e-12).log() - self.relative_prior_C.log())).sum(-1),
             "bal": self._balance(mean_KC),
         }
+
+    def _align_classes(self, labels_KB: Tensor) -> Tensor:
+        """Return the classes (K, N) whose texts are in L_align at this step: all, or a run of a fixed random order.
+
+        The run begins where a hash of the lane's own labels says, so it needs no stream of its own: a lane in a pack is
+        the lane alone, and every class has the same chance.
+        """
+        lanes, classes = len(self.rho), len(self.align_order_C)
+        if classes <= self.align_texts:
+            return torch.arange(classes, device=labels_KB.device).expand(lanes, -1)
+        # times a prime: every class may begin a run
+        factors_B = torch.arange(1, labels_KB.shape[1] + 1, device=labels_KB.device) * 7919
+        begin_K = (labels_KB * factors_B).sum(1) % classes
+        run_N = torch.arange(self.align_texts, device=labels_KB.device)
+        return self.align_order_C[(begin_K[:, None] + run_N) % classes]
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
         """Return the weighted sum (K,): L_cls + sum of w_x L_x."""

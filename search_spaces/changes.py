@@ -27,7 +27,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from data_prep.errors import UserError
 from search_spaces import Ablation, Knob, Space, Value, load, names
-from search_spaces.plugins import load_plugins
+from search_spaces.plugins import PLUGINS, load_plugins
 
 SUFFIXES = (".py", ".yaml", ".yml")
 """Ends of the names of files with a space."""
@@ -97,6 +97,10 @@ def read_space(file: Path) -> Space | Ablation:
         found = getattr(module, "SPACE", None)
         if not isinstance(found, Space | Ablation):
             raise UserError(f"must be a file that exports SPACE, a Space; {file} has {found!r}", option="space")
+        space = found.space if isinstance(found, Ablation) else found
+        makes = space.config.func if isinstance(space.config, functools.partial) else space.config
+        if module.__name__ not in (type(space.config()).__module__, getattr(makes, "__module__", "")):
+            del PLUGINS[module.__name__]  # ranges alone: no worker needs the file
         return found
     return _from_yaml(file)
 

@@ -28,6 +28,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group("ray" if uses_ray else str(item.path)))
 
 
+@pytest.fixture(autouse=True)
+def no_plugin_stays() -> Iterator[None]:
+    """Methods and spaces that a test brings go with it: a study in the same process would ask Ray for them."""
+    yield
+    if "search_spaces.plugins" in sys.modules:
+        import search_spaces
+        from search_spaces.plugins import PLUGINS
+
+        for name in list(PLUGINS):
+            sys.modules.pop(name, None)
+        PLUGINS.clear()
+        for name in [n for n in search_spaces.REGISTERED if n != "task-residual"]:  # the template, which tests import
+            del search_spaces.REGISTERED[name]
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A local Ray of two CPUs, started once: starting it costs seconds."""

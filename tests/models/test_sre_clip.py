@@ -231,3 +231,21 @@ def test_soft_labels_of_the_batch_are_rows_of_the_table_of_all_classes() -> None
         torch.testing.assert_close(table_KBC[k], expected_KCC[k, many_KB[k]])
         logs = expected_KCC[k, many_KB[k]].log()
         torch.testing.assert_close(entropy_KB[k], (table_KBC[k] * logs).sum(-1))
+
+
+@pytest.mark.parametrize("align", ["cross-entropy", "cosine"])
+def test_some_class_texts_at_each_step_have_the_loss_of_all_as_their_mean(graph: ClassGraph, align: str) -> None:
+    classes = 6
+    all_of_them, some = (
+        scrambled(build(graph, SREConfig(**SMALL, align=align, relation_temperature=0.2, align_texts=n)))  # type: ignore[arg-type]
+        for n in (classes, 4)
+    )
+    some.set_lanes(all_of_them.lanes())
+    found = []
+    for label in range(classes):  # with one image the label decides where the run of classes begins
+        labels = torch.tensor([[label]])
+        (classes_N,) = some._align_classes(labels)
+        assert len(set(classes_N.tolist())) == 4
+        found.append(float(some.losses(images(1, 1), labels, images(1, 1))["align"]))
+    expected = float(all_of_them.losses(images(1, 1), torch.tensor([[0]]), images(1, 1))["align"])
+    assert len(set(found)) > 1 and sum(found) / classes == pytest.approx(expected, rel=1e-5)

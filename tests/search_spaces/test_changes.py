@@ -12,6 +12,7 @@ import search_spaces
 from data_prep.errors import UserError
 from search_spaces import Ablation, Knob, Space
 from search_spaces.changes import as_settings, change, describe, find_space, read_space, to_yaml
+from search_spaces.plugins import PLUGINS
 
 
 def shipped(name: str) -> Space:
@@ -110,6 +111,14 @@ def test_python_exports_a_space(tmp_path: Path) -> None:
     )
     space = find_space(str(tmp_path / "space_of_mine.py"))
     assert isinstance(space, Space) and space.name == "mine"
+    assert not PLUGINS  # of ranges alone no worker needs the file
+    (tmp_path / "own_config.py").write_text(
+        "from dataclasses import replace\nfrom models.baselines import LinearProbeConfig\n"
+        "from search_spaces import load\n"
+        "class Mine(LinearProbeConfig): ...\nSPACE = replace(load('linear-probe'), name='own', config=Mine)\n"
+    )
+    find_space(str(tmp_path / "own_config.py"))
+    assert list(PLUGINS) == ["own_config"]
     (tmp_path / "no_space_there.py").write_text("X = 1\n")
     with pytest.raises(UserError, match="space must be a file that exports SPACE, a Space; .* has None"):
         find_space(str(tmp_path / "no_space_there.py"))
