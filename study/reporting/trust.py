@@ -34,7 +34,7 @@ def trust_section(results: Results, others: Sequence[Results]) -> Section:
             f"The study was interrupted: {len(results.configurations)} configurations of its own method were finished"
             f"{'' if requested is None else f', {requested} were requested'}. The choice was made among those."
         )
-    charts = [honest_chart(results, list(oracles.values()))]
+    charts = [*score_chart(results), honest_chart(results, list(oracles.values()))]
     return Section(id="trust", title="Can I trust it?", paragraphs=paragraphs, charts=charts)
 
 
@@ -88,16 +88,41 @@ def selection_in_words(results: Results) -> list[str]:
     ]
     words += _CRITERIA.get(results.run.criterion, ())
     top, seeds = ("" if n is None else n for n in (options.top, options.seeds))
+    times = "once" if results.run.scorings == 1 else f"{results.run.scorings} times, since the study was extended"
     refitted = "Each variant was" if is_ablation else f"The best {top} configurations were"
     words.append(
         f"{refitted} then trained again on all seen classes with {seeds} seeds each, and the test "
-        "images were scored once."
+        f"images were scored {times}."
     )
     if not is_ablation:
         words[-1] += (
             " The row to quote is the one that selection ranked first (marked selected), not the best in the test."
         )
     return words
+
+
+def score_chart(results: Results) -> list[Chart]:
+    """Draw the refitted rows of the study's own method by the score that chose among them, where that is not H."""
+    own = results.own
+    if own is None or results.run.criterion in ("", "h"):
+        return []
+    of_own = [r for r in results.rows if r.method == own.method]
+    rows = [r for r in of_own if r.val_score is not None and r.test_h_mean is not None]
+    if len(rows) < 2:
+        return []
+    hover = "score %{x:.2f}, test %{y:.2f}"
+    figure = rows_by_method(results, rows, "val_score", "test_h_mean", hover=hover, deviation="test_h_std")
+    title = f"{results.run.criterion} score x 100"
+    figure.update_layout(xaxis_title=title, yaxis_title="H on the test images, %", showlegend=False)
+    return [
+        Chart(
+            id="chart-score",
+            title="Does the score that chose rank well?",
+            caption=f"The refitted configurations of {own.method}; the star has the highest score. They are the best "
+            "of the search by this score, so close together: their order here says little of the search as a whole.",
+            figure=figure,
+        )
+    ]
 
 
 def honest_chart(results: Results, oracles: Sequence[Row]) -> Chart:
@@ -116,7 +141,7 @@ def honest_chart(results: Results, oracles: Sequence[Row]) -> Chart:
     figure.update_layout(xaxis_title="H on the selection folds, %", yaxis_title="H on the test images, %")
     return Chart(
         id="chart-honest",
-        title="Does honest selection pick well?",
+        title="Do the folds rank as the test does?",
         caption="Each refitted configuration; stars were chosen. Points that rise to the right mean that the folds "
         "rank configurations as the test images do. The two scales differ: folds hold fewer classes.",
         figure=figure,

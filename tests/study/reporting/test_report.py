@@ -30,6 +30,7 @@ from study.reporting.page import Chart, Section, render
 from study.reporting.report import write_report
 from study.reporting.running import write_interrupted_report, write_running_report
 from study.reporting.searched import knobs_table
+from study.reporting.trust import score_chart, selection_in_words, trust_section
 from study.run import main
 from study.search.ledger import JOURNAL, open_ledger, read_ledger
 from study.search.records import KnobRange, SearchedSpace, State, StudyIdentity
@@ -301,6 +302,26 @@ def test_knobs_without_effect_are_not_chosen() -> None:
     of_ledger = {"width": ["static", 4, 8, False, None, ["layers", [1, 2]]]}
     read = SearchedSpace.from_json({"space": "x", "knobs": of_ledger})
     assert read.knobs == {"width": width}
+
+
+def test_the_score_that_chose_is_drawn_where_it_is_not_h(small_study: Path, pva_study: Path) -> None:
+    for folder, ids in ((pva_study, ["chart-honest"]), (small_study, ["chart-honest"])):
+        assert [chart.id for chart in trust_section(read_results(locate(folder)), []).charts] == ids  # h; one refit
+    results = read_results(locate(small_study))
+    own = results.own
+    assert own is not None and results.run.criterion == "consensus"
+    other = replace(own, config_id="other", val_score=0.5, test_h_mean=0.25, selected=False)
+    (chart,) = score_chart(replace(results, rows=[*results.rows, other]))
+    assert chart.figure.layout.xaxis.title.text == "consensus score x 100"
+    assert list(chart.figure.data[0].x) == [100 * (own.val_score or 0), 50.0]
+
+
+def test_an_extended_study_says_how_often_its_test_was_scored(small_study: Path) -> None:
+    results = read_results(locate(small_study))
+    several = "images were scored 3 times, since the study was extended."
+    for scorings, said in ((1, "images were scored once."), (3, several)):
+        words = " ".join(selection_in_words(replace(results, run=replace(results.run, scorings=scorings))))
+        assert said in words
 
 
 def test_the_result_says_how_to_use_it_and_how_to_make_it_again(pva_study: Path) -> None:
