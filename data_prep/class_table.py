@@ -1,7 +1,6 @@
 """Write the class table of a folder of images: names, WordNet's senses, and which classes are seen."""
 
 import csv
-import difflib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from data_prep.benchmarks import hf
 from data_prep.benchmarks.folder import class_names
 from data_prep.benchmarks.own_data import CLASSES
-from data_prep.errors import UserError
+from data_prep.errors import UserError, nearest
 from data_prep.wordnet import NOT_IN_WORDNET, WordNet, wordnet
 
 UNSEEN = 4
@@ -86,8 +85,7 @@ def write_class_table(
         raise UserError(f"must hold a folder for each of at least two classes; {root} has {len(names)}", option="path")
     for name in unseen:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-            raise UserError(f"must be classes of {root}; got {name!r} (nearest: {near[0]})", option="unseen")
+            raise UserError(f"must be classes of {root}; got {name!r}{nearest(name, names)}", option="unseen")
     guesses = guess_senses(names, wordnet())
     not_seen = set(unseen) or deal_unseen(guesses, wordnet(), seed)
     if len(not_seen) == len(names):

@@ -1,5 +1,6 @@
 """Mistakes a user can mend, and the one way in which commands end."""
 
+import difflib
 import io
 import os
 import select
@@ -43,6 +44,12 @@ def some_of(names: Sequence[str]) -> str:
     """Return the first of these names in a line, and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{', '.join(names[:SHOWN])}{more}"
+
+
+def nearest(given: str, valid: Sequence[str], *, cutoff: float = 0.0) -> str:
+    """Return the valid name that is nearest to the one given, as an error ends with it; "" where none is near."""
+    near = difflib.get_close_matches(given, valid, n=1, cutoff=cutoff)
+    return f" (nearest: {near[0]})" if near else ""
 
 
 def _nobody_reads() -> bool:

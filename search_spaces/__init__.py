@@ -4,7 +4,6 @@ A *lane* knob may differ between the configurations that one pack trains togethe
 shapes or the graph of operations, so all lanes of a pack share its value.
 """
 
-import difflib
 import importlib
 import pkgutil
 import re
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from data_prep.errors import UserError
+from data_prep.errors import UserError, nearest
 from search_spaces.plugins import load_installed
 
 if TYPE_CHECKING:  # names of spaces are needed before torch is
@@ -198,6 +197,6 @@ def load(name: str, *, option: str = "space") -> Space | Ablation:
     if name in REGISTERED:
         return REGISTERED[name]
     if name not in names():
-        near = difflib.get_close_matches(name, names(), n=1, cutoff=0.0)
-        raise UserError(f"must be one of {', '.join(names())}; got {name!r} (nearest: {near[0]})", option=option)
+        valid = names()
+        raise UserError(f"must be one of {', '.join(valid)}; got {name!r}{nearest(name, valid)}", option=option)
     return importlib.import_module(f"search_spaces.{name.replace('-', '_')}").SPACE

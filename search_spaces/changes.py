@@ -16,18 +16,20 @@ A file is Python that exports `SPACE`, or YAML:
       batch_size: 64
 """
 
-import difflib
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from data_prep.errors import UserError
+from data_prep.errors import UserError, nearest
 from search_spaces import Ablation, Knob, Space, Value, load, names
 from search_spaces.plugins import PLUGINS, load_plugins
+
+if TYPE_CHECKING:
+    from models.stacked import MethodConfig
 
 SUFFIXES = (".py", ".yaml", ".yml")
 """Ends of the names of files with a space."""
@@ -69,8 +71,8 @@ def change(space: Space, settings: Sequence[str]) -> Space:
 
 def describe(space: Space) -> tuple[str, ...]:
     """Return what a space searches and fixes, as settings that make it of its base."""
-    fixed = space.config.keywords if isinstance(space.config, functools.partial) else {}
-    return (*map(_setting, space.knobs), *(f"{name}={_text(value)}" for name, value in sorted(fixed.items())))
+    _, fixed = _made_of(space)
+    return (*map(_setting, space.knobs), *(f"{name}={as_text(value)}" for name, value in sorted(fixed.items())))
 
 
 def as_settings(space: Space) -> tuple[str, ...]:
@@ -81,7 +83,7 @@ def as_settings(space: Space) -> tuple[str, ...]:
         searched = {knob.name for knob in space.knobs}
         given = {setting.partition("=")[0] for setting in settings}
         left_out = [k for k in base.knobs if k.name not in searched | given]
-        settings = (*settings, *(f"{k.name}={_text(k.default)}" for k in left_out))
+        settings = (*settings, *(f"{k.name}={as_text(k.default)}" for k in left_out))
         made = [replace(knob, why="") for knob in change(base, settings).knobs]
         if made == [replace(knob, why="") for knob in space.knobs]:
             return settings
@@ -98,7 +100,7 @@ def read_space(file: Path) -> Space | Ablation:
         if not isinstance(found, Space | Ablation):
             raise UserError(f"must be a file that exports SPACE, a Space; {file} has {found!r}", option="space")
         space = found.space if isinstance(found, Ablation) else found
-        makes = space.config.func if isinstance(space.config, functools.partial) else space.config
+        makes, _ = _made_of(space)
         if module.__name__ not in (type(space.config()).__module__, getattr(makes, "__module__", "")):
             del PLUGINS[module.__name__]  # ranges alone: no worker needs the file
         return found
@@ -117,8 +119,7 @@ def to_yaml(space: Space) -> str:
         values: dict[str, Any] = {"choices": list(k.choices)} if k.choices else of_range
         when = {} if k.when is None else {"when": {k.when[0]: list(k.when[1])}}
         knobs[k.name] = {**values, "default": k.default, **when, "why": k.why}
-    fixed = dict(space.config.keywords) if isinstance(space.config, functools.partial) else {}
-    content = {"base": space.name, "knobs": knobs, "fixed": fixed}
+    content = {"base": space.name, "knobs": knobs, "fixed": dict(_made_of(space)[1])}
     head = (
         f"# What is searched of {space.method}. Change it, then: python study/run.py --space FILE.yaml\n"
         "# Knobs that are left out keep their defaults. Other fields of the configuration may be knobs, or fixed.\n"
@@ -143,9 +144,9 @@ def _from_yaml(file: Path) -> Space:
     space = base
     for knob in base.knobs:
         if knob.name not in knobs:
-            space = _fixed(space, knob.name, _text(knob.default), "space")
+            space = _fixed(space, knob.name, as_text(knob.default), "space")
     for name, value in _mapping(content.get("fixed", {}), None, f"{file}: fixed").items():
-        space = _fixed(space, name, _text(value), "space")
+        space = _fixed(space, name, as_text(value), "space")
     for name, value in knobs.items():
         options = {"choices": value} if isinstance(value, list) else _mapping(value, OF_KNOB, f"{file}: {name}")
         space = _searched(space, name, options, "space")
@@ -158,7 +159,8 @@ def _mapping(given: object, keys: Sequence[str] | None, where: str) -> dict[str,
         raise UserError(f"must have names with values; {where} has {given!r}", option="space")
     for key in given:
         if keys and key not in keys:
-            raise UserError(f"must have {', '.join(keys)}; {where} has {_nearest(str(key), keys)}", option="space")
+            found = f"{str(key)!r}{nearest(str(key), keys)}"
+            raise UserError(f"must have {', '.join(keys)}; {where} has {found}", option="space")
     return {str(key): value for key, value in given.items()}
 
 
@@ -184,7 +186,7 @@ def _searched(space: Space, name: str, options: Mapping[str, Any], option: str) 
     if "choices" in options:
         if not isinstance(options["choices"], list) or not options["choices"]:
             raise UserError(f"must have values to choose from for {name}; got {options['choices']!r}", option=option)
-        choices = tuple(_parsed(space, name, _text(choice), option) for choice in options["choices"])
+        choices = tuple(_parsed(space, name, as_text(choice), option) for choice in options["choices"])
         values["choices"] = tuple(dict.fromkeys(choices))
         middle, inside = choices[0], default in choices
     else:
@@ -192,7 +194,7 @@ def _searched(space: Space, name: str, options: Mapping[str, Any], option: str) 
             raise UserError(f"must have values to choose from, not a range, for {name}", option=option)
         if missing := [end for end in ("low", "high") if end not in options]:
             raise UserError(f"must have low and high, or choices; {name} has no {missing[0]}", option=option)
-        low, high = (_parsed(space, name, _text(options[end]), option) for end in ("low", "high"))
+        low, high = (_parsed(space, name, as_text(options[end]), option) for end in ("low", "high"))
         log = options.get("log", False)
         if not low < high or (log and low <= 0):  # type: ignore[operator]  # numbers
             rule = "above 0 and below the highest, on a log scale" if log else "below the highest"
@@ -207,13 +209,13 @@ def _searched(space: Space, name: str, options: Mapping[str, Any], option: str) 
         if len(given) > 1 or on not in earlier:
             rule = f"must depend on one static knob before it ({', '.join(earlier)})"
             raise UserError(f"{rule}; {name} depends on {', '.join(map(str, given))}", option=option)
-        active = [_parsed(space, on, _text(a), option) for a in (active if isinstance(active, list) else [active])]
+        active = [_parsed(space, on, as_text(a), option) for a in (active if isinstance(active, list) else [active])]
         when = (on, tuple(active))
     try:
         knob = Knob(
             name=name,
             scope="lane" if name in space.config().LANE_KNOBS else "static",
-            default=_parsed(space, name, _text(options["default"]), option)
+            default=_parsed(space, name, as_text(options["default"]), option)
             if "default" in options
             else (default if inside else middle),
             why=str(options.get("why") or (before.why if before else "searched by whoever runs the study")),
@@ -223,9 +225,9 @@ def _searched(space: Space, name: str, options: Mapping[str, Any], option: str) 
     except ValueError as error:
         raise UserError(f"must make a knob that can be drawn: {error}", option=option) from error
     places = {k.name: k for k in space.knobs} | {name: knob}
-    config = space.config
-    if isinstance(config, functools.partial):  # it may have been fixed before
-        config = functools.partial(config.func, **{k: v for k, v in config.keywords.items() if k != name})
+    made, fixed = _made_of(space)
+    others = {field: value for field, value in fixed.items() if field != name}  # it may have been fixed before
+    config = functools.partial(made, **others) if name in fixed else space.config
     changed = replace(space, knobs=tuple(places.values()), config=config)
     for value in knob.choices or (knob.low, knob.high):
         _try(changed, {name: value}, name, value, option)
@@ -238,7 +240,7 @@ def _try(space: Space, params: Mapping[str, Any], name: str, value: object, opti
         space.config(**{**space.defaults(), **params})
     except ValueError as error:
         raise UserError(
-            f"must be a value that {space.method} takes; {name}={_text(value)}: {error}", option=option
+            f"must be a value that {space.method} takes; {name}={as_text(value)}: {error}", option=option
         ) from error
 
 
@@ -250,7 +252,7 @@ def _kind(space: Space, name: str, option: str) -> Any:
         searched = ", ".join(knob.name for knob in space.knobs)
         raise UserError(
             f"must name a knob of {space.method} ({searched}), or another field of its configuration; "
-            f"got {_nearest(name, found)}",
+            f"got {name!r}{nearest(name, found)}",
             option=option,
         )
     return get_type_hints(type(config))[name]
@@ -276,23 +278,25 @@ def _parsed(space: Space, name: str, text: str, option: str) -> Value:
             return text
     choices = [str(c) for of_kind in kinds if get_origin(of_kind) is Literal for c in get_args(of_kind)]
     if choices:
-        raise UserError(f"must be one of {', '.join(choices)} for {name}; got {_nearest(text, choices)}", option=option)
+        got = f"{text!r}{nearest(text, choices)}"
+        raise UserError(f"must be one of {', '.join(choices)} for {name}; got {got}", option=option)
     words = {int: "a whole number", float: "a number", bool: "true or false"}
     rule = " or ".join(words.get(of_kind, str(of_kind)) for of_kind in kinds)
     raise UserError(f"must be {rule} for {name}; got {text!r}", option=option)
 
 
-def _nearest(given: str, valid: Sequence[str]) -> str:
-    near = difflib.get_close_matches(given, valid, n=1, cutoff=0.0)
-    return f"{given!r} (nearest: {near[0]})" if near else repr(given)
-
-
 def _setting(knob: Knob) -> str:
     if knob.choices is not None:
-        return f"{knob.name}={','.join(map(_text, knob.choices))}@{_text(knob.default)}"
-    return f"{knob.name}={_text(knob.low)}..{_text(knob.high)}{':log' if knob.log else ''}@{_text(knob.default)}"
+        return f"{knob.name}={','.join(map(as_text, knob.choices))}@{as_text(knob.default)}"
+    return f"{knob.name}={as_text(knob.low)}..{as_text(knob.high)}{':log' if knob.log else ''}@{as_text(knob.default)}"
 
 
-def _text(value: object) -> str:
+def as_text(value: object) -> str:
     """Return a value as settings have it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _made_of(space: Space) -> tuple[Callable[..., "MethodConfig"], dict[str, Any]]:
+    """Return what makes a space's configurations, and the fields that are fixed."""
+    config = space.config
+    return (config.func, config.keywords) if isinstance(config, functools.partial) else (config, {})

@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 
@@ -33,13 +33,8 @@ def load_plugins(given: Sequence[str], *, option: str = "plugin") -> list[Module
 
 def load_installed() -> None:
     """Import the modules that installed packages name as theirs."""
-    for point in installed():
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         PLUGINS[point.module] = importlib.import_module(point.module)
-
-
-def installed() -> list[EntryPoint]:
-    """Return the entry points of installed packages that have methods."""
-    return sorted(entry_points(group=GROUP), key=lambda point: point.name)
 
 
 def _by_name(name: str, option: str) -> ModuleType:

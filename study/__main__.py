@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
-from data_prep.errors import UserError, run_command
+from data_prep.errors import UserError, nearest, run_command
 
 COMMANDS = {
     "run": ("study.run", "run a study: search, refit, score, report"),
@@ -43,10 +43,7 @@ def main() -> int:
 
 
 def _refuse(name: str) -> None:
-    import difflib
-
-    near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)[0]
-    raise UserError(f"COMMAND must be one of {', '.join(COMMANDS)}; got {name!r} (nearest: {near})")
+    raise UserError(f"COMMAND must be one of {', '.join(COMMANDS)}; got {name!r}{nearest(name, list(COMMANDS))}")
 
 
 if __name__ == "__main__":

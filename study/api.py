@@ -9,7 +9,6 @@ show_leaderboard(folder)                       # the same for people
 plot(folder, "gain")                           # a plotly figure
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -21,10 +20,11 @@ from rich.console import Console
 
 import search_spaces
 from data_prep import FeatureOptions, UserError, prepare
+from data_prep.errors import nearest
 from data_prep.feature_store import FeatureSet, load
 from data_prep.storage import locate
 from search_spaces import Space
-from search_spaces.changes import as_settings
+from search_spaces.changes import as_settings, as_text
 from study.options import Options
 from study.outputs.folder import read_table
 from study.outputs.leaderboard_files import LEADERBOARD
@@ -69,22 +69,17 @@ def make_options(given: Mapping[str, Any]) -> Options:
         group = next((name for name, default in groups.items() if option in {f.name for f in fields(default)}), None)
         if group is None:
             known = [f.name for default in groups.values() for f in fields(default)]
-            near = difflib.get_close_matches(option, known, n=1, cutoff=0.0)[0]
-            raise UserError(f"options must be those of the command line, got {option}={value!r} (nearest: {near})")
+            got = f"{option}={value!r}{nearest(option, known)}"
+            raise UserError(f"options must be those of the command line, got {got}")
         chosen[group][option] = value
     return Options(**{name: replace(default, **chosen[name]) for name, default in groups.items()})
 
 
 def _settings(given: Mapping[str, Any] | Sequence[str]) -> tuple[str, ...]:
     """Return settings of knobs as the command line has them."""
-
-    def text(value: Any) -> str:
-        if isinstance(value, list | tuple):
-            return ",".join(map(text, value))
-        return str(value).lower() if isinstance(value, bool) else str(value)
-
     if isinstance(given, Mapping):
-        return tuple(f"{name}={text(value)}" for name, value in given.items())
+        several = {name: value if isinstance(value, list | tuple) else [value] for name, value in given.items()}
+        return tuple(f"{name}={','.join(map(as_text, values))}" for name, values in several.items())
     return (given,) if isinstance(given, str) else tuple(given)
 
 

@@ -3,7 +3,6 @@
 Each block is a group of `--help`; every option is checked before any work starts.
 """
 
-import difflib
 import math
 import os
 import re
@@ -16,7 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from tyro.conf import OmitArgPrefixes, UseAppendAction
 
 from data_prep.command_line import with_help
-from data_prep.errors import UserError
+from data_prep.errors import UserError, nearest
 
 
 def _check(value: object, rule: str, *, option: str, holds: bool) -> None:
@@ -34,9 +33,9 @@ def _check_types(options: object) -> None:
         if Path in kinds and isinstance(value, str):
             object.__setattr__(options, name, Path(value))
         elif isinstance(value, str) and str not in kinds and choices and value not in choices:
-            near = difflib.get_close_matches(value, choices, n=1, cutoff=0.0)[0]
             numbers = "a number or " if {int, float} & set(kinds) else ""
-            raise UserError(f"must be {numbers}{', '.join(choices)}; got {value!r} (nearest: {near})", option=name)
+            got = f"{value!r}{nearest(value, choices)}"
+            raise UserError(f"must be {numbers}{', '.join(choices)}; got {got}", option=name)
         elif not (value in choices or _is_of(value, kinds)):
             words = [k.__name__ if isinstance(k, type) else str(k) for k in kinds if get_origin(k) is not Literal]
             raise UserError(f"must be {' or '.join([*words, *choices])}; got {value!r}", option=name)

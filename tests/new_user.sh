@@ -52,7 +52,7 @@ sed -i "s/\r//" pets/classes.csv
 say "$(($(wc -l < pets/classes.csv) - 1)) classes of own images"
 
 # --- own ranges and an own method, written outside of the package ------------------------------------------------------
-zerosweep run --space sre --print-space | sed 's/^  gcn_layers:/  gcn_layers:/' > mine.yaml
+zerosweep run --space sre --print-space > mine.yaml
 clip=$(python -c "from data_prep.benchmarks.icons2emoji import ASSETS; print(ASSETS / 'clip')")
 cp "$(python -c "import study, pathlib; print(pathlib.Path(study.__file__).parent / 'training/method_template.py')")" my_method.py
 sed -i 's/task-residual/my-residual/; s/"icons2emoji-gzsl"/"folder:pets"/' my_method.py

@@ -10,7 +10,6 @@ others. Where there is one domain, images of unseen classes, and the test images
 """
 
 import csv
-import difflib
 import hashlib
 import io
 import unicodedata
@@ -24,7 +23,7 @@ import pyarrow as pa
 import torch
 
 from data_prep.benchmarks.base import DOMAINS, IMAGE_SCHEMA, Benchmark
-from data_prep.errors import UserError, some_of
+from data_prep.errors import UserError, nearest, some_of
 from data_prep.feature_store import ClassTable
 from data_prep.wordnet import resolve_wnids
 
@@ -151,9 +150,8 @@ def said_roles(roles: Sequence[str], found: Sequence[str], kind: str) -> dict[st
         )
     for option, role in zip(DOMAINS, roles, strict=True):
         if role not in found:
-            near = difflib.get_close_matches(role, found, n=1, cutoff=0.0)
-            hint = f" (nearest: {near[0]})" if near else ""
-            raise UserError(f"must be a {kind}: {some_of(found) or 'there is none'}; got {role!r}{hint}", option=option)
+            there = some_of(found) or "there is none"
+            raise UserError(f"must be a {kind}: {there}; got {role!r}{nearest(role, found)}", option=option)
     return dict(zip(roles, DOMAINS, strict=True))
 
 
@@ -204,8 +202,8 @@ def label_ids(given: np.ndarray, names: Sequence[str], where: str) -> list[int]:
     said = [spoken(str(label)) for label in given]
     unknown = sorted({name for name in said if name not in index})
     if unknown:
-        near = difflib.get_close_matches(unknown[0], names, n=1, cutoff=0.0)
-        raise UserError(f"{where}: label must be a name of {CLASSES}; got {some_of(unknown)} (nearest: {near[0]})")
+        got = f"{some_of(unknown)}{nearest(unknown[0], names)}"
+        raise UserError(f"{where}: label must be a name of {CLASSES}; got {got}")
     return [index[name] for name in said]
 
 

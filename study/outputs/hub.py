@@ -34,7 +34,7 @@ def push_adapter(storage: Storage, folder: str, repo: str) -> str:
 
     adapter = storage / folder
     with tempfile.TemporaryDirectory() as local:
-        names = [name for name in adapter.names() if "/" not in name]
+        names = adapter.names()
         for name in names:
             (Path(local) / name).write_bytes(adapter.read(name) or b"")
         if not names:

@@ -67,6 +67,12 @@ class Results:
         return self.rows[0].benchmark
 
     @property
+    def task(self) -> tuple[str, str, float | str | None]:
+        """What two studies must share for their numbers to be compared: features, rotation, held-out images."""
+        row, options = self.own or self.rows[0], self.run.options
+        return row.feature_fingerprint, str(options.rotation or 0), options.test_share
+
+    @property
     def is_oracle(self) -> bool:
         """Whether configurations were selected with test labels."""
         return any(row.select == ORACLE for row in self.rows)
@@ -153,13 +159,7 @@ def oracles_beside(storage: Storage, results: Results) -> list[Results]:
         options = RecordedOptions(by_group=content.get("options", {}))
         if options.select == ORACLE and (file.parent / "leaderboard.parquet").exists():
             found.append(read_results(locate(file.parent)))
-    return [oracle for oracle in found if _task(oracle) == _task(results)]
-
-
-def _task(results: Results) -> tuple[str | None, int | str | None, str]:
-    """Return all that two studies must share for their numbers to be compared."""
-    fingerprint = results.own.feature_fingerprint if results.own else None
-    return fingerprint, results.run.options.rotation, results.run.own_method
+    return [o for o in found if o.own and o.task == results.task and o.run.own_method == results.run.own_method]
 
 
 def _folders(storage: Storage, name: str = "") -> list[str]:

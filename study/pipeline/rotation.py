@@ -81,26 +81,24 @@ def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Stora
         if done.diverged:
             study.console.print(f"{entry.config_id} diverged in its refit and is left out", soft_wrap=True)
             continue
-        scored.append(
-            evaluation.score(
-                entry,
-                done.predictions_ST,
-                done.division,
-                train_seconds=done.train_seconds,
-                unseen_GT=done.unseen_GT,
-            )
+        row = evaluation.score(
+            entry,
+            done.predictions_ST,
+            done.division,
+            train_seconds=done.train_seconds,
+            unseen_GT=done.unseen_GT,
         )
-        if on_new and done.new_predictions_ST is not None and done.new_division:
-            scored[-1] = with_new_images(scored[-1], on_new.score(entry, done.new_predictions_ST, done.new_division))
+        scored.append(with_new_images(row, on_new.score(entry, *done.new)) if on_new and done.new else row)
         write_config(storage, scored[-1].row, params=entry.params, space=candidate.space, record=record)
         calibrated = calibrated_entry(entry, methods)
         methods.add(entry.method)
         if calibrated:
-            predictions_ST = done.division.at(entry.metrics[CONSTANT])
-            scored.append(evaluation.score(calibrated, predictions_ST, done.division))
-            if on_new and done.new_division:
-                new_ST = done.new_division.at(entry.metrics[CONSTANT])
-                scored[-1] = with_new_images(scored[-1], on_new.score(calibrated, new_ST, done.new_division))
+            constant = entry.metrics[CONSTANT]
+            row = evaluation.score(calibrated, done.division.at(constant), done.division)
+            if on_new and done.new:
+                _, division = done.new
+                row = with_new_images(row, on_new.score(calibrated, division.at(constant), division))
+            scored.append(row)
         trained[entry.config_id] = candidate, done
     if candidates.consensus:
         scored.append(_consensus_row(study, candidates.consensus, evaluation))
@@ -152,13 +150,9 @@ def _export(
         if of_row.row.config_id not in trained:
             continue
         candidate, done = trained[of_row.row.config_id]
+        adapter = make_adapter(candidate.config, record.seeds[0], done.weights, evaluation.data, study.features, clip)
+        (metrics,) = evaluation.metrics(of_row.predictions_ST[:1])
         is_choice = of_row.row.selected and of_row.row.method == study.spec.reference
         for name in (str(of_row.row.rank), *([SELECTED] if is_choice else [])):
-            write_adapter(
-                storage,
-                f"{ADAPTERS}/{name}",
-                make_adapter(candidate.config, record.seeds[0], done.weights, evaluation.data, study.features, clip),
-                row=of_row.row,
-                metrics=evaluation.metrics(of_row.predictions_ST[:1])[0],
-                record=record,
-            )
+            folder = f"{ADAPTERS}/{name}"
+            write_adapter(storage, folder, adapter, row=of_row.row, metrics=metrics, record=record)

@@ -1,6 +1,5 @@
 """Compare several studies: one ranking within each task, and mean ranks of methods over tasks."""
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from scipy import stats
 
-from data_prep.errors import UserError, some_of
+from data_prep.errors import UserError, nearest, some_of
 from data_prep.storage import locate
 from study.evaluation.leaderboard import notes
 from study.outputs.results import Results, read_results
@@ -55,8 +54,7 @@ def load_studies(folders: Sequence[Path]) -> list[Results]:
     missing = [str(f) for f in folders if not f.exists()]
     if missing:
         there = sorted({str(f) for gone in missing for f in Path(gone).parent.glob("*/") if f.is_dir()})
-        near = difflib.get_close_matches(missing[0], there, n=1, cutoff=0.6)
-        hint = f" (nearest: {near[0]})" if near else ""
+        hint = nearest(missing[0], there, cutoff=0.6)
         raise UserError(f"studies must be folders that are there; missing: {some_of(missing)}{hint}")
     finished = [f for f in folders if (f / "leaderboard.parquet").exists()]
     if not finished:
@@ -89,12 +87,6 @@ def write_comparison(folders: Sequence[Path], out: Path) -> str:
         *unequal(studies),
     ]
     return "\n".join([*said, ranking, *between_winners(studies), str(out / "comparison.html")])
-
-
-def task_of(study: Results) -> tuple[str, str, float | str | None]:
-    """Return what two studies must share for their numbers to be compared: features, rotation, held-out images."""
-    row = study.own or study.rows[0]
-    return row.feature_fingerprint, str(study.run.options.rotation or 0), study.run.options.test_share
 
 
 def unequal(studies: Sequence[Results]) -> list[str]:
@@ -131,7 +123,7 @@ def _by_task(studies: Sequence[Results]) -> list[list[Results]]:
     """Return the studies of each task that has several."""
     tasks: dict[object, list[Results]] = {}
     for study in studies:
-        tasks.setdefault(task_of(study), []).append(study)
+        tasks.setdefault(study.task, []).append(study)
     return [of_task for of_task in tasks.values() if len(of_task) > 1]
 
 
@@ -158,11 +150,11 @@ def compare(studies: Sequence[Results]) -> pd.DataFrame:
     lines = []
     names: dict[str, set[object]] = {}  # a name may stand for other images: then it is told apart by its features
     for study in studies:
-        names.setdefault(_task_name(study), set()).add(task_of(study))
+        names.setdefault(_task_name(study), set()).add(study.task)
     for study in studies:
         task = _task_name(study)
         if len(names[task]) > 1:
-            task += f", features {task_of(study)[0][:8]}"
+            task += f", features {study.task[0][:8]}"
         for row in study.rows:
             if row.selected:
                 lines.append({"study": study.run.name, "task": task, **vars(row)})

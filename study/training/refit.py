@@ -30,10 +30,8 @@ class Refit:
     """The first seed's lane: all its tensors (1, ...) by name."""
     diverged: bool
     """Whether the loss of any seed was not finite."""
-    new_predictions_ST: Tensor | None = None
-    """Predicted class of every image that the study never saw (`--test-share`), for every seed."""
-    new_division: Division | None = None
-    """Those images at any threshold."""
+    new: tuple[Tensor, Division] | None = None
+    """The same two for images that the study never saw (`--test-share`)."""
     unseen_GT: Tensor | None = None
     """Best unseen class of the first seed at each of `LAMBDAS`, int16; None where there is no residual to vary."""
 
@@ -76,8 +74,7 @@ def refit_pack(
         Refit(
             predictions_ST=predictions_KT[lanes_of],
             division=division.of(lanes_of),
-            new_predictions_ST=None if new is None else new[0][lanes_of],
-            new_division=None if new is None else new[1].of(lanes_of),
+            new=None if new is None else (new[0][lanes_of], new[1].of(lanes_of)),
             train_seconds=seconds,
             weights={name: t[lanes_of][:1].detach().cpu().clone() for name, t in pack.module.lanes().items()},
             diverged=bool(pack.diverged_K[lanes_of].any()),

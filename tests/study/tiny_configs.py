@@ -3,9 +3,13 @@
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from models.baselines import CLIPAdapterConfig, CoOpConfig, LinearProbeConfig, TipAdapterConfig
 from models.pva import PVAConfig
 from models.sre_clip import SREConfig
+from study.protocol.trial_data import TrialData, seen_classes, trainable_images
+from study.training.pack import Pack
 
 SRE = SREConfig(heads=2, slots=4, attention_width=8, gcn_width=8, token_dim=8, batch_size=32, lr=1e-3)
 PVA = PVAConfig(latent_dim=12, hidden=8, batch_size=32, tau=0.1)
@@ -29,3 +33,16 @@ CONFIGS: dict[str, Any] = {
 }
 ENCODED = {"pva shared prompts", "coop"}
 """With a text encoder in the loop: packs of twelve lanes instead of 64, to save time."""
+
+
+def pack_of(config: Any, lanes: int, data: TrialData) -> Pack:
+    """A pack with a lane per seed, each of which plays the next fold."""
+    folds = [k % data.folds for k in range(lanes)]
+    return Pack(
+        [config] * lanes,
+        seeds=list(range(lanes)),
+        seen_KC=torch.stack([seen_classes(data, fold) for fold in folds]),
+        trainable_KI=torch.stack([trainable_images(data, fold) for fold in folds]),
+        data=data,
+        epochs=2,
+    )

@@ -20,11 +20,11 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[3]), str(Path(__file__).resolve().parents[1])]
 
-from tiny_configs import CONFIGS, ENCODED  # noqa: E402
+from tiny_configs import CONFIGS, ENCODED, pack_of  # noqa: E402
 
 import search_spaces  # noqa: E402
 from models.baselines import LinearProbeConfig  # noqa: E402
-from study.protocol.trial_data import TrialData, seen_classes, trainable_images  # noqa: E402
+from study.protocol.trial_data import TrialData  # noqa: E402
 from study.training.check_method import random_data  # noqa: E402
 from study.training.pack import Pack  # noqa: E402
 
@@ -53,20 +53,9 @@ def on_device(pack: Pack, data: TrialData, device: torch.device, mode: FakeTenso
     optimiser.steps_K, optimiser.at_once = moved(optimiser.steps_K), True
 
 
-def made(config: Any, data: TrialData) -> Pack:
-    return Pack(
-        [config] * LANES,
-        seeds=list(range(LANES)),
-        seen_KC=torch.stack([seen_classes(data, k % 2) for k in range(LANES)]),
-        trainable_KI=torch.stack([trainable_images(data, k % 2) for k in range(LANES)]),
-        data=data,
-        epochs=3,
-    )
-
-
 def train(config: Any, data: TrialData, change: Callable[[Pack], object] = lambda pack: None) -> str:
     """Train two epochs; return ok or what went wrong."""
-    pack = made(config, data)
+    pack = pack_of(config, LANES, data)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             on_device(pack, data, torch.device("fake:0"), mode)

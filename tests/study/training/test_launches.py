@@ -4,11 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_configs import CONFIGS
+from tiny_configs import CONFIGS, pack_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from study.protocol.trial_data import TrialData, seen_classes, trainable_images
-from study.training.pack import Pack
+from study.protocol.trial_data import TrialData
 
 DRAWN_PER_LANE = {"pva", "pva relative", "pva kl", "pva not separated", "pva shared prompts"}
 """Methods whose noise comes from a stream of each lane, on the CPU."""
@@ -29,14 +28,7 @@ class Operations(TorchDispatchMode):
 
 
 def operations_of_a_step(config: Any, lanes: int, data: TrialData, *, at_once: bool = True) -> int:
-    pack = Pack(
-        [config] * lanes,
-        seeds=list(range(lanes)),
-        seen_KC=torch.stack([seen_classes(data, k % 3) for k in range(lanes)]),
-        trainable_KI=torch.stack([trainable_images(data, k % 3) for k in range(lanes)]),
-        data=data,
-        epochs=2,
-    )
+    pack = pack_of(config, lanes, data)
     pack.optimiser.at_once = at_once  # as on an accelerator
     params = list(pack.module.parameters())
     source_KB, target_KB = next(iter(pack._draw_epoch()))
