@@ -21,11 +21,20 @@ from data_prep.feature_store import FeatureSet, load_target_labels
 from models.baselines import nearest_prototype, zero_shot_prototypes
 from models.stacked import chunks, in_chunks
 from models.sweeps import Curve, lead_of_seen
-from study.evaluation.leaderboard import Entry, Row, mean_over_seeds, rank_rows, sample_deviation
+from study.evaluation.leaderboard import (
+    Entry,
+    Row,
+    Score,
+    mean_over_seeds,
+    rank_rows,
+    sample_deviation,
+    score_columns,
+)
 from study.evaluation.metrics import evaluate, paired_bootstrap, resampled_h
 from study.protocol.consensus import agreement
 from study.protocol.scores import (
     Criterion,
+    measured_criterion,
     mutual_information,
     pseudo_unseen_scores,
     selection_score,
@@ -105,7 +114,7 @@ class Evaluation:
         entry = Entry(
             method=f"CLIP zero-shot ({text})",
             config_id=f"zero-shot-{text.split()[0].lower()}",
-            val_score=selection_score(metrics, criterion),
+            score=Score(criterion=measured_criterion(metrics, criterion), value=selection_score(metrics, criterion)),
             metrics=metrics,
         )
         division = Division(lead_KI=lead, seen_KI=seen_1T, unseen_KI=unseen_1T)
@@ -139,10 +148,8 @@ class Evaluation:
             select=self.selection,
             benchmark=self.features.benchmark + partial,
             clip=self.features.clip,
-            val_score=entry.val_score,
             val_alike=entry.val_alike,
-            val_h_mean=entry.metrics.get("val_h_mean"),
-            val_h_std=entry.metrics.get("val_h_std"),
+            **{name: entry.metrics.get(name) for name in ("val_h_mean", "val_h_std")} | score_columns(entry.score),
             **measured,
             h_gain=gain,
             h_gain_lo=low,
@@ -209,7 +216,7 @@ def average_rotations(rotations: Sequence[tuple[Evaluation, Sequence[Scored]]], 
         behind: dict[str, float] = {}
         if reference in methods and method != reference:
             behind = _behind(evaluations, [of_rotation[reference] for of_rotation in selected], chosen)
-        numbers = [name for name, value in vars(chosen[0].row).items() if isinstance(value, float)]
+        numbers = [name for name in vars(chosen[0].row) if all(isinstance(getattr(s.row, name), float) for s in chosen)]
         mean: dict[str, Any] = {name: fmean(getattr(s.row, name) for s in chosen) for name in numbers}
         rows.append(
             replace(

@@ -16,6 +16,26 @@ ORACLE_NOTE = "ORACLE: configurations were selected with test labels. An upper b
 INTERRUPTED_NOTE = "INTERRUPTED: the study was ended before it was finished. Its result comes when it is resumed."
 
 
+SCORE_COLUMNS = {
+    "consensus": "val_consensus",
+    "agreement": "val_agreement",
+    "h*mi": "val_h_mi",
+    "h": "val_h_mean",
+    "mi": "val_mi",
+}
+"""The column of each criterion: scores of different ones cannot be compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What selection maximises of a configuration."""
+
+    criterion: str
+    """The criterion, a key of `SCORE_COLUMNS`."""
+    value: float
+    """Its value."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """A row before its test: which configuration it is, and what selection said of it."""
@@ -24,8 +44,8 @@ class Entry:
     """Method's name on the leaderboard."""
     config_id: str
     """The configuration's id in the study, or the baseline's."""
-    val_score: float | None = None
-    """Value of the criterion that selection maximises; None where nothing was selected."""
+    score: Score | None = None
+    """What selection maximises; None where nothing was selected."""
     val_alike: float | None = None
     """Share of the search's other choices that selection could not tell from this one."""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -87,7 +107,7 @@ class Row:
     params: str = "{}"
     """The configuration, as JSON."""
     selected: bool = False
-    """The one to quote: of its method's rows the one with the best `val_score`; `rank_rows` sets it."""
+    """The one to quote: of its method's rows the one with the best score in selection; `rank_rows` sets it."""
     pareto: bool = False
     """On the Pareto front of a two-objective study."""
     test_t1: float | None = None
@@ -102,8 +122,16 @@ class Row:
     """Lower end of that difference's paired-bootstrap 95 % interval."""
     h_behind_hi: float | None = None
     """Upper end."""
-    val_score: float | None = None
-    """Selection: what it maximises, the criterion's value; without one of its own a configuration is not selected."""
+    val_criterion: str = ""
+    """Selection: the criterion that it maximises, which says in which column the score is; "" where none was."""
+    val_consensus: float | None = None
+    """Score: agreement with the consensus of all trained configurations."""
+    val_agreement: float | None = None
+    """Score: agreement with a consensus of training-free methods."""
+    val_h_mi: float | None = None
+    """Score: geometric mean of H on the folds and of mutual information. That of criterion `h` is `val_h_mean`."""
+    val_mi: float | None = None
+    """Score: mutual information of the target images and their predictions."""
     val_alike: float | None = None
     """Of a consensus' choice: share of the other choices that agree with it as well, within the noise of its images."""
     new_seen_mean: float | None = None
@@ -120,6 +148,17 @@ class Row:
     """Lower end of the gain's interval."""
     new_h_gain_hi: float | None = None
     """Upper end."""
+
+    @property
+    def score(self) -> Score | None:
+        """What selection maximises; without one a row is not selected."""
+        value = getattr(self, SCORE_COLUMNS[self.val_criterion]) if self.val_criterion else None
+        return None if value is None else Score(criterion=self.val_criterion, value=value)
+
+
+def score_columns(score: Score | None) -> dict[str, Any]:
+    """Return the columns of `Row` that hold a score."""
+    return {} if score is None else {"val_criterion": score.criterion, SCORE_COLUMNS[score.criterion]: score.value}
 
 
 def notes(rows: Sequence[Row], *, interrupted: bool) -> list[str]:
@@ -153,16 +192,19 @@ def sample_deviation(values: Sequence[float]) -> float:
 
 
 def rank_rows(rows: Sequence[Row]) -> list[Row]:
-    """Rank rows by mean test H, best first, and mark every method's selected row."""
+    """Rank rows by mean test H, best first, and mark every method's selected row.
 
-    def key(value: float | None) -> float:
-        return -math.inf if value is None else value
-
-    best: dict[str, Row] = {}
+    Raises `ValueError` where rows of a method have scores of different criteria: none of them is the best.
+    """
+    best: dict[str, tuple[Score, Row]] = {}
     for row in rows:
-        if row.val_score is not None and row.val_score > key(
-            best[row.method].val_score if row.method in best else None
-        ):
-            best[row.method] = row
-    ordered = sorted(rows, key=lambda r: -key(r.test_h_mean))
-    return [replace(row, rank=i, selected=best.get(row.method) is row) for i, row in enumerate(ordered, start=1)]
+        if row.score is None:
+            continue
+        score, _ = best.setdefault(row.method, (row.score, row))
+        if score.criterion != row.score.criterion:
+            raise ValueError(f"{row.method} has scores of {score.criterion} and of {row.score.criterion}")
+        if row.score.value > score.value:
+            best[row.method] = row.score, row
+    selected = {method: row for method, (_, row) in best.items()}
+    ordered = sorted(rows, key=lambda r: math.inf if r.test_h_mean is None else -r.test_h_mean)
+    return [replace(row, rank=i, selected=selected.get(row.method) is row) for i, row in enumerate(ordered, start=1)]

@@ -12,10 +12,11 @@ from data_prep.storage import locate, reason
 from models.heads import Head
 from models.stacked import MethodConfig
 from search_spaces import Space, Value
-from study.evaluation.leaderboard import ORACLE, Entry
+from study.evaluation.leaderboard import ORACLE, SCORE_COLUMNS, Entry, Score
 from study.outputs.folder import open_storage
 from study.outputs.leaderboard_files import read_leaderboard
 from study.pipeline.choice import Choice, Consensus
+from study.protocol.scores import Criterion, measured_criterion
 from study.search.records import Configuration
 from study.training.methods import method_of
 from study.training.scoring import CALIBRATED_H, CONSTANT, LaneResult
@@ -39,7 +40,7 @@ def make_candidate(
     *,
     method: str,
     config_id: str,
-    score: float | None,
+    score: Score | None,
     metrics: Mapping[str, float],
     pareto: bool = False,
     space_name: str = "",
@@ -58,7 +59,7 @@ def make_candidate(
     entry = Entry(
         method=method,
         config_id=config_id,
-        val_score=score,
+        score=score,
         val_alike=alike,
         metrics=metrics,
         params=asdict(config),
@@ -84,7 +85,14 @@ def searched_candidate(space: Space, found: Choice, *, space_name: str = "") -> 
     )
 
 
-def defaults_candidate(space: Space, configurations: Sequence[Configuration]) -> Candidate | None:
+def searched_score(configuration: Configuration | LaneResult, criterion: Criterion) -> Score | None:
+    """Return what a search under `criterion` maximised of a configuration; None where it diverged."""
+    if configuration.score is None:
+        return None
+    return Score(criterion=measured_criterion(configuration.metrics, criterion), value=configuration.score)
+
+
+def defaults_candidate(space: Space, configurations: Sequence[Configuration], criterion: Criterion) -> Candidate | None:
     """Return the candidate that nobody searched: the space's defaults, the first configuration of every search.
 
     None where it diverged.
@@ -97,7 +105,7 @@ def defaults_candidate(space: Space, configurations: Sequence[Configuration]) ->
         first.params,
         method=f"{space.method}, defaults",
         config_id=f"{space.name}-defaults",
-        score=first.score,
+        score=searched_score(first, criterion),
         metrics={name: value for name, value in first.metrics.items() if name != CONSTANT},  # not calibrated
     )
 
@@ -109,13 +117,16 @@ def given_candidate(
     *,
     method: str,
     config_id: str,
+    criterion: Criterion,
     consensus: Consensus | None,
 ) -> Candidate:
     """Return the candidate of a configuration that was not searched but scored on the folds like a searched one.
 
     `consensus`: of the study's search, by which all that vote are ranked.
     """
-    score = consensus.score(result.votes)["none"] if consensus and result.votes else result.score
+    score = searched_score(result, criterion)
+    if consensus and result.votes:
+        score = Score(criterion="consensus", value=consensus.score(result.votes)["none"])
     return make_candidate(space, params, method=method, config_id=config_id, score=score, metrics=result.metrics)
 
 
@@ -131,7 +142,7 @@ def calibrated_entry(entry: Entry, methods: Collection[str]) -> Entry | None:
     return Entry(
         method=f"{entry.method}, calibrated",
         config_id=f"{entry.config_id}-calibrated",
-        val_score=h,
+        score=Score(criterion="h", value=h),
         metrics={"val_h_mean": h},
     )
 
@@ -148,7 +159,7 @@ def candidate_of_row(space: Space, row: Mapping[str, Any]) -> Candidate:
             row["params"],
             method=row["method"],
             config_id=row["config_id"],
-            score=row["val_score"],
+            score=_recorded_score(row),
             metrics={name: row[name] for name in ("val_h_mean", "val_h_std")},
             pareto=row["pareto"],
         )
@@ -169,7 +180,7 @@ def enqueued_params(given: Sequence[str], space: Space, select: str) -> tuple[di
         rows = [row for row in _recorded(place) if row["space"] == space.name]
         if not rows:
             raise UserError(f"must hold configurations of {space.name}; {place} has none", option="enqueue")
-        for row in sorted(rows, key=lambda row: -(row["val_score"] or 0.0)):
+        for row in sorted(rows, key=_recorded_rank):
             if row["select"] == ORACLE != select:
                 raise UserError(f"must not have looked at test labels; {place} has", option="enqueue")
             params = _knobs_of(space, row)
@@ -189,12 +200,24 @@ def _recorded(place: str) -> list[dict[str, Any]]:
             names = [n for n in storage.names(recursive=True) if re.search(r"(^|/)configs/[^/]+\.json$", n)]
             contents = [storage.read(name) for name in sorted(names)]
         rows = [json.loads(content or b"null") for content in contents]
-        if not all({"space", "params", "val_score", "select"} <= set(row) for row in rows):
+        if not all({"space", "params", "val_criterion", "select"} <= set(row) for row in rows):
             raise ValueError("it lacks the knobs of its row")
     except (OSError, ValueError, TypeError) as error:
         rule = "must be the folder of a study or a file configs/ID.json of one"
         raise UserError(f"{rule}, got {place}: {reason(error)}", option="enqueue") from error
     return rows
+
+
+def _recorded_score(row: Mapping[str, Any]) -> Score | None:
+    """Return the score of a row of configs/ID.json."""
+    criterion = row["val_criterion"]
+    return Score(criterion=criterion, value=row[SCORE_COLUMNS[criterion]]) if criterion else None
+
+
+def _recorded_rank(row: Mapping[str, Any]) -> tuple[str, float]:
+    """Return where a row stands among others of its study: the best score first, one criterion after the other."""
+    score = _recorded_score(row)
+    return (score.criterion, -score.value) if score else ("", 0.0)
 
 
 def _knobs_of(space: Space, row: Mapping[str, Any]) -> dict[str, Value]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from models.heads import Head
+from study.evaluation.leaderboard import Score
 from study.protocol.consensus import Votes, agreements, consensus, divided_consensus, noise_of_difference
 from study.search.records import Configuration
 from study.training.pack import Division
@@ -23,7 +24,7 @@ class Choice:
     """The configuration."""
     head: Head = "none"
     """Who classifies at inference."""
-    score: float | None
+    score: Score | None
     """What it was chosen by."""
     alike: float | None = None
     """Of the best one: share of the other choices whose score is as good, within the noise of its images."""
@@ -72,26 +73,31 @@ def choose(
 
     `votes`: by the configurations' indices. Of equals, the earlier configuration and the simpler head come first.
     """
-    choices = [
-        Choice(configuration=c, head=head, score=score)
+    agreed = [
+        (agreement, Choice(configuration=c, head=head, score=Score(criterion="consensus", value=agreement)))
         for c in configurations
         if c.index in votes
-        for head, score in found.score(votes[c.index]).items()
+        for head, agreement in found.score(votes[c.index]).items()
     ]
-    ranked = sorted(choices, key=lambda choice: -(choice.score or 0.0))
-    if ranked:
-        ranked[0] = replace(ranked[0], alike=_alike(ranked, votes, found))
-    return ranked[:top]
+    ranked = sorted(agreed, key=lambda choice: -choice[0])
+    choices = [choice for _, choice in ranked]
+    if choices:
+        choices[0] = replace(choices[0], alike=_alike(ranked, votes, found))
+    return choices[:top]
 
 
-def _alike(ranked: Sequence[Choice], votes: Mapping[int, Votes], found: Consensus) -> float:
-    """Return the share of the choices behind the first that are behind it by noise only (5 % level)."""
+def _alike(ranked: Sequence[tuple[float, Choice]], votes: Mapping[int, Votes], found: Consensus) -> float:
+    """Return the share of the choices behind the first that are behind it by noise only (5 % level).
+
+    `ranked`: their agreement and themselves, the best first.
+    """
 
     def classes_FT(choice: Choice) -> Tensor:
         return torch.from_numpy(votes[choice.configuration.index].classes[choice.head].astype("int64"))
 
-    best_FT, alike = classes_FT(ranked[0]), 0
-    for choice in ranked[1:]:
+    (best, first), *others = ranked
+    best_FT, alike = classes_FT(first), 0
+    for agreement, choice in others:
         noise = noise_of_difference(best_FT, classes_FT(choice), found.labels_T, found.seen_C)
-        alike += (ranked[0].score or 0.0) - (choice.score or 0.0) <= 1.96 * noise
-    return alike / max(1, len(ranked) - 1)
+        alike += best - agreement <= 1.96 * noise
+    return alike / max(1, len(others))

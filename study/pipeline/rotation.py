@@ -10,7 +10,7 @@ from data_prep.storage import Storage
 from study.cluster.refit_run import refit
 from study.cluster.session import single_node
 from study.evaluation.final_test import Evaluation, Scored, select, with_new_images, with_test_labels
-from study.evaluation.leaderboard import Entry
+from study.evaluation.leaderboard import Entry, Score
 from study.evaluation.leaderboard_text import to_terminal
 from study.outputs.adapter import make_adapter
 from study.outputs.adapter_files import ADAPTERS, SELECTED, write_adapter
@@ -119,9 +119,8 @@ def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Stora
 def _consensus_row(study: Prepared, consensus: Consensus, evaluation: Evaluation) -> Scored:
     """Score what all configurations of the search predict together: no model of its own, and nothing to export."""
     space = study.spec.space
-    entry = Entry(
-        method=f"{space.method}, consensus", config_id=f"{space.name}-consensus", val_score=consensus.mean_agreement
-    )
+    score = Score(criterion="consensus", value=consensus.mean_agreement)
+    entry = Entry(method=f"{space.method}, consensus", config_id=f"{space.name}-consensus", score=score)
     return evaluation.score(entry, consensus.labels_T[None], consensus.division)
 
 

@@ -15,17 +15,20 @@ from search_spaces import Ablation, Space, Value
 from study.cluster.jobs import Search
 from study.cluster.search_run import run_searches
 from study.cluster.tasks import choose_precision, score_on_folds
+from study.evaluation.leaderboard import ORACLE
 from study.outputs.trackers import log_configurations
 from study.pipeline.candidates import (
     Candidate,
     defaults_candidate,
     given_candidate,
     searched_candidate,
+    searched_score,
     winner_params,
 )
 from study.pipeline.choice import Choice, Consensus, choose, find_consensus
 from study.pipeline.plan import Prepared
 from study.pipeline.spec import StudySpec
+from study.protocol.scores import Criterion
 from study.reporting.running import write_running_report
 from study.search.ledger import JOURNAL, Ledger, open_ledger
 from study.search.pack_queue import PackQueue
@@ -66,6 +69,11 @@ class SearchStage:
         self.study, self.spec, self.options = study, study.spec, study.spec.options
         self.rotation, self.seen_C, self.arrays, self.storage = rotation, seen_C, arrays, storage
         self._consensus: Consensus | None = None
+
+    @property
+    def _criterion(self) -> Criterion:
+        """What configurations are scored by while they are searched: H of the folds where test labels are seen."""
+        return "h" if self.options.selection.select == ORACLE else self.spec.criterion
 
     def run(self) -> Candidates:
         """Return the method's best configurations or the ablation's variants, and each baseline's best.
@@ -125,6 +133,7 @@ class SearchStage:
                 result,
                 method=method,
                 config_id=f"{prefix or space.name}-{i:0{digits}d}",
+                criterion=self._criterion,
                 consensus=self._consensus,
             )
             for i, ((method, params), result) in enumerate(zip(of_method.items(), results, strict=True))
@@ -184,7 +193,7 @@ class SearchStage:
     def _candidates(self, of_space: _Wanted, ledger: Ledger) -> list[Candidate]:
         """Return a space's best configurations, and its defaults, which nobody searched."""
         space, finished = of_space.space, ledger.finished()
-        found = [Choice(configuration=c, score=c.score) for c in ledger.best(of_space.top)]
+        found = [Choice(configuration=c, score=searched_score(c, self._criterion)) for c in ledger.best(of_space.top)]
         if self.spec.criterion == "consensus":
             complete = [c for c in finished if c.state == "complete"]
             votes = VoteFolder(storage=of_space.storage).load([c.index for c in complete])
@@ -194,7 +203,7 @@ class SearchStage:
             if space is self.spec.space:
                 self._consensus = agreed
         candidates = [searched_candidate(space, c, space_name=of_space.space_name) for c in found]
-        defaults = None if self.spec.ablation else defaults_candidate(space, finished)
+        defaults = None if self.spec.ablation else defaults_candidate(space, finished, self._criterion)
         return candidates if defaults is None else [*candidates, defaults]
 
     def _open_ledger(self, of_space: _Wanted) -> Ledger:

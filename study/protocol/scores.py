@@ -108,11 +108,25 @@ def summarise(
     }
 
 
-def selection_score(metrics: Mapping[str, float], criterion: Criterion) -> float:
-    """Return the score that the search maximises; H of the folds where the method may not see the target."""
-    h = metrics["val_h_mean"]
+def measured_criterion(metrics: Mapping[str, float], criterion: Criterion) -> Criterion:
+    """Return what the search maximises of these metrics: `h` where the method may not see the target.
+
+    While it runs, `consensus` is agreement with training-free methods.
+    """
     if "target_mi" not in metrics:
-        return h
-    information = metrics["target_mi"]
-    scores = {"h": h, "mi": information, "h*mi": math.sqrt(max(0.0, h * information))}
-    return scores[criterion] if criterion in scores else metrics["target_agreement"]
+        return "h"
+    return "agreement" if criterion == "consensus" else criterion
+
+
+def selection_score(metrics: Mapping[str, float], criterion: Criterion) -> float:
+    """Return the score that the search maximises, see `measured_criterion`."""
+    h, information = metrics["val_h_mean"], metrics.get("target_mi", 0.0)
+    match measured_criterion(metrics, criterion):
+        case "h":
+            return h
+        case "mi":
+            return information
+        case "h*mi":
+            return math.sqrt(max(0.0, h * information))
+        case _:
+            return metrics["target_agreement"]

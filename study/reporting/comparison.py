@@ -12,7 +12,7 @@ from scipy import stats
 
 from data_prep.errors import UserError, nearest, some_of
 from data_prep.storage import locate
-from study.evaluation.leaderboard import notes
+from study.evaluation.leaderboard import SCORE_COLUMNS, notes
 from study.outputs.results import Results, read_results
 from study.reporting.overview import ROW_HEADINGS, row_cells
 from study.reporting.page import Cell, Chart, Section, Table, render
@@ -176,7 +176,8 @@ def mean_ranks(rows: pd.DataFrame) -> MeanRanks | None:
 
     Of a method's several studies on a task the one with the best selection score counts, as within a study.
     """
-    best = rows.sort_values("val_score", ascending=False).drop_duplicates(["task", "method"])
+    ordered = rows.assign(score=_selection_scores(rows)).sort_values("score", ascending=False)
+    best = ordered.drop_duplicates(["task", "method"])
     h = best.pivot(index="task", columns="method", values="test_h_mean").dropna(axis="columns")
     tasks, methods = h.shape
     if tasks < 2 or methods < 2:
@@ -191,6 +192,14 @@ def mean_ranks(rows: pd.DataFrame) -> MeanRanks | None:
         friedman_p=float(stats.friedmanchisquare(*(h[m] for m in h)).pvalue),
         critical_difference=float(q * math.sqrt(methods * (methods + 1) / (6 * tasks))),
     )
+
+
+def _selection_scores(rows: pd.DataFrame) -> pd.Series:
+    """Return each row's score, or H on the folds where a method's studies of a task have different criteria."""
+    columns = [SCORE_COLUMNS.get(criterion, "val_h_mean") for criterion in rows.val_criterion]
+    scores = pd.Series([rows.at[i, column] for i, column in zip(rows.index, columns, strict=True)], index=rows.index)
+    alike = rows.groupby(["task", "method"]).val_criterion.transform("nunique") == 1
+    return scores.where(alike, rows.val_h_mean)
 
 
 def comparison_page(studies: Sequence[Results], rows: pd.DataFrame) -> str:

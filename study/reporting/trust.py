@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from study.evaluation.leaderboard import ORACLE, Row
+from study.evaluation.leaderboard import ORACLE, SCORE_COLUMNS, Row
 from study.evaluation.leaderboard_text import difference, percent
 from study.outputs.results import Results
 from study.reporting.page import Chart, Section
@@ -104,15 +104,17 @@ def selection_in_words(results: Results) -> list[str]:
 def score_chart(results: Results) -> list[Chart]:
     """Draw the refitted rows of the study's own method by the score that chose among them, where that is not H."""
     own = results.own
-    if own is None or results.run.criterion in ("", "h"):
+    if own is None or own.val_criterion in ("", "h"):
         return []
     of_own = [r for r in results.rows if r.method == own.method]
-    rows = [r for r in of_own if r.val_score is not None and r.test_h_mean is not None]
+    rows = [r for r in of_own if r.score is not None and r.test_h_mean is not None]
     if len(rows) < 2:
         return []
     hover = "score %{x:.2f}, test %{y:.2f}"
-    figure = rows_by_method(results, rows, "val_score", "test_h_mean", hover=hover, deviation="test_h_std")
-    title = f"{results.run.criterion} score x 100"
+    figure = rows_by_method(
+        results, rows, SCORE_COLUMNS[rows[0].val_criterion], "test_h_mean", hover=hover, deviation="test_h_std"
+    )
+    title = f"{rows[0].val_criterion} score x 100"
     figure.update_layout(xaxis_title=title, yaxis_title="H on the test images, %", showlegend=False)
     return [
         Chart(

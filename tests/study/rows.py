@@ -13,7 +13,7 @@ def row(method: str, config_id: str, *, val: float | None, h: float | None, sele
         benchmark="icons2emoji",
         clip="embedded",
         val_h_mean=val,
-        val_score=val,
+        val_criterion="" if val is None else "h",
         val_h_std=None if val is None else 0.01,
         test_h_mean=h,
         test_h_std=0.005,

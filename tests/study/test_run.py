@@ -80,7 +80,16 @@ def test_the_ledger_is_an_optuna_study_with_every_configuration(small_study: Pat
     seen_C = ~torch.tensor(pd.read_parquet(CLASSES).sort_values("class_id").rotation.to_numpy() == 0)
     labels_T = consensus(list(votes.values()), 228)
     scores = [score for of_one in votes.values() for score in agreements(of_one, labels_T, seen_C).values()]
-    assert selected.val_score == pytest.approx(max(scores))
+    assert selected.val_consensus == pytest.approx(max(scores))
+
+
+def test_scores_of_different_criteria_never_share_a_column(small_study: Path) -> None:
+    table = pd.read_parquet(small_study / "leaderboard.parquet").set_index("method")
+    of_method = {"SRE-CLIP": "consensus", "SRE-CLIP, defaults": "agreement", "CLIP zero-shot (ensemble)": "agreement"}
+    assert {method: table.val_criterion[method] for method in of_method} == of_method
+    scores = ["val_consensus", "val_agreement", "val_h_mi", "val_mi"]
+    for method, criterion in of_method.items():
+        assert [name for name in scores if pd.notna(table.at[method, name])] == [f"val_{criterion}"]
 
 
 def test_the_same_seed_gives_the_same_leaderboard(

@@ -96,7 +96,7 @@ def test_credentials_in_an_address_are_refused_before_any_work(
 def test_a_crafted_row_cannot_name_a_file_outside_the_study(config_id: object) -> None:
     space = search_spaces.load("sre")
     assert isinstance(space, search_spaces.Space)
-    row = {"params": {}, "method": "SRE-CLIP", "config_id": config_id, "val_score": 0.5, "pareto": False}
+    row = {"params": {}, "method": "SRE-CLIP", "config_id": config_id, "val_criterion": "h", "pareto": False}
     row |= {"val_h_mean": 0.5, "val_h_std": 0.1}
     with pytest.raises(UserError, match="^rerun must be a row"):
         candidate_of_row(space, row)

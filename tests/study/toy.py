@@ -12,7 +12,7 @@ import ray
 import torch
 
 from search_spaces import Knob, Space
-from study.evaluation.leaderboard import Row
+from study.evaluation.leaderboard import Row, Score, score_columns
 from study.protocol.trial_data import TrialData
 from study.search.records import Configuration, StudyIdentity
 from study.training.loop import Judge, OnEpoch, TrainingOptions
@@ -172,7 +172,7 @@ def row(c: Configuration) -> Row:
         benchmark="toy",
         clip="toy",
         feature_fingerprint="",
-        val_score=c.score,
+        **score_columns(None if c.score is None else Score(criterion="mi", value=c.score)),
         test_h_mean=c.metrics["val_h_mean"],
         params=json.dumps(c.params),
     )

@@ -9,7 +9,7 @@ import torch
 
 from study.evaluation import final_test as evaluation
 from study.evaluation.final_test import Evaluation, Scored, average_rotations, select
-from study.evaluation.leaderboard import Entry
+from study.evaluation.leaderboard import Entry, Score
 from study.protocol.task import AmongTarget, WithinHalves
 from study.protocol.trial_data import TrialData
 from study.training.pack import Division
@@ -31,7 +31,9 @@ def evaluate(
     data = replace(data, target_features_TD=data.target_features_TD[:6], **rules)
     known = SimpleNamespace(**vars(features), clip="tiny", partial="")
     done = Evaluation(Path(), known, data, "pseudo-unseen")  # type: ignore[arg-type]
-    return done, done.score(Entry(method="Method", config_id="m-0", val_score=0.5), PREDICTED_1T, DIVISION)
+    return done, done.score(
+        Entry(method="Method", config_id="m-0", score=Score(criterion="h", value=0.5)), PREDICTED_1T, DIVISION
+    )
 
 
 def test_all_classes_compete(features: SimpleNamespace, data: TrialData, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +68,9 @@ def test_cross_dataset_is_accuracy_over_images_among_the_targets_classes(
     monkeypatch.setattr(evaluation, "load_target_labels", lambda *_: torch.tensor([2, 2, 2, 7, 7, 11]))
     done = Evaluation(Path(), done.features, done.data, "pseudo-unseen")
     row = done.score(
-        Entry(method="Method", config_id="m-0", val_score=0.5), torch.tensor([[2, 2, 7, 7, 2, 2]]), DIVISION
+        Entry(method="Method", config_id="m-0", score=Score(criterion="h", value=0.5)),
+        torch.tensor([[2, 2, 7, 7, 2, 2]]),
+        DIVISION,
     ).row
     assert (row.test_known_micro, row.test_seen_mean) == (None, None)
     assert row.test_unknown_micro == row.test_h_mean == pytest.approx(0.5)  # 3 of 6 images; per class it were 0.39
@@ -77,7 +81,9 @@ def test_rows_are_compared_with_the_methods_own(
 ) -> None:
     done, ours = evaluate(features, data, monkeypatch)
     better = torch.tensor([[0, 0, 0, 1, 2, 0]])
-    other = done.score(Entry(method="Baseline", config_id="b-0", val_score=0.4), better, DIVISION)
+    other = done.score(
+        Entry(method="Baseline", config_id="b-0", score=Score(criterion="h", value=0.4)), better, DIVISION
+    )
     rows = {s.row.method: s.row for s in select([ours, other], done, "Method")}
     assert rows["Method"].h_behind is None
     gain = rows["Method"].test_h_mean - rows["Baseline"].test_h_mean  # type: ignore[operator]

@@ -1,5 +1,7 @@
 """The leaderboard: how rows are ranked, selected and averaged."""
 
+from dataclasses import replace
+
 import pytest
 from rows import ROWS
 
@@ -14,6 +16,12 @@ def test_rows_are_ranked_by_mean_test_h_and_selected_by_validation() -> None:
         (3, "zero-shot", False),
         (4, "paper", False),
     ]
+
+
+def test_scores_of_different_criteria_choose_nothing() -> None:
+    other = replace(ROWS[2], val_criterion="mi", val_mi=0.1)  # another scale: neither of both is the better one
+    with pytest.raises(ValueError, match="^SRE-CLIP has scores of h and of mi$"):
+        rank_rows([ROWS[1], other])
 
 
 def test_test_columns_are_means_over_seeds() -> None:

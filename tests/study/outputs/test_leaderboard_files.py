@@ -19,7 +19,8 @@ COLUMNS = (
     "rank method config_id select benchmark clip val_h_mean val_h_std test_known_micro test_unknown_micro "
     "test_all_micro test_seen_mean test_unseen_mean test_h_mean test_h_std h_gain h_gain_lo h_gain_hi n_seeds "
     "train_seconds feature_fingerprint source params selected pareto test_t1 test_ausuc test_h_oracle_tau "
-    "h_behind h_behind_lo h_behind_hi val_score val_alike new_seen_mean new_unseen_mean new_h_mean new_h_std "
+    "h_behind h_behind_lo h_behind_hi val_criterion val_consensus val_agreement "
+    "val_h_mi val_mi val_alike new_seen_mean new_unseen_mean new_h_mean new_h_std "
     "new_h_gain new_h_gain_lo new_h_gain_hi"
 ).split()
 

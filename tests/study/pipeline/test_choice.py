@@ -41,7 +41,7 @@ def test_the_configuration_and_head_that_agree_best_are_chosen_not_those_that_th
     assert found is not None and found.labels_T.tolist() == [0, 1, 2, 3] and found.voters == 3
     chosen = choose([configuration(i) for i in (0, 1, 2, 3)], votes, found, top=4)  # 3 has no votes: an older file
     # of equals the earlier configuration; 0.5 is H of S = 1/2 and U = 1/2
-    assert [(c.configuration.index, c.head, c.score) for c in chosen] == [
+    assert [(c.configuration.index, c.head, c.score and c.score.value) for c in chosen] == [
         (0, "none", 1.0),
         (1, "none", 1.0),
         (2, "inmap", 1.0),

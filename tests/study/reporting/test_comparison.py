@@ -36,7 +36,7 @@ def write_study(
     storage = open_storage(str(folder.parent), folder.name)
     row = Row(method="", config_id="", select=select, benchmark=benchmark, clip="c", feature_fingerprint="f", n_seeds=1)
     rows = [
-        replace(row, method=m, config_id=f"{m}-0", test_h_mean=v, val_score=v, val_h_mean=v, params='{"a": 1}')
+        replace(row, method=m, config_id=f"{m}-0", test_h_mean=v, val_h_mean=v, val_criterion="h", params='{"a": 1}')
         for m, v in h.items()
     ]
     write_leaderboard(storage, rank_rows(rows))

@@ -260,7 +260,7 @@ def test_a_rows_command_makes_the_row_again(pva_study: Path, embedded_cache: Pat
     before = pd.read_parquet(pva_study / "leaderboard.parquet").set_index("config_id")
     after = pd.read_parquet(tmp_path / "again" / "leaderboard.parquet").set_index("config_id")
     id_ = arguments[1].rpartition("/")[2].removesuffix(".json")
-    kept = ["method", "test_h_mean", "test_h_std", "test_ausuc", "h_gain", "val_h_mean", "val_score", "params"]
+    kept = ["method", "test_h_mean", "test_h_std", "test_ausuc", "h_gain", "val_h_mean", "val_criterion", "params"]
     pd.testing.assert_series_equal(after.loc[id_, kept], before.loc[id_, kept])
 
 
@@ -310,10 +310,10 @@ def test_the_score_that_chose_is_drawn_where_it_is_not_h(small_study: Path, pva_
     results = read_results(locate(small_study))
     own = results.own
     assert own is not None and results.run.criterion == "consensus"
-    other = replace(own, config_id="other", val_score=0.5, test_h_mean=0.25, selected=False)
+    other = replace(own, config_id="other", val_consensus=0.5, test_h_mean=0.25, selected=False)
     (chart,) = score_chart(replace(results, rows=[*results.rows, other]))
     assert chart.figure.layout.xaxis.title.text == "consensus score x 100"
-    assert list(chart.figure.data[0].x) == [100 * (own.val_score or 0), 50.0]
+    assert list(chart.figure.data[0].x) == [100 * (own.val_consensus or 0), 50.0]
 
 
 def test_an_extended_study_says_how_often_its_test_was_scored(small_study: Path) -> None:
