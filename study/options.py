@@ -302,7 +302,8 @@ class OutputOptions:
     dry_run: bool = False
     """Print the plan (packs, lanes, resources, estimated time) and stop."""
     log: Literal["tensorboard", "mlflow", "wandb"] | None = None
-    """Finished configurations also as runs of this tracker, written when their search ends."""
+    """Also write runs of this tracker, one for each finished configuration and one for the result, with the report and
+    the selected adapter. Files of tensorboard grow while the search runs, the others are written when it ends."""
     push: str | None = None
     """Upload the selected adapter to this repository of the Hugging Face hub, USER/NAME, when the study is done. A new
     repository is private."""

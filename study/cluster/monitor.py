@@ -108,17 +108,19 @@ def make_monitor(
     study: str,
     console: Console,
     report: Callable[[], object] | None,
+    others: Sequence[Observer] = (),
 ) -> Monitor:
     """Make the monitor of a study's searches.
 
     `room`: what the cluster holds; `report`: called now and then when the first search has new results, to write the
-    report of the running study.
+    report of the running study; `others`: observers of the caller.
     """
     queues = [search.queue for search in searches]
     observers: list[Observer] = [SearchGauges(queue, study) for queue in queues]
     observers += [LedgerMirror(search.queue, search.mirror, console) for search in searches if search.mirror]
     if report:
         observers.append(ReportWriter(queues[0], report))
+    observers += others
     # last of all: how the copy of a ledger ended is said before how its search did
     observers.append(Terminal([SearchLines(s.queue, s.training.epochs) for s in searches], console, Waiting(room)))
     return Monitor(observers, coordinator)

@@ -20,7 +20,7 @@ from study.cluster.capacity import Room, of_worker
 from study.cluster.checkpoint_store import start_checkpoint_store
 from study.cluster.coordinator import Coordinator
 from study.cluster.jobs import PackJob, Search, SearchOutcome
-from study.cluster.monitor import make_monitor
+from study.cluster.monitor import Observer, make_monitor
 from study.cluster.pack_actor import PackTrainable
 from study.cluster.session import concurrent_packs, on_this_node, own_ray
 from study.cluster.tune_searcher import TuneSearcher
@@ -50,6 +50,7 @@ def run_searches(
     checkpoints: Storage | None = None,
     console: Console | None = None,
     report: Callable[[], object] | None = None,
+    observers: Sequence[Observer] = (),
 ) -> list[SearchOutcome]:
     """Train packs until each search has its configurations finished, on the Ray that is initialised.
 
@@ -58,7 +59,7 @@ def run_searches(
     a reference to it. `requested`: packs for which an autoscaler is asked for nodes; nodes that join are used in any
     case. `checkpoints`: folder in which packs leave checkpoints and go on from those they find; packs that are
     refilled, or of several workers, leave none. `report`: called now and then with new results in the first ledger (the
-    report of the running study).
+    report of the running study). `observers`: look on, too.
     An interrupt voids the running packs, to be trained on resume, and ends the search; the outcomes say so.
     Raises ValueError if no pack can fit.
     """
@@ -104,7 +105,7 @@ def run_searches(
         with (
             # Tune reports packs that died, and Ctrl-C, in many lines; the ledger has the reasons, here they are one
             quiet_loggers("ray.tune", "ray.air", "ray.train", level=logging.CRITICAL),
-            make_monitor(searches, coordinator, room, study=study, console=console, report=report),
+            make_monitor(searches, coordinator, room, study=study, console=console, report=report, others=observers),
         ):
             tuner = Tuner(
                 tune.with_resources(

@@ -2,7 +2,9 @@
 
 import json
 import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,20 @@ def write_table(storage: Storage, name: str, table: pa.Table) -> None:
     """Write NAME.parquet, with the study's name as its last column. Raises `UserError` if it cannot be written."""
     study = pa.array([study_name(storage)] * len(table), pa.string())
     storage.write(f"{name}.parquet", parquet_bytes(table.append_column(STUDY, study)))
+
+
+@contextmanager
+def local_files(storage: Storage, names: Collection[str] | None = None) -> Iterator[Path]:
+    """Give a folder of this machine with copies of the files of a storage's folder, or of those of them that are named.
+
+    It goes with the `with`. Others' libraries upload folders, and take all that is in them.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for name in storage.names() if names is None else names:
+            content = storage.read(name)
+            if content is not None:
+                (Path(folder) / name).write_bytes(content)
+        yield Path(folder)
 
 
 def study_name(storage: Storage) -> str:

@@ -1,10 +1,8 @@
 """The Hugging Face hub: check that an adapter may be pushed, and push it."""
 
-import tempfile
-from pathlib import Path
-
 from data_prep.errors import UserError
 from data_prep.storage import Storage, reason
+from study.outputs.folder import local_files
 
 
 def check_push(repo: str) -> None:
@@ -33,11 +31,8 @@ def push_adapter(storage: Storage, folder: str, repo: str) -> str:
     from huggingface_hub import HfApi
 
     adapter = storage / folder
-    with tempfile.TemporaryDirectory() as local:
-        names = adapter.names()
-        for name in names:
-            (Path(local) / name).write_bytes(adapter.read(name) or b"")
-        if not names:
+    with local_files(adapter) as local:
+        if not list(local.iterdir()):
             raise UserError(f"must have an adapter to push; {adapter.shown} has none", option="push")
         try:
             api = HfApi()

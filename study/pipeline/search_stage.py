@@ -16,7 +16,7 @@ from study.cluster.jobs import Search
 from study.cluster.search_run import run_searches
 from study.cluster.tasks import choose_precision, score_on_folds
 from study.evaluation.leaderboard import ORACLE
-from study.outputs.trackers import log_configurations
+from study.outputs.trackers import SearchLog
 from study.pipeline.candidates import (
     Candidate,
     defaults_candidate,
@@ -145,7 +145,8 @@ class SearchStage:
         spec, search, packs = self.spec, self.options.search, self.study.plan.packs
         with ExitStack() as stack:
             ledgers = [stack.enter_context(self._open_ledger(of_space)) for of_space in wanted]
-            finished = [{c.index for c in ledger.finished()} for ledger in ledgers]
+            tracker, console = self.options.output.log, self.study.console
+            logs = [SearchLog(tracker, ledger, study=spec.name, console=console) for ledger in ledgers if tracker]
             searches = [
                 Search(
                     queue=PackQueue(
@@ -172,22 +173,22 @@ class SearchStage:
                 resources=self.options.resources,
                 requested=self.study.plan.at_once,
                 checkpoints=first,
-                console=self.study.console,
+                console=console,
                 report=functools.partial(write_running_report, first, ledgers[0]) if first.is_local else None,
+                observers=logs,
             )
             if interrupted := any(outcome.interrupted for outcome in outcomes):
                 if not self.options.output.finish_on_interrupt:
                     raise KeyboardInterrupt
                 interrupts.work_goes_on()
             candidates = []
-            for of_space, ledger, outcome, before in zip(wanted, ledgers, outcomes, finished, strict=True):
+            for of_space, ledger, outcome in zip(wanted, ledgers, outcomes, strict=True):
                 if ledger.url:
                     _keep_journal(ledger, of_space.storage)
                 candidates += self._candidates(of_space, ledger)
-                if self.options.output.log:
-                    new = [c for c in ledger.finished() if c.index not in before]
-                    log_configurations(self.options.output.log, new, study=spec.name, folder=ledger.folder)
                 self.study.clock.count(of_space.space.name, outcome.trained, outcome.seconds)
+            for log in logs:
+                log.write()
         return candidates, interrupted
 
     def _candidates(self, of_space: _Wanted, ledger: Ledger) -> list[Candidate]:

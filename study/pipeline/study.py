@@ -26,6 +26,7 @@ from study.outputs.leaderboard_files import write_leaderboard
 from study.outputs.prediction_tables import write_resamples
 from study.outputs.provenance import Clock, command, scorings_before, write_run
 from study.outputs.study_lock import hold_study
+from study.outputs.trackers import log_result
 from study.pipeline.plan import Prepared, choose_gpus, make_plan
 from study.pipeline.rotation import RotationResult, run_rotation
 from study.pipeline.search_stage import ledger_folder
@@ -173,10 +174,15 @@ class Study:
         if study.scorings_before:
             console.print(f"The test split of this study was scored {study.scorings_before + 1} times.")
         console.print(*paths, sep="\n", soft_wrap=True, markup=False)
+        adapter = f"{ADAPTERS}/{SELECTED}"
+        if tracker := spec.options.output.log:
+            folder = ledger_folder(spec, spec.storage)
+            files, weights = spec.storage, results[-1].storage / adapter
+            log_result(tracker, files, weights, rows, study=spec.name, folder=folder, console=console)
         if interrupted:
             interrupts.say()
         elif push := spec.options.output.push:
-            address = push_adapter(results[-1].storage, f"{ADAPTERS}/{SELECTED}", push)
+            address = push_adapter(results[-1].storage, adapter, push)
             console.print(address, soft_wrap=True, markup=False)
 
 

@@ -88,5 +88,11 @@ def pva_study(ray_cluster: None, embedded_cache: Path, tmp_path_factory: pytest.
     storage = tmp_path_factory.mktemp("report")
     where = {"storage": str(storage), "cache": str(embedded_cache.parent), "name": "pva"}
     where["ledger"] = f"sqlite:///{storage}/ledger.db"
-    more = {"baselines": "calibrated-stacking,linear-probe", "price": 2.0, "refit_workers": 0, "quiet": True}
+    more = {
+        "baselines": "calibrated-stacking,linear-probe",
+        "price": 2.0,
+        "log": "tensorboard",
+        "refit_workers": 0,
+        "quiet": True,
+    }
     return Path(run_study(space="pva", benchmark="icons2emoji", **small, **where, **more))

@@ -13,6 +13,7 @@ from _thread import interrupt_main
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,7 +91,11 @@ def test_one_worker_does_what_a_plain_loop_does(tmp_path: Path, capfd: pytest.Ca
     mirror = open_storage(str(tmp_path / "mirror"), "study")
     train = functools.partial(toy.Training, threads=2)
     console = Console(file=said, width=200)
-    done = search(tmp_path / "study", resources=ONE_AT_A_TIME, train=train, console=console, mirror=mirror)
+    seen: list[str] = []
+    looking = SimpleNamespace(every_s=0.0, look=lambda packs: not seen.append("look"), end=lambda: seen.append("end"))
+    options: dict[str, Any] = {"train": train, "console": console, "mirror": mirror, "observers": [looking]}
+    done = search(tmp_path / "study", resources=ONE_AT_A_TIME, **options)
+    assert seen[0] == "look" and seen[-1] == "end" and seen.count("end") == 1
     without_ray(tmp_path / "loop")
     assert outcome(tmp_path / "study") == outcome(tmp_path / "loop")
     assert not done.interrupted and done.concurrent == 1 and done.counts.packs == 3
@@ -174,6 +179,7 @@ sys.path[:0] = {paths!r}
 import ray, toy
 import test_search_run
 from pathlib import Path
+from types import SimpleNamespace
 ray.init(address={address!r}, log_to_driver=False, logging_level="ERROR")
 toy.register()
 resume = sys.argv[1] == "resume"
