@@ -253,8 +253,7 @@ class Clock:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         """Wall time by stage, over all rotations."""
-        self.per_minute: dict[str, float] = {}
-        """Configurations finished per minute, by space."""
+        self._searched: dict[str, tuple[int, float]] = {}  # configurations and seconds, by space
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -266,8 +265,14 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
     def count(self, space: str, configurations: int, seconds: float) -> None:
-        """Note how many configurations of a space were finished in a time."""
-        self.per_minute[space] = round(60 * configurations / max(seconds, 1e-9), 1)
+        """Add how many configurations of a space were finished in a time, of one rotation."""
+        before, spent = self._searched.get(space, (0, 0.0))
+        self._searched[space] = before + configurations, spent + seconds
+
+    @property
+    def per_minute(self) -> dict[str, float]:
+        """Configurations finished per minute, by space, over all rotations."""
+        return {space: round(60 * n / max(seconds, 1e-9), 1) for space, (n, seconds) in self._searched.items()}
 
 
 def command() -> str:

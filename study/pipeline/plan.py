@@ -114,7 +114,7 @@ class Prepared:
             environment=current_environment(),
             packs=plan.packs,
             megabytes_per_configuration=plan.megabytes,
-            configurations_per_minute=dict(self.clock.per_minute),
+            configurations_per_minute=self.clock.per_minute,
             seconds={stage: round(seconds, 2) for stage, seconds in self.clock.seconds.items()},
             scorings=self.scorings_before + scored,
             status="interrupted" if interrupted else "finished",

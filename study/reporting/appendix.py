@@ -63,9 +63,9 @@ def cost_section(results: Results) -> Section | None:
     done = [c for s in studies for found in (s.configurations, *s.baselines.values()) for c in found]
     facts = []
     if done and seconds.get("search"):
-        pruned = sum(c.state == "pruned" for c in done)
-        facts.append(f"{60 * len(done) / seconds['search']:.1f} configurations per minute")
-        facts.append(f"{100 * pruned / len(done):.0f} % of them stopped early")
+        speeds = [f"{speed:g} ({space})" for space, speed in results.run.configurations_per_minute.items()]
+        if speeds:
+            facts.append(f"configurations per minute: {', '.join(speeds)}")
         if results.run.concurrent:
             busy = sum(c.train_seconds for c in done) / (seconds["search"] * results.run.concurrent)
             facts.append(f"{100 * busy:.0f} % of the actors' time in the search spent training and scoring")

@@ -8,6 +8,7 @@ from rows import ROWS
 from data_prep.storage import locate
 from study.options import Options, OutputOptions, SelectionOptions, StudyOptions
 from study.outputs.provenance import (
+    Clock,
     DataCounts,
     Environment,
     RecordedOptions,
@@ -91,3 +92,11 @@ def test_a_configuration_has_its_row_and_how_it_was_refitted(tmp_path: Path) -> 
     run = {name: value for name, value in RUN_JSON.items() if name not in ("status", "scorings")}  # it has not ended
     assert "status" not in content and {name: content[name] for name in run} == run | {"feature_fingerprint": "f00d"}
     assert list(content)[-len(run) + 1 :] == [name for name in run if name != "feature_fingerprint"]
+
+
+def test_the_speed_of_a_search_is_that_over_all_rotations() -> None:
+    clock = Clock()
+    clock.count("pva", 10, 60.0)
+    clock.count("linear-probe", 5, 30.0)
+    clock.count("pva", 20, 30.0)
+    assert clock.per_minute == {"pva": 20.0, "linear-probe": 10.0}

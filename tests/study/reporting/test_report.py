@@ -25,6 +25,7 @@ import search_spaces
 from data_prep.storage import locate
 from study.outputs.results import read_results
 from study.report import main as report_again
+from study.reporting.appendix import cost_section
 from study.reporting.overview import headline_section, leaderboard_table
 from study.reporting.page import Chart, Section, render
 from study.reporting.report import write_report
@@ -353,3 +354,14 @@ def test_a_study_of_an_older_version_still_has_a_report(pva_study: Path, tmp_pat
     shutil.rmtree(tmp_path / "old" / "baselines")
     page = Path(write_report(locate(tmp_path / "old"))).read_text()
     assert "chart-gain" in page and "chart-landscape" not in page
+
+
+def test_the_page_counts_as_the_study_does(pva_study: Path) -> None:
+    results = read_results(locate(pva_study))
+    section = cost_section(results)
+    assert section is not None
+    said = ", ".join(f"{speed:g} ({name})" for name, speed in results.run.configurations_per_minute.items())
+    assert list(results.run.configurations_per_minute) == ["pva", "linear-probe"]
+    assert (
+        f"configurations per minute: {said}" in section.paragraphs[0] and "stopped early" not in section.paragraphs[0]
+    )
