@@ -40,7 +40,7 @@ class MeanRanks:
 
 
 BUDGET = {
-    "search": ("configs", "time", "epochs", "pruning", "sampler"),
+    "search": ("configs", "time", "epochs", "pruning", "sampler", "objective", "seed"),
     "selection": ("criterion", "folds", "seeds", "top"),
 }
 """Options, by their groups, that must be equal for a fair comparison of studies of one task."""
