@@ -1,7 +1,8 @@
 """Checkpoints of CLIP and its relatives: find one by folder or Hugging Face id, identify its content, load the model.
 
 A relative is a dual encoder that transformers loads with `get_image_features` and `get_text_features`: SigLIP and
-SigLIP 2 (of one resolution), MetaCLIP, Chinese-CLIP, ALIGN. What differs between them is in `FAMILIES`.
+SigLIP 2 (of one resolution), MetaCLIP, Chinese-CLIP, ALIGN; or one in OpenCLIP's own format (`openclip.py`). What
+differs between them is in `FAMILIES`.
 """
 
 import json
@@ -14,15 +15,17 @@ from data_prep.parquet import file_sha256
 from data_prep.storage import reason
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from torch import nn
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 CONTENT_PATTERNS = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.model")
 CLIP = "clip"
 """Model type of CLIP itself, which MetaCLIP has as well."""
-OPEN_CLIP = "open_clip_config.json"
-"""What OpenCLIP's repositories have; many of them come in the format of transformers as well."""
+OPEN_CLIP = "open_clip"
+"""What a model in OpenCLIP's own format is called here; many repositories hold the format of transformers as well."""
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 POINTER = b"version https://git-lfs.github.com/"
 """How a file begins that Git LFS has not downloaded."""
 DEFAULT_CROP = 224
@@ -61,6 +64,7 @@ FAMILIES = {
     "metaclip_2": Family(weights=_PROJECTED),
     "chinese_clip": Family(weights=_PROJECTED),
     "align": Family(weights=(*_TOWERS, "text_projection.", "temperature"), fixed_size=False, dimension=640),
+    OPEN_CLIP: Family(weights=("visual.", "logit_scale"), masked=False),
 }
 """By `model_type`. SigLIP 2 of one resolution calls itself siglip; siglip2 is its form for any resolution."""
 
@@ -88,7 +92,7 @@ class Checkpoint:
     @property
     def weight_bytes(self) -> int:
         """Size of its weights on disk; the cost of an image grows with it."""
-        return sum(path.stat().st_size for path in _weight_files(self.folder))
+        return sum(path.stat().st_size for path in _weight_files(self.folder, self.model_type))
 
 
 def find_checkpoint(clip: str | Path) -> Checkpoint:
@@ -136,18 +140,14 @@ def _checked(name: str, folder: Path, identity: dict[str, Any], clip: str | Path
         with path.open("rb") as file:
             if file.read(len(POINTER)) == POINTER:
                 raise UserError(f"{clip}: {path.name} is a pointer of Git LFS: run git lfs pull there", option="clip")
-    if (folder / OPEN_CLIP).is_file() and not (folder / "config.json").is_file():
-        raise UserError(
-            f"must be in the format of transformers, with a config.json; {clip} has {OPEN_CLIP} only: give its "
-            "features with --benchmark features:PATH, or convert it with transformers' script for CLIP",
-            option="clip",
-        )
+    if (folder / OPEN_CLIP_CONFIG).is_file() and not _weight_files(folder):
+        return _checked_open_clip(name, folder, identity, clip)
     config = _read_json(folder / "config.json", clip)
     kind = config.get("model_type")
     if kind not in FAMILIES:
+        kinds = ", ".join(kind for kind in FAMILIES if kind != OPEN_CLIP)
         raise UserError(
-            f"must be a checkpoint with an image and a text tower (model_type {', '.join(FAMILIES)}); "
-            f"{clip} has model_type {kind!r}",
+            f"must be a checkpoint with an image and a text tower (model_type {kinds}); {clip} has model_type {kind!r}",
             option="clip",
         )
     family = FAMILIES[kind]
@@ -159,7 +159,7 @@ def _checked(name: str, folder: Path, identity: dict[str, Any], clip: str | Path
         _read_json(folder / "tokenizer.json", clip)
     elif (folder / "vocab.json").is_file() and not (folder / "merges.txt").is_file():
         raise UserError(f"must come with its tokenizer; {clip} has vocab.json, but no merges.txt", option="clip")
-    _check_towers(folder, family, clip)
+    _check_towers(folder, str(kind), clip)
     settings = [_read_json(path, clip) for path in processors]
     _check_processor(config, settings, family, clip)
     if kind != CLIP:  # whose files are told apart above, without the seconds that this import takes
@@ -173,11 +173,45 @@ def _checked(name: str, folder: Path, identity: dict[str, Any], clip: str | Path
     )
 
 
-def load_model(checkpoint: Checkpoint) -> "PreTrainedModel":
+def _checked_open_clip(name: str, folder: Path, identity: dict[str, Any], clip: str | Path) -> Checkpoint:
+    """Return the checkpoint in OpenCLIP's own format, as far as its files say. Raises UserError."""
+    config = _read_json(folder / OPEN_CLIP_CONFIG, clip)
+    try:
+        dimension = int(config["model_cfg"]["embed_dim"])
+        _ = config["model_cfg"]["vision_cfg"]["image_size"], config["model_cfg"]["text_cfg"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{clip}: {OPEN_CLIP_CONFIG} lacks {reason(error)} of its model", option="clip") from error
+    _check_towers(folder, OPEN_CLIP, clip)
+    try:  # seconds, which only such a checkpoint takes
+        from data_prep.openclip import OpenClipProcessor, OpenClipTokenizer
+    except Exception as error:  # a torchvision that does not fit torch raises RuntimeError
+        rule = "must be in the format of transformers, or come with open_clip_torch and a torchvision that fits torch"
+        install = 'pip install -e ".[openclip]"'
+        raise UserError(f"{rule} ({install}); {clip}: {reason(error)}", option="clip") from error
+    try:
+        OpenClipProcessor(folder)
+        OpenClipTokenizer(folder)
+    except Exception as error:  # as many types as files can be wrong
+        raise UserError(
+            f"{clip}: its image processor or tokenizer cannot be loaded: {reason(error)}", option="clip"
+        ) from error
+    return Checkpoint(
+        name=name, folder=folder, identity=identity | {"processor": []}, model_type=OPEN_CLIP, dimension=dimension
+    )
+
+
+def load_model(checkpoint: Checkpoint) -> "nn.Module":
     """Load the model in float32, in eval mode.
 
     Raises UserError if weights are missing: transformers would fill a missing tower or projection with noise.
     """
+    if checkpoint.model_type == OPEN_CLIP:
+        from data_prep.openclip import OpenClipModel
+
+        try:
+            return OpenClipModel(checkpoint.folder)
+        except Exception as error:  # a dozen unrelated types on damaged files
+            raise UserError(f"{checkpoint.name} cannot be loaded: {reason(error)}", option="clip") from error
     from transformers import AutoModel
     from transformers.utils import logging
 
@@ -252,8 +286,10 @@ def _content_files(folder: Path) -> list[Path]:
     return sorted({path for pattern in CONTENT_PATTERNS for path in folder.glob(pattern)})
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """Return the files that transformers loads: others may lie beside them, of adapters or of other libraries."""
+def _weight_files(folder: Path, kind: str = CLIP) -> list[Path]:
+    """Return the files that the library loads: others may lie beside them, of adapters or of other libraries."""
+    if kind == OPEN_CLIP:
+        return [folder / name for name in OPEN_CLIP_WEIGHTS if (folder / name).is_file()][:1]
     for whole in ("model.safetensors", "pytorch_model.bin"):
         if (folder / whole).is_file():
             return [folder / whole]
@@ -265,13 +301,14 @@ def _weight_files(folder: Path) -> list[Path]:
     return []
 
 
-def _check_towers(folder: Path, family: Family, clip: str | Path) -> None:
+def _check_towers(folder: Path, kind: str, clip: str | Path) -> None:
     """Raise UserError where a tower or projection is missing: read from the files' headers, before any work starts."""
     from safetensors import SafetensorError, safe_open
 
-    found = _weight_files(folder)
+    family, found = FAMILIES[kind], _weight_files(folder, kind)
     if not found:
-        raise UserError(f"must hold weights; {clip} has no model.safetensors", option="clip")
+        expected = OPEN_CLIP_WEIGHTS[0] if kind == OPEN_CLIP else "model.safetensors"
+        raise UserError(f"must hold weights; {clip} has no {expected}", option="clip")
     files = [path for path in found if path.suffix == ".safetensors"]
     weights: set[str] = set()
     for path in files:
@@ -299,8 +336,10 @@ def _download(repo: str, *, revision: str | None = None, local: bool = False) ->
 
     try:
         folder = fetch("model*.safetensors")
-        if not any(folder.glob("*.safetensors")):  # older repositories have torch's format only
-            folder = fetch("pytorch_model*.bin")
+        # older repositories have torch's format only, others OpenCLIP's own
+        for weights in ("pytorch_model*.bin", *OPEN_CLIP_WEIGHTS):
+            if not any(file for end in ("safetensors", "bin") for file in folder.glob(f"*.{end}")):
+                folder = fetch(weights)
     except (OSError, ValueError, HFValidationError) as error:
         raise UserError(
             f"must be a folder or a Hugging Face id that can be reached; got {repo!r}: {reason(error)}",

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.checkpoint import CLIP, Checkpoint, load_model, logit_scale
+from data_prep.checkpoint import CLIP, OPEN_CLIP, Checkpoint, load_model, logit_scale
 from data_prep.decode import FRAMES, decode
 from data_prep.errors import UserError
 from data_prep.parquet import feature_column, matrix, parquet_bytes
@@ -224,7 +224,11 @@ class Preprocess:
         image = decode(path, data)
         if isinstance(image, str):
             return image, 0
-        if self._processor is None:
+        if self._processor is None and self.checkpoint.model_type == OPEN_CLIP:
+            from data_prep.openclip import OpenClipProcessor
+
+            self._processor = OpenClipProcessor(self.checkpoint.folder)
+        elif self._processor is None:
             # Pillow's: without torchvision the other does not exist, and where it does it rounds differently.
             from transformers import AutoImageProcessor, CLIPImageProcessorPil
 
@@ -240,6 +244,11 @@ class Preprocess:
         With the mask of those that are no padding, (2, T, length), if the tower needs it.
         """
         family = self.checkpoint.family
+        if self.checkpoint.model_type == OPEN_CLIP:
+            from data_prep.openclip import OpenClipTokenizer
+
+            self._tokenizer = self._tokenizer or OpenClipTokenizer(self.checkpoint.folder)
+            return self._tokenizer(texts)
         if self._tokenizer is None:
             from transformers import AutoConfig, AutoTokenizer, CLIPTokenizer
 

@@ -16,7 +16,7 @@ import search_spaces
 from data_prep.benchmarks import get_benchmark, with_roles
 from data_prep.benchmarks.base import Benchmark
 from data_prep.benchmarks.transfer import ARROW
-from data_prep.checkpoint import find_checkpoint
+from data_prep.checkpoint import CLIP, Checkpoint, find_checkpoint
 from data_prep.errors import UserError
 from data_prep.storage import Storage, locate
 from data_prep.templates import find_templates
@@ -34,7 +34,7 @@ from study.protocol.trial_data import check_rotation
 from study.search.halving import rung_epochs
 from study.search.records import SamplerName, StudyIdentity
 from study.training.loop import TrainingOptions
-from study.training.methods import method_of
+from study.training.methods import learns_prompts, method_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +131,7 @@ def resolve(options: Options) -> StudySpec:
     if not study.train_on:
         options = replace(options, study=replace(study, benchmark=benchmark, source=None, target=None))
     checkpoint = find_checkpoint(study.clip or read.default_clip)
+    baselines, left_out = _for_checkpoint(checkpoint, space, baselines, search.baselines)
     if study.templates:
         find_templates(study.templates)
     for option, given in (("winner", selection.winner), ("re_search", selection.re_search)):
@@ -179,7 +180,7 @@ def resolve(options: Options) -> StudySpec:
         baselines=baselines,
         rerun=None if row is None else candidate_of_row(space, row),
         benchmark=benchmark,
-        notes=read.notes,
+        notes=(*read.notes, *left_out),
         target_images=read.domain("target").select(["key", "path", "data"]),
         # a node that does not see the driver's download makes its own
         clip_path=checkpoint.identity.get("hub") or str(checkpoint.folder),
@@ -255,6 +256,25 @@ def _baselines(chosen: str, space: Space, *, is_ablation: bool) -> tuple[Space, 
             raise UserError(f"must be methods' spaces, not ablations; got {baseline.name}", option="baselines")
         spaces.append(baseline)
     return tuple(spaces)
+
+
+def _for_checkpoint(
+    checkpoint: Checkpoint, space: Space, baselines: tuple[Space, ...], chosen: str
+) -> tuple[tuple[Space, ...], tuple[str, ...]]:
+    """Return the baselines that a checkpoint can have, and a note of those that are left out. Raises `UserError`.
+
+    `chosen`: value of `--baselines`; those that were named are not left out.
+    """
+    if checkpoint.model_type == CLIP:
+        return baselines, ()
+    rule = f"learns prompts through the text tower of CLIP; {checkpoint.name} is another model"
+    if learns_prompts(space):
+        raise UserError(f"must be CLIP: {space.name} {rule}", option="clip")
+    without = [baseline.name for baseline in baselines if learns_prompts(baseline)]
+    if without and chosen not in ("auto", "all"):
+        raise UserError(f"must leave out {without[0]}, which {rule}", option="baselines")
+    kept = tuple(baseline for baseline in baselines if baseline.name not in without)
+    return kept, tuple(f"left out: {name}, which {rule}" for name in without)
 
 
 def _check_workers(options: Options, spaces: Sequence[Space]) -> None:

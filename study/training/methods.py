@@ -91,10 +91,20 @@ def _tip(
     )
 
 
+LEARNED = ("shared", "per_class")
+"""Values of the field `prompts` that are learned through CLIP's own text tower."""
+
+
+def learns_prompts(space: Space) -> bool:
+    """Return whether configurations of a space go through CLIP's own text tower."""
+    searched = [value for knob in space.knobs if knob.name == "prompts" for value in knob.choices or ()]
+    return any(value in LEARNED for value in [getattr(space.config(), "prompts", None), *searched])
+
+
 def _texts(data: TrialData, config: MethodConfig) -> ClassTexts:
     """Return the class texts, with the text encoder if the configuration learns prompts through it."""
     encoder = None
-    if isinstance(config, PVAConfig | CoOpConfig) and config.prompts in ("shared", "per_class"):
+    if isinstance(config, PVAConfig | CoOpConfig) and config.prompts in LEARNED:
         encoder = _text_encoder(data.clip_path)
     return ClassTexts(
         features_CD=data.name_features_CD,

@@ -60,12 +60,6 @@ def write_checkpoint(folder: Path, image: int, patch: int, dim: int, scale: floa
     return model
 
 
-def test_a_repository_of_openclip_alone_says_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "open_clip_config.json").write_text("{}")
-    with pytest.raises(UserError, match="must be in the format of transformers, with a config.json; .* has open_clip_"):
-        find_checkpoint(tmp_path)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_features_and_patch_tokens_are_the_models_own(
     kind: str, prepare_small: Callable[..., Path], small_folder: Path, tmp_path: Path, without_ray: None
