@@ -18,6 +18,7 @@ from data_prep.cache_tables import (
     check_classes,
     check_texts,
     class_tables,
+    given_texts,
     graph_tables,
     image_rows,
     label_tables,
@@ -25,7 +26,7 @@ from data_prep.cache_tables import (
     node_texts,
     rejected_table,
 )
-from data_prep.checkpoint import CLIP, Checkpoint, find_checkpoint
+from data_prep.checkpoint import CLIP, Checkpoint
 from data_prep.clip_features import Progress, encode
 from data_prep.decode import DECODER
 from data_prep.errors import UserError
@@ -68,8 +69,10 @@ def prepare(
         for text in bench.notes:
             note(text)
     if options.templates:
+        if bench.text_features_CPD is not None:
+            raise UserError(f"must be left out: {bench.default_clip} has the prompts' features", option="templates")
         bench = replace(bench, templates=find_templates(options.templates))
-    checkpoint = find_checkpoint(options.clip or bench.default_clip)
+    checkpoint = bench.checkpoint(options.clip)
     if options.tokens and bench.holds_features:
         raise UserError(f"must be left out with {bench.name}, which has no images", option="tokens")
     if options.tokens and checkpoint.model_type != CLIP:
@@ -228,6 +231,7 @@ class _Build:
                 self.checkpoint,
                 shards,
                 encoded=bench.holds_features,
+                given_texts=given_texts(bench, names),
                 tokens=tokens,
                 gpu=self.gpu,
                 progress=self.progress,

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.benchmarks.base import DOMAINS, Benchmark
-from data_prep.clip_features import IMAGES_PER_SHARD, Encoded
+from data_prep.clip_features import IMAGES_PER_SHARD, Encoded, GivenTextFeatures
 from data_prep.errors import UserError, some_of
 from data_prep.wordnet_graph import WordNetGraph
 
@@ -23,6 +23,18 @@ def name_texts(bench: Benchmark) -> pa.Table:
         for p, template in enumerate(bench.templates)
     ]
     return pa.Table.from_pylist(rows)
+
+
+def given_texts(bench: Benchmark, names: pa.Table) -> GivenTextFeatures | None:
+    """Return the features of a benchmark's class texts that exist already, if they do. names: `name_texts`.
+
+    A class without a place in WordNet is a node of its own, with the same texts.
+    """
+    if bench.text_features_CPD is None:
+        return None
+    features_TD = bench.text_features_CPD.reshape(len(names), -1)
+    by_text = dict(zip(names["text"].to_pylist(), features_TD, strict=True))
+    return GivenTextFeatures(features=by_text, logit_scale=bench.logit_scale)
 
 
 def node_texts(graph: WordNetGraph, templates: Sequence[str]) -> pa.Table:

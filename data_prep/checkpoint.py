@@ -80,7 +80,7 @@ class Checkpoint:
     identity: dict[str, Any]
     """What its content is: hub id and revision, or the SHA-256 of its files; and the processor's settings."""
     model_type: str
-    """Key of `FAMILIES`."""
+    """Key of `FAMILIES`; "" where there is no model, but a file of class texts' features."""
     dimension: int
     """Of its features."""
 

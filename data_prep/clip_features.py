@@ -18,7 +18,7 @@ Shapes: I images, T texts, D CLIP dimension, P image patches.
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, cast
@@ -44,6 +44,16 @@ LARGE_PARAMETERS = 50_000_000
 PLAN = "plan.json"
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total): images hashed, then shards."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenTextFeatures:
+    """Features of texts that exist already."""
+
+    features: Mapping[str, np.ndarray]
+    """(D,) of length 1, by text."""
+    logit_scale: float
+    """Multiplier of cosines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +92,7 @@ def encode(
     shards: Storage,
     *,
     encoded: bool = False,
+    given_texts: GivenTextFeatures | None = None,
     tokens: bool = False,
     gpu: bool = False,
     progress: Progress | None = None,
@@ -89,7 +100,8 @@ def encode(
     """Encode every row of `images` (columns key, path and data, one of the last two null) and every text.
 
     shards: folder of finished shards, which are not computed again; it must belong to these inputs alone. encoded:
-    `data` of the images are their features, float32 (see `Benchmark.holds_features`); only texts are encoded. tokens:
+    `data` of the images are their features, float32 (see `Benchmark.holds_features`); only texts are encoded, and not
+    even they where they are given. tokens:
     keep the features of image patches, too. gpu: encode on GPUs only, and wait for one if an autoscaler must start its
     node. Ray must be initialised. Raises UserError if the checkpoint fails, or a GPU that Ray counts is none.
     """
@@ -105,6 +117,11 @@ def encode(
             if unit["kind"] == "image":
                 _commit(_given_features(unit, checkpoint), shards)
         todo = [unit for unit in todo if unit["kind"] == "text"]
+    if given_texts:
+        for unit in todo:
+            if unit["kind"] == "text":
+                _commit(_given_texts(unit, given_texts), shards)
+        todo = [unit for unit in todo if unit["kind"] == "image"]
     report("features", len(units) - len(todo), len(units))
     for done, row in enumerate(_run(todo, checkpoint, batch, tokens, gpu), start=len(units) - len(todo) + 1):
         if row["fatal"]:
@@ -159,6 +176,15 @@ def _given_features(unit: dict[str, Any], checkpoint: Checkpoint) -> dict[str, A
         "cut": 0,
         "frames": 0,
     }
+
+
+def _given_texts(unit: dict[str, Any], given: GivenTextFeatures) -> dict[str, Any]:
+    """Return the row of a unit whose texts come with their features."""
+    features = np.stack([given.features[text] for text in unit["texts"]]).astype(np.float16)
+    nothing = {"tokens": np.zeros((0, 1), np.float16), "precision": "", "cut": 0, "frames": 0}
+    reasons = [""] * len(features)
+    shard, scale = unit["shard"], given.logit_scale
+    return {"shard": shard, "features": features, "reasons": reasons, "logit_scale": scale, **nothing}
 
 
 def _plan_batch(images: int, checkpoint: Checkpoint, shards: Storage, finished: set[str], *, gpu: bool) -> int:

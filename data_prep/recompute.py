@@ -9,7 +9,6 @@ import pyarrow.compute as pc
 
 from data_prep.benchmarks import get_benchmark
 from data_prep.benchmarks.base import DOMAINS
-from data_prep.checkpoint import find_checkpoint
 from data_prep.clip_features import Encode, Preprocess
 from data_prep.errors import UserError
 from data_prep.feature_store import read_cache_table
@@ -28,12 +27,15 @@ def recompute(cache: str | Path, *, clip: str | None = None, data_root: Path | N
     """
     manifest = read_manifest(cache)
     bench = get_benchmark(manifest.benchmark, data_root, allow_partial=bool(manifest.partial))
-    own = manifest.clip if "hub" in manifest.checkpoint else bench.default_clip
-    checkpoint = find_checkpoint(clip or own)
+    own = manifest.clip if "hub" in manifest.checkpoint else None
+    checkpoint = bench.checkpoint(clip or own)
     if checkpoint.identity != manifest.checkpoint:
         raise UserError(
             f"must be the checkpoint of {cache}, {manifest.clip}; {checkpoint.name} is another one", option="clip"
         )
+    if bench.text_features_CPD is not None:  # given, as the images' are
+        stored_TD = matrix(read_cache_table(cache, "names")["feature"]).astype(np.float32)
+        return float((stored_TD * bench.text_features_CPD.reshape(stored_TD.shape)).sum(1).min())
     preprocess, encode = Preprocess(checkpoint), Encode(checkpoint, threads=1)
 
     def check(stored: pa.Table, named: str, unit: dict[str, Any]) -> float:

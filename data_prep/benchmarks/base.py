@@ -10,10 +10,14 @@ publishes none calls its source images train and its target images test.
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_prep.checkpoint import Checkpoint, find_checkpoint
+from data_prep.errors import UserError
 from data_prep.feature_store import ClassTable
+from data_prep.parquet import file_sha256
 
 DOMAINS = ("source", "target")
 IMAGE_SCHEMA = pa.schema(
@@ -53,10 +57,32 @@ class Benchmark:
     """Cross-dataset: test images are classified among these, accuracies are over images; () stands for all classes."""
     holds_features: bool = False
     """Whether `data` of the images are CLIP features that exist already, float32, as bytes."""
+    text_features_CPD: np.ndarray | None = None
+    """Features of the class texts that exist already, float32, of length 1, a row for each template; they stand for a
+    checkpoint, and `default_clip` is their file."""
+    logit_scale: float = 100.0
+    """Multiplier of cosines of those features; 100 is the limit to which CLIP trains it."""
     notes: tuple[str, ...] = ()
     """What its owner should read before anything is computed: which images have which role, what was passed over."""
     partial: str = ""
     """What of the published benchmark is missing, in words (`allow_partial`); "" if it is complete."""
+
+    def checkpoint(self, clip: str | Path | None) -> Checkpoint:
+        """Return the checkpoint: `clip`, by default its own. Raises `UserError`."""
+        if self.text_features_CPD is None:
+            return find_checkpoint(clip or self.default_clip)
+        if clip:
+            raise UserError(
+                f"must be left out: {self.default_clip} has the class texts' features; got {clip}", option="clip"
+            )
+        file = Path(self.default_clip)
+        return Checkpoint(
+            name=f"{file.parent.name}/{file.name}",
+            folder=file,
+            identity={"files": {file.name: file_sha256(file)}, "processor": []},
+            model_type="",
+            dimension=self.text_features_CPD.shape[2],
+        )
 
     def domain(self, domain: str) -> pa.Table:
         """Return the images of one of DOMAINS, in order."""

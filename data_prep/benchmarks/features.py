@@ -10,6 +10,11 @@ beside it. Columns of the Parquet file, or arrays of the npz, in singular or plu
     split     train, val or test, with or without domains
     key       a name for each image; the row's number if left out
 
+Without a checkpoint: a file texts.npz beside classes.csv has the features that its text tower gave the class texts:
+
+    features      (C, D) floats in the order of classes.csv, or (C, P, D) with a row for each of P prompts
+    logit_scale   the multiplier of cosines, a number; 100 if left out, the limit to which CLIP trains it
+
 Without domains, train and val are the labelled source and test scores the test. Without both, the images are those of
 one domain without splits.
 """
@@ -28,6 +33,7 @@ from data_prep.benchmarks.own_data import (
     CLASSES,
     ROLES,
     SPLIT_NAMES,
+    GivenTexts,
     Row,
     deal_by_class,
     deal_roles,
@@ -37,10 +43,13 @@ from data_prep.benchmarks.own_data import (
     said_roles,
 )
 from data_prep.errors import UserError, some_of
+from data_prep.storage import reason
 
 PREFIX = "features:"
 FILES = ("features.parquet", "features.npz")
 COLUMNS = ("feature", "label", "domain", "split", "key")
+TEXTS = "texts.npz"
+LOGIT_SCALE = 100.0
 UNIT = 1e-2
 """Deviation from length 1 that rounding to 16 bits explains."""
 
@@ -67,8 +76,11 @@ def read(name: str, path: Path) -> Benchmark:
     if "domain" not in found and splits is None:
         rows = deal_roles(rows, classes.seen)
     slug = f"features-{file.parent.name if file.name in FILES else file.stem}"
-    notes = [*_lengths(features_ID), *_left_out(found, domains)]
-    return make_benchmark(name, slug, classes, rows, holds_features=True, notes=notes)
+    notes = [*_lengths(features_ID, "features"), *_left_out(found, domains)]
+    texts = None
+    if (file.parent / TEXTS).is_file():
+        texts = _texts(file.parent / TEXTS, len(classes.names), features_ID.shape[1])
+    return make_benchmark(name, slug, classes, rows, holds_features=True, texts=texts, notes=notes)
 
 
 def _file(path: Path) -> Path:
@@ -148,15 +160,51 @@ def _domains(found: dict[str, Any], splits: list[int] | None, roles: list[str], 
     return [role_of.get(domain, "") for domain in said]  # "": of a third domain, left out
 
 
-def _lengths(features_ID: np.ndarray) -> list[str]:
+def _texts(file: Path, classes: int, dimension: int) -> GivenTexts:
+    """Return the class texts' features of a file. Raises UserError."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            given = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {reason(error)}") from error
+    features = given.get("features")
+    if features is None:
+        raise UserError(f"{file} must have features; found {some_of(list(given)) or 'nothing'}")
+    shape = features.shape[:1] + features.shape[-1:]
+    if features.ndim not in (2, 3) or features.dtype.kind != "f" or shape != (classes, dimension) or not features.size:
+        got = f"{features.dtype}, {' x '.join(map(str, features.shape))}"
+        raise UserError(
+            f"{file}: features must be floats, {classes} classes x {dimension} (the dimension of the images' "
+            f"features), or classes x prompts x {dimension}; got {got}"
+        )
+    features_CPD = features.reshape(classes, -1, dimension).astype(np.float32)
+    length_CP1 = np.linalg.norm(features_CPD, axis=2, keepdims=True)
+    if not np.isfinite(length_CP1).all() or not length_CP1.all():
+        row = int(np.flatnonzero(~(np.isfinite(length_CP1) & (length_CP1 > 0)).all((1, 2)))[0])
+        raise UserError(f"{file}: features must be finite and not 0; those of row {row} are not")
+    scale = np.asarray(given.get("logit_scale", LOGIT_SCALE))
+    if scale.size != 1 or scale.dtype.kind not in "fiu" or not 0 < scale.item() < np.inf:
+        raise UserError(f"{file}: logit_scale must be a number over 0; got {scale}")
+    said = f"logit_scale {scale.item():g}" + ("" if "logit_scale" in given else ", as none is given")
+    return GivenTexts(
+        path=file,
+        features_CPD=features_CPD / length_CP1,
+        logit_scale=float(scale.item()),
+        notes=(
+            f"class texts: {features_CPD.shape[1]} of each class from {TEXTS}, {said}. Without a text tower WordNet's "
+            "nodes have no features: a graph has no edges, and folds go by the similarity of the texts",
+            *_lengths(features_CPD.reshape(-1, dimension), "text features"),
+        ),
+    )
+
+
+def _lengths(features_ID: np.ndarray, what: str) -> list[str]:
     length_I = np.linalg.norm(features_ID, axis=1)
     others_I = np.isfinite(length_I) & (abs(length_I - 1) > UNIT)
     if not others_I.any():
         return []
     low, high = length_I[others_I].min(), length_I[others_I].max()
-    return [
-        f"{others_I.sum()} of {len(length_I)} features are {low:.3g} to {high:.3g} long: each is scaled to length 1"
-    ]
+    return [f"{others_I.sum()} of {len(length_I)} {what} are {low:.3g} to {high:.3g} long: each is scaled to length 1"]
 
 
 def _left_out(found: dict[str, Any], domains: Sequence[str]) -> list[str]:

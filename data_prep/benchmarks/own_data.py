@@ -25,7 +25,7 @@ import torch
 from data_prep.benchmarks.base import DOMAINS, IMAGE_SCHEMA, Benchmark
 from data_prep.errors import UserError, nearest, some_of
 from data_prep.feature_store import ClassTable
-from data_prep.wordnet import resolve_wnids
+from data_prep.wordnet import NOT_IN_WORDNET, resolve_wnids
 
 CLASSES = "classes.csv"
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "an image of a {}.", "a drawing of a {}.", "{}")
@@ -59,6 +59,25 @@ class ClassRows:
     """(C,) whether the class is seen."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class GivenTexts:
+    """Features of class texts that exist already."""
+
+    path: Path
+    """Their file."""
+    features_CPD: np.ndarray
+    """Float32, of length 1."""
+    logit_scale: float
+    """Multiplier of cosines."""
+    notes: tuple[str, ...]
+    """What a study says of them."""
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """What stands for the P prompts, which nobody knows."""
+        return ("{}", *(f"{{}} ({p})" for p in range(2, self.features_CPD.shape[1] + 1)))
+
+
 def make_benchmark(
     name: str,
     slug: str,
@@ -66,17 +85,21 @@ def make_benchmark(
     rows: Sequence[Row],
     *,
     holds_features: bool = False,
+    texts: GivenTexts | None = None,
     notes: Sequence[str] = (),
 ) -> Benchmark:
     """Return the benchmark of these classes and images, source before target; rows of no domain are left out.
 
+    `texts`: features of the class texts, where they are given: then nothing encodes those of WordNet's nodes, and no
+    class has a place in it.
     Raises UserError where a seen class has no source image, or an unseen one no target image.
     """
     rows = [row for domain in DOMAINS for row in rows if row[2] == domain]
     names, seen = classes.names, classes.seen
     _check_coverage(name, names, seen, rows)
     columns = zip(*rows, strict=True)
-    resolved = resolve_wnids(names, classes.wnids, where=f"column wnid of {classes.path}")
+    wnids = classes.wnids if texts is None else [NOT_IN_WORDNET] * len(names)
+    resolved = resolve_wnids(names, wnids, where=f"column wnid of {classes.path}")
     outside = [class_name for class_name, wnid in zip(names, resolved, strict=True) if wnid is None]
     return Benchmark(
         name=name,
@@ -87,10 +110,12 @@ def make_benchmark(
             unseen_RC=~torch.tensor([seen]),
         ),
         images=pa.table([pa.array(c, f.type) for c, f in zip(columns, IMAGE_SCHEMA, strict=True)], schema=IMAGE_SCHEMA),
-        templates=TEMPLATES,
-        default_clip=DEFAULT_CLIP,
+        templates=TEMPLATES if texts is None else texts.templates,
+        default_clip=DEFAULT_CLIP if texts is None else texts.path,
         holds_features=holds_features,
-        notes=(*_roles(rows, seen), *_outside(outside), *notes),
+        text_features_CPD=None if texts is None else texts.features_CPD,
+        logit_scale=100.0 if texts is None else texts.logit_scale,
+        notes=(*_roles(rows, seen), *(_outside(outside) if texts is None else texts.notes), *notes),
     )
 
 

@@ -16,7 +16,7 @@ import search_spaces
 from data_prep.benchmarks import get_benchmark, with_roles
 from data_prep.benchmarks.base import Benchmark
 from data_prep.benchmarks.transfer import ARROW
-from data_prep.checkpoint import CLIP, Checkpoint, find_checkpoint
+from data_prep.checkpoint import CLIP, Checkpoint
 from data_prep.errors import UserError
 from data_prep.storage import Storage, locate
 from data_prep.templates import find_templates
@@ -130,7 +130,7 @@ def resolve(options: Options) -> StudySpec:
         check_folds(selection.folds, int((~read.classes.unseen_RC[rotation]).sum()))
     if not study.train_on:
         options = replace(options, study=replace(study, benchmark=benchmark, source=None, target=None))
-    checkpoint = find_checkpoint(study.clip or read.default_clip)
+    checkpoint = read.checkpoint(study.clip)
     baselines, left_out = _for_checkpoint(checkpoint, space, baselines, search.baselines)
     if study.templates:
         find_templates(study.templates)
@@ -267,7 +267,8 @@ def _for_checkpoint(
     """
     if checkpoint.model_type == CLIP:
         return baselines, ()
-    rule = f"learns prompts through the text tower of CLIP; {checkpoint.name} is another model"
+    other = "is another model" if checkpoint.model_type else "has features of texts only"
+    rule = f"learns prompts through the text tower of CLIP; {checkpoint.name} {other}"
     if learns_prompts(space):
         raise UserError(f"must be CLIP: {space.name} {rule}", option="clip")
     without = [baseline.name for baseline in baselines if learns_prompts(baseline)]

@@ -163,3 +163,67 @@ def test_features_of_another_model_or_without_a_file_are_refused(
     (tmp_path / "features.npz").unlink()
     with pytest.raises(UserError, match="is a folder with none"):
         get_benchmark(name)
+
+
+# --- class texts' features --------------------------------------------------------------------------------------------
+
+
+def with_texts(name: str, tmp_path: Path, **arrays: Any) -> str:
+    np.savez(tmp_path / "texts.npz", **arrays)
+    return name
+
+
+def test_class_texts_that_are_given_take_the_place_of_a_checkpoint(
+    columns: dict[str, Any], write: Write, of_images: Path, tmp_path: Path, without_ray: None
+) -> None:
+    theirs = load(of_images)
+    name = with_texts(
+        write(columns), tmp_path, features=2 * theirs.name_features_CPD.numpy(), logit_scale=np.float32(20)
+    )
+    bench = get_benchmark(name)
+    assert bench.notes[2].startswith("class texts: 5 of each class from texts.npz, logit_scale 20. Without a text")
+    cache = prepare(FeatureOptions(benchmark=name, cache_dir=tmp_path / "cache"))
+    ours = load(cache)
+    assert torch.allclose(ours.name_features_CPD, theirs.name_features_CPD, atol=1e-3)
+    assert torch.allclose(ours.target.features_ID, theirs.target.features_ID, atol=1e-3)
+    assert ours.logit_scale == 20.0 and len(ours.graph.edges_E2) == 0 and ours.classes.wnids == (None,) * 4
+    # a class is a node of its own, with the mean of its texts
+    mean_CD = torch.nn.functional.normalize(ours.name_features_CPD.mean(1), dim=1)
+    assert torch.allclose(ours.node_features_ND, mean_CD, atol=1e-3)
+    assert recompute(cache) > 0.999
+    # other texts are another cache
+    with_texts(name, tmp_path, features=theirs.name_features_CPD.numpy()[:, 0])
+    again = load(prepare(FeatureOptions(benchmark=name, cache_dir=tmp_path / "cache")))
+    assert again.name_features_CPD.shape == (4, 1, 192) and again.logit_scale == 100.0
+    for option, value in (("clip", CLIP), ("templates", ("imagenet7",))):
+        with pytest.raises(UserError, match=f"^{option} must be left out: .*texts.npz has the"):
+            prepare(FeatureOptions(benchmark=name, cache_dir=tmp_path / "cache", **{option: value}))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"texts": np.ones((4, 192))}, "texts.npz must have features; found texts"),
+        (
+            {"features": np.ones((3, 192))},
+            "floats, 4 classes x 192 .*, or classes x prompts x 192; got float64, 3 x 192",
+        ),
+        ({"features": np.ones((4, 64))}, "floats, 4 classes x 192 .*; got float64, 4 x 64"),
+        ({"features": np.eye(4, 192) * [[1], [1], [0], [1]]}, "must be finite and not 0; those of row 2 are not"),
+        ({"features": np.eye(4, 192), "logit_scale": np.array(-1.0)}, "logit_scale must be a number over 0; got -1.0"),
+        ({"features": np.array(["a"])}, "features must be floats, .*; got <U1, 1"),
+    ],
+)
+def test_a_mistake_in_given_texts_is_one_line(
+    arrays: dict[str, Any], message: str, columns: dict[str, Any], write: Write, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        get_benchmark(with_texts(write(columns), tmp_path, **arrays))
+
+
+def test_classes_whose_given_texts_are_equal_are_refused(
+    columns: dict[str, Any], write: Write, tmp_path: Path, without_ray: None
+) -> None:
+    name = with_texts(write(columns), tmp_path, features=np.ones((4, 192)))
+    with pytest.raises(UserError, match="texts of classes must differ .*; 'anchor' and 'banana' do not"):
+        prepare(FeatureOptions(benchmark=name, cache_dir=tmp_path / "cache"))
