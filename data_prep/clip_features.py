@@ -18,6 +18,7 @@ Shapes: I images, T texts, D CLIP dimension, P image patches.
 import json
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from data_prep.checkpoint import CLIP, OPEN_CLIP, Checkpoint, load_model, logit_
 from data_prep.decode import FRAMES, decode
 from data_prep.errors import UserError
 from data_prep.parquet import feature_column, matrix, parquet_bytes
-from data_prep.ray_session import quiet_loggers
+from data_prep.ray_session import own_ray, quiet_loggers
 from data_prep.storage import Storage
 
 IMAGES_PER_SHARD = 256  # 150 MB of float32 pixels at 224 px: about one Ray block
@@ -446,17 +447,22 @@ def _run(
     most = gpus or max(1, min(int(resources.get("CPU", 0)), len(units), worth))
     if gpu:  # an actor that waits asks the autoscaler for its GPU
         most = max(gpus, 1, len(units) // SHARDS_PER_GPU)
-    dataset = (
-        ray.data.from_items(units, override_num_blocks=len(units))
-        .map(Preprocess(checkpoint).__call__, num_cpus=1)
-        .map(
-            cast(Any, Encode),
-            fn_constructor_args=(checkpoint, 1, batch, tokens, gpu),
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=most),
-            num_cpus=1,
-            num_gpus=1 if gpus or gpu else None,
+    # an actor starts again on another node, if there may be one; Ray would warn of that, in a line like an error's
+    restarts: dict[str, Any] = {"max_restarts": 0} if own_ray() else {}
+    with warnings.catch_warnings():  # of a name for it that Ray does not have yet
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        dataset = (
+            ray.data.from_items(units, override_num_blocks=len(units))
+            .map(Preprocess(checkpoint).__call__, num_cpus=1)
+            .map(
+                cast(Any, Encode),
+                fn_constructor_args=(checkpoint, 1, batch, tokens, gpu),
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=most),
+                num_cpus=1,
+                num_gpus=1 if gpus or gpu else None,
+                **restarts,
+            )
         )
-    )
     # Its plan and its own progress bars are noise here: the caller shows progress in shards. (Not the logger
     # "ray.data": Ray configures that one again for every run.)
     ray.data.DataContext.get_current().enable_progress_bars = False

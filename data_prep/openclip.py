@@ -15,7 +15,8 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
 
-from data_prep.checkpoint import OPEN_CLIP_CONFIG
+CONFIG = "open_clip_config.json"
+"""As open_clip itself calls it."""
 
 
 class OpenClipModel(nn.Module):
@@ -76,4 +77,4 @@ def image_size(folder: Path) -> Any:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / OPEN_CLIP_CONFIG).read_text())
+    return json.loads((folder / CONFIG).read_text())

@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +36,21 @@ def ray_session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def own_ray() -> bool:
+    """Return whether this process started the Ray that is initialised: it never gets other nodes than this machine."""
+    import ray
+
+    node = ray._private.worker._global_node  # no public name
+    return node is not None and node.is_head()
+
+
+def draining_nodes() -> Collection[str]:
+    """Return the ids of the nodes that are about to leave the cluster."""
+    import ray
+
+    return ray._private.state.state.get_draining_nodes()  # no public name; Ray's own Data and Train ask this way
 
 
 def start_ray(address: str, *, modules: Sequence[ModuleType] = (), dashboard: bool = False) -> str:

@@ -17,7 +17,8 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from rich.console import Console
 
 from data_prep.errors import UserError
-from study.cluster.session import autoscaler_verdict, concurrent_packs, own_ray
+from data_prep.ray_session import own_ray
+from study.cluster.session import autoscaler_verdict, concurrent_packs
 from study.options import ResourceOptions
 
 LOOK_EVERY_S = 1.0

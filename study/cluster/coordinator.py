@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import ray
 
-from study.cluster.session import draining_nodes
+from data_prep.ray_session import draining_nodes
 from study.search.halving import SuccessiveHalving
 from study.search.records import Lane
 

@@ -14,7 +14,7 @@ from ray.tune.experiment import Trial
 from rich.console import Console
 
 from data_prep.interrupts import from_interrupt
-from data_prep.ray_session import quiet_loggers
+from data_prep.ray_session import own_ray, quiet_loggers
 from data_prep.storage import Storage
 from study.cluster.capacity import Room, of_worker
 from study.cluster.checkpoint_store import start_checkpoint_store
@@ -22,7 +22,7 @@ from study.cluster.coordinator import Coordinator
 from study.cluster.jobs import PackJob, Search, SearchOutcome
 from study.cluster.monitor import Observer, make_monitor
 from study.cluster.pack_actor import PackTrainable
-from study.cluster.session import concurrent_packs, on_this_node, own_ray
+from study.cluster.session import concurrent_packs, on_this_node
 from study.cluster.tune_searcher import TuneSearcher
 from study.options import ResourceOptions
 

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import ray
@@ -12,6 +12,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from data_prep.errors import UserError
+from data_prep.ray_session import draining_nodes, own_ray
 from search_spaces.plugins import PLUGINS
 from study.options import ResourceOptions
 
@@ -50,12 +51,6 @@ def _require_plugins() -> None:
         )
 
 
-def own_ray() -> bool:
-    """Return whether this process started the Ray that is initialised: it never gets other nodes than this machine."""
-    node = ray._private.worker._global_node  # no public name
-    return node is not None and node.is_head()
-
-
 def single_node() -> bool:
     """Return whether this machine is the whole cluster, so that its processes see each other's files."""
     return own_ray() and len(ray.nodes()) == 1
@@ -80,11 +75,6 @@ def _address(resources: ResourceOptions) -> str | None:
 def on_this_node() -> NodeAffinitySchedulingStrategy:
     """Return the strategy that keeps an actor on the driver's node: with any other node it would be lost."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-
-
-def draining_nodes() -> Collection[str]:
-    """Return the ids of the nodes that are about to leave the cluster."""
-    return ray._private.state.state.get_draining_nodes()  # no public name; Ray's own Data and Train ask this way
 
 
 def alive_nodes() -> dict[str, dict[str, float]]:

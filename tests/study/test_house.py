@@ -110,7 +110,7 @@ def test_a_room_loads_without(of_room: str, never: str) -> None:
 
 def test_ray_s_private_state_is_touched_in_one_place() -> None:
     touching = [name for name, path in modules().items() if "ray._private" in path.read_text()]
-    assert touching == ["study.cluster.session"]
+    assert touching == ["data_prep.ray_session"]
 
 
 def test_only_the_final_test_reads_target_labels() -> None:
