@@ -116,7 +116,8 @@ def check_classes(bench: Benchmark, encoded: Encoded) -> None:
 def check_texts(bench: Benchmark, features_TD: np.ndarray) -> None:
     """Raise UserError where two classes have the same text features (C * P, D) in every template.
 
-    Their texts differ behind the last token that the text tower reads: no method could tell them apart.
+    Their texts differ behind the last token that the text tower reads, or in words that its tokenizer does not know:
+    no method could tell them apart.
     """
     first: dict[bytes, str] = {}
     for name, features in zip(bench.classes.names, np.split(features_TD, len(bench.classes.names)), strict=True):
@@ -124,7 +125,8 @@ def check_texts(bench: Benchmark, features_TD: np.ndarray) -> None:
         if other != name:
             raise UserError(
                 f"texts of classes must differ within what the text tower reads; {other!r} and {name!r} do not under "
-                f"{bench.templates[0]!r}: shorten the names, or the prompts with --templates"
+                f"{bench.templates[0]!r}: its tokenizer cuts them, or knows no word in which they differ. Shorten or "
+                "change the names, or the prompts with --templates"
             )
 
 
