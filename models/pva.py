@@ -48,6 +48,7 @@ from torch import Tensor, nn
 
 from models.data_parallel import workers
 from models.gaussian import kl_to_prior, pairwise_kl, symmetric_kl, wasserstein
+from models.noise import normal_rows
 from models.prompts import BaseClasses, ClassTexts, PromptLearner, base_cross_entropy
 from models.stacked import (
     LaneModule,
@@ -195,6 +196,10 @@ class PVAScores:
     """Cosines (K, I, C) with all classes in the novel branch, as a function of lambda."""
 
 
+CLASS_ROWS = 2**31
+"""Where the rows of noise of class texts begin: behind those of any batch."""
+
+
 class PVA(StackedModule):
     """K lanes of PVA.
 
@@ -205,6 +210,7 @@ class PVA(StackedModule):
     base_KC: Tensor
     text_features_CD: Tensor
     steps: Tensor
+    noise_seeds: Tensor
     sigma_init: Tensor
     noise: Tensor
     kl_warm_up: Tensor
@@ -225,8 +231,7 @@ class PVA(StackedModule):
                 f"got {base_KC.sum(1).tolist()} base classes of {base_KC.shape[1]}"
             )
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        # noise from streams of their own: another width must not shift it
-        self.noise_generators = [torch.Generator().manual_seed(seed + 2**33) for seed in seeds]
+        self.register_lane("noise_seeds", torch.tensor(seeds))
         self.logit_scale = texts.logit_scale
         self.register_buffer("text_features_CD", texts.features_CD)
         self.register_lane("base_KC", base_KC)
@@ -423,16 +428,18 @@ class PVA(StackedModule):
     def _sample(
         self, mean: Tensor, log_var: Tensor, classes_KN: Tensor | None = None, *, shared: bool = False
     ) -> Tensor:
-        """Draw z = mu + noise sigma eps, each lane's eps from its own stream; of `classes_KN`, as if all were drawn.
+        """Draw z = mu + noise sigma eps; eps of a row is that of the lane's seed, its step, and the image or class.
 
         `shared`: rows are this worker's share of a batch, and so is their noise of the batch's.
         """
         if not self.config.variational:
             return mean
         rank, count = workers() if shared else (0, 1)
-        rows = count * mean.shape[1] if classes_KN is None else self.base_KC.shape[1]
-        eps = lane_normal(self.noise_generators, rows, mean.shape[2], std=1.0)[:, rank::count].to(mean.device)
-        eps = eps if classes_KN is None else _rows(eps, classes_KN)
+        if classes_KN is None:
+            rows_KB = torch.arange(mean.shape[1], device=mean.device)[None] * count + rank
+        else:
+            rows_KB = classes_KN + CLASS_ROWS
+        eps = normal_rows(self.noise_seeds, self.steps.long(), rows_KB, mean.shape[2])
         return mean + self.noise[:, None, None] * (log_var / 2).exp() * eps
 
     def _decode(self, latent: Tensor, decoder_KLD: Tensor) -> Tensor:

@@ -207,8 +207,6 @@ class StackedModule(LaneModule, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.noise_generators: list[torch.Generator] = []
-        """One stream per lane where training draws noise, none where it does not."""
         self.run_steps = 1
         """Steps of the whole training, for losses that change in its course; whoever trains the lanes sets it."""
 
@@ -263,17 +261,6 @@ class StackedModule(LaneModule, ABC):
         None for methods whose logits are no scaled cosines of the two.
         """
         return None
-
-    def keep(self, lanes: Tensor) -> None:
-        """Drop all lanes but `lanes`, and their streams of noise."""
-        super().keep(lanes)
-        if self.noise_generators:
-            self.noise_generators = [self.noise_generators[i] for i in lanes.tolist()]
-
-    def join(self, other: Self) -> None:
-        """Append another module's lanes, with their streams of noise."""
-        super().join(other)
-        self.noise_generators += other.noise_generators
 
 
 def append_lanes(a: Tensor, b: Tensor) -> Tensor:

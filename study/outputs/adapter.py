@@ -79,6 +79,9 @@ class TrainedAdapter:
             data = replace(data, target_features_TD=self.weights["target_KTD"][0])
         all_images_KI = torch.ones(1, len(data.source_labels_I), dtype=torch.bool)
         module = self.method.build([self.config], [self.seed], data.seen_C[None], all_images_KI, data)
+        if missing := sorted(module.lanes().keys() - self.weights.keys()):
+            rule = "must be of this version: run its study again"
+            raise UserError(f"{rule} (the file has no {missing[0]})", option="adapter")
         module.set_lanes(self.weights)
         return module.eval()
 

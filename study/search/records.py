@@ -15,9 +15,10 @@ State = Literal["complete", "pruned", "failed"]
 
 SamplerName = Literal["tpe", "random", "nsga2"]
 
-TRAINING = 4
+TRAINING = 5
 """Raised whenever the same configuration trains or is scored otherwise than before: a search must not mix the two.
 
+4 drew PVA's noise from a stream of each lane.
 3 had all class texts in SRE-CLIP's L_align at each step, also of more than 512 classes.
 2 had no votes, and scored by H + 0.15 mutual information.
 Ledgers without the number are of 1: a lane's epoch was then one pass over the source images of all folds, coupled swept

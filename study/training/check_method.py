@@ -128,7 +128,10 @@ def _laws(configs: Sequence[MethodConfig], data: TrialData) -> Iterator[str]:
     together = _trained(_pack(configs, seeds, data), data)
     again = _trained(_pack(configs, seeds, data), data)
     if not torch.equal(together, again):
-        yield "the same seeds must give the same module: draw weights and noise from generators of the lanes' seeds"
+        yield (
+            "the same seeds must give the same module: draw weights from generators of the lanes' seeds, noise from "
+            "models.noise"
+        )
     for k, (config, seed) in enumerate(zip(configs, seeds, strict=True)):
         (alone,) = _trained(_pack([config], [seed], data, first=k), data)
         if not torch.allclose(alone, together[k], atol=TOLERANCE, rtol=0):

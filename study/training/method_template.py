@@ -72,7 +72,7 @@ class TaskResidual(StackedModule):
 def build(
     configs: Sequence[Any], seeds: Sequence[int], seen_KC: Tensor, trainable_KI: Tensor, data: TrialData
 ) -> TaskResidual:
-    """Return the module of a pack; a method that draws weights or noise draws them from `seeds`, one per lane."""
+    """Return the module of a pack; a method that draws weights draws them from `seeds`, one per lane."""
     return TaskResidual(configs, seen_KC, data)
 
 

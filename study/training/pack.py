@@ -225,7 +225,7 @@ class Pack:
     def state(self) -> dict[str, Tensor]:
         """Return everything that training goes on from, on the CPU; small enough to be written often."""
         state = {f"lane.{name}": t for name, t in self.module.lanes().items()} | self.optimiser.state()
-        state |= {f"stream.{i}": stream.get_state() for i, stream in enumerate(self._streams)}
+        state |= {f"stream.{i}": stream.get_state() for i, stream in enumerate(self.generators)}
         state |= {"diverged_K": self.diverged_K, "epoch": torch.tensor(self.epoch)}
         return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in state.items()}
 
@@ -233,15 +233,10 @@ class Pack:
         """Go on from the `state` of a pack of the same configurations, seeds and lanes still alive."""
         self.module.set_lanes({n.removeprefix("lane."): t for n, t in state.items() if n.startswith("lane.")})
         self.optimiser.restore(state)
-        for i, stream in enumerate(self._streams):
+        for i, stream in enumerate(self.generators):
             stream.set_state(state[f"stream.{i}"])
         self.diverged_K.copy_(state["diverged_K"])
         self.epoch = state["epoch"].tolist()
-
-    @property
-    def _streams(self) -> list[torch.Generator]:
-        """Return all random streams that training draws from."""
-        return [*self.generators, *self.module.noise_generators]
 
     def _draw_epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Return image indices (K, B) of every step of an epoch, for source and for target."""

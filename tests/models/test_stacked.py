@@ -13,10 +13,9 @@ from models.stacked import StackedModule, check_fields, lane_field
 class Constant(StackedModule):
     """A method whose logits are one row of numbers per lane."""
 
-    def __init__(self, rows: Sequence[Sequence[float]], streams: int = 0) -> None:
+    def __init__(self, rows: Sequence[Sequence[float]]) -> None:
         super().__init__()
         self.register_lane("rows_KC", torch.tensor(rows))
-        self.noise_generators = [torch.Generator().manual_seed(k) for k in range(streams)]
 
     def losses(self, images_KBD: Tensor, labels_KB: Tensor, target_KBD: Tensor | None = None) -> dict[str, Tensor]:
         return {"cls": self.rows_KC.sum(1)}
@@ -43,15 +42,14 @@ def test_the_defaults_divide_by_logits_and_sweep_nothing() -> None:
     assert lead.tolist() == [[-1.5, -1.5], [2.0, 2.0]]
     assert seen.tolist() == [[2, 2], [0, 0]] and unseen.tolist() == [[1, 1], [2, 2]]
     assert module.sweep(images_BD, torch.zeros(2, dtype=torch.int64)) == []
-    assert module.unseen_by_lambda(images_BD) is None and module.noise_generators == []
+    assert module.unseen_by_lambda(images_BD) is None
 
 
-def test_lanes_keep_their_streams_of_noise() -> None:
-    module, other = Constant([[1.0], [2.0], [3.0]], streams=3), Constant([[4.0]], streams=1)
+def test_lanes_are_kept_and_joined() -> None:
+    module, other = Constant([[1.0], [2.0], [3.0]]), Constant([[4.0]])
     module.keep(torch.tensor([0, 2]))
     module.join(other)
     assert module.rows_KC.flatten().tolist() == [1.0, 3.0, 4.0]
-    assert [stream.initial_seed() for stream in module.noise_generators] == [0, 2, 0]
 
 
 @pytest.mark.parametrize(
