@@ -36,7 +36,7 @@ def test_a_ledgers_identity_is_as_it_always_was() -> None:
     assert json.dumps(OF_SEARCH.ledger_json(space)) == (
         '{"space": "other", "objective": "h", "benchmark": "Toy", "clip": "toy/clip", "fingerprint": "f00d", '
         '"rotation": 1, "epochs": 4, "pruning": true, "sampler": "tpe", "seed": 0, "select": "pseudo-unseen", '
-        f'"folds": 3, "criterion": "h", "precision": "float32", "knobs": {json.dumps(x)}, "training": 4}}'
+        f'"folds": 3, "criterion": "h", "precision": "float32", "knobs": {json.dumps(x)}, "training": 5}}'
     )
     assert OF_SEARCH.ledger_json(toy.SPACE)["knobs"]["width"] == ["static", 4, 64, True, None, ["layers", [1, 2]]]
 
