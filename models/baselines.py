@@ -35,6 +35,7 @@ from models.stacked import (
     StackedModule,
     check_fields,
     check_static,
+    chunks,
     in_chunks,
     lane_field,
     lane_uniform,
@@ -45,9 +46,11 @@ from models.sweeps import (
     Swept,
     allowed_images,
     best_of_mean,
+    class_places,
     each_lane,
     lead_of_seen,
     seen_unseen_curve,
+    sum_by_class,
     tip_adapter_grid,
 )
 
@@ -228,6 +231,10 @@ class CLIPAdapter(Baseline):
         return self.logit_scale * normalise((1 - ratio) * x_KBD + ratio * bottleneck_KBD) @ self.text_features_CD.T
 
 
+AFFINITIES = 2**26
+"""Affinities of images with cached ones that are formed at once where no gradient is: 256 MB."""
+
+
 class TipAdapter(Baseline):
     """logits = s x T^T + alpha exp(-beta (1 - x keys^T)) values, the cache being labelled base images.
 
@@ -239,6 +246,7 @@ class TipAdapter(Baseline):
     beta: Tensor
     cache_labels_KN: Tensor
     cached_KN: Tensor
+    places_KCS: Tensor
 
     def __init__(
         self,
@@ -260,8 +268,14 @@ class TipAdapter(Baseline):
         if not all(len(d) for d in drawn):
             raise ValueError(f"every lane must cache at least one image, got {[len(d) for d in drawn]}")
         index_KN = torch.stack([F.pad(d, (0, size - len(d))) for d in drawn])
-        self.register_lane("cached_KN", torch.stack([torch.arange(size) < len(d) for d in drawn]))
+        cached_KN = torch.stack([torch.arange(size) < len(d) for d in drawn])
+        self.register_lane("cached_KN", cached_KN)
         self.register_lane("cache_labels_KN", cache_labels_I[index_KN])
+        labels_KN = torch.where(cached_KN, self.cache_labels_KN, -1)
+        places = [class_places(labels_N, base_KC.shape[1]) for labels_N in labels_KN]
+        most = max(of_lane.shape[1] for of_lane in places)
+        places_KCS = torch.stack([F.pad(of_lane, (0, most - of_lane.shape[1])) for of_lane in places])
+        self.register_lane("places_KCS", places_KCS)
         keys_KND = unit_features(cache_features_ID[index_KN])
         if configs[0].variant == "F":
             self.keys_KND = nn.Parameter(keys_KND)
@@ -269,7 +283,14 @@ class TipAdapter(Baseline):
             self.register_lane("keys_KND", keys_KND)
 
     def logits(self, images_BD: Tensor) -> Tensor:
-        return self._logits(images_BD, self.alpha[:, None, None], self.beta[:, None, None])
+        parts = images_BD.split(self._rows, dim=-2)
+        return torch.cat([self._logits(some, self.alpha[:, None, None], self.beta[:, None, None]) for some in parts], 1)
+
+    @property
+    def _rows(self) -> int:
+        """Images whose affinities with the cached ones, and their places by class, are formed at once."""
+        lanes, classes, shots = self.places_KCS.shape
+        return max(1, AFFINITIES // (lanes * max(classes * shots, self.cached_KN.shape[1])))
 
     def losses(self, images_KBD: Tensor, labels_KB: Tensor, target_KBD: Tensor | None = None) -> dict[str, Tensor]:
         """Compute the cross-entropy (K,) over base classes at the fixed alpha and beta of training."""
@@ -280,8 +301,7 @@ class TipAdapter(Baseline):
         """Compute logits (K, B, C) with one cache weight and sharpness, or one per lane (K, 1, 1)."""
         x_KBD = self._lanes(images_BD)
         affinity_KBN = x_KBD @ self.keys_KND.mT
-        values_KNC = F.one_hot(self.cache_labels_KN, self.base_KC.shape[1]) * self.cached_KN[:, :, None].float()
-        cache_KBC = torch.exp(beta * (affinity_KBN - 1)) @ values_KNC
+        cache_KBC = sum_by_class(torch.exp(beta * (affinity_KBN - 1)), self.places_KCS)
         return self.logit_scale * x_KBD @ self.text_features_CD.T + alpha * cache_KBC
 
     @torch.no_grad()
@@ -305,10 +325,12 @@ class TipAdapter(Baseline):
             grids, best = [], []
             for k in lanes:
                 chosen = allowed_images(allowed_KI, k)
-                cached_N, x_ID = self.cached_KN[k], unit_features(images_ID[chosen])
+                cached_N, keys_ND = self.cached_KN[k], self.keys_KND[k, self.cached_KN[k]]
                 grid_BA = tip_adapter_grid(
-                    clip_logits_IC=self.logit_scale * x_ID @ self.text_features_CD.T,
-                    affinity_IN=x_ID @ self.keys_KND[k, cached_N].T,
+                    (
+                        (self.logit_scale * x_BD @ self.text_features_CD.T, x_BD @ keys_ND.T)
+                        for x_BD in chunks(images_ID[chosen], len(self.base_KC) * self._rows)
+                    ),
                     cache_labels_N=self.cache_labels_KN[k, cached_N],
                     labels_I=labels_I[chosen],
                     alphas=alphas,

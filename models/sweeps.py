@@ -25,7 +25,7 @@ B betas, N cached images, R rivals of the label, F folds.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -282,10 +282,34 @@ def sweep_residual(
 # --- Tip-Adapter ----------------------------------------------------------------------------------------------------
 
 
+def class_places(labels_N: Tensor, classes: int) -> Tensor:
+    """Return where the images of each class are in a cache (C, S), counted from 1; 0 where a class has fewer than S.
+
+    `labels_N`: class ids, -1 where there is no image.
+    """
+    order_N = labels_N.argsort(stable=True)
+    ordered_N = labels_N[order_N]
+    rank_N = torch.arange(len(labels_N), device=labels_N.device) - torch.searchsorted(ordered_N, ordered_N)
+    held_N = ordered_N >= 0
+    most = int(rank_N[held_N].max()) + 1 if held_N.any() else 1
+    places_CS = labels_N.new_zeros(classes, most)
+    places_CS[ordered_N[held_N], rank_N[held_N]] = order_N[held_N] + 1
+    return places_CS
+
+
+def sum_by_class(near_BN: Tensor, places_CS: Tensor) -> Tensor:
+    """Sum the weights of cached images by class: (..., B, N) and (..., C, S) -> (..., B, C).
+
+    A product with one-hot labels gives the same, with C times the operations and memory.
+    """
+    classes, shots = places_CS.shape[-2:]
+    places = places_CS.flatten(-2)[..., None, :].expand(*near_BN.shape[:-1], -1)
+    return F.pad(near_BN, (1, 0)).gather(-1, places).unflatten(-1, (classes, shots)).sum(-1)  # place 0: no image
+
+
 def tip_adapter_grid(
+    parts: Iterable[tuple[Tensor, Tensor]],
     *,
-    clip_logits_IC: Tensor,
-    affinity_IN: Tensor,
     cache_labels_N: Tensor,
     labels_I: Tensor,
     alphas: Sequence[float],
@@ -299,28 +323,56 @@ def tip_adapter_grid(
     are linear in alpha: two bounds per image replace one product per alpha. Where rounding could decide, the logits are
     formed and compared after all, so each count is that of a loop over the grid. Ties go to the smaller class, as in
     `argmax`. `apart`: whether only base classes compete for images of base classes, and only novel ones for the others.
+    `parts`: CLIP's logits (I, C) and affinities with the cached images (I, N) of all images, some at a time: those of a
+    large benchmark with a large cache would not fit.
     """
-    alpha_A = torch.tensor(alphas, dtype=clip_logits_IC.dtype, device=clip_logits_IC.device)
     if base_C is None:
         weights_SI = torch.full_like(labels_I, 1, dtype=torch.float64)[None] / len(labels_I)
     else:
         weights_SI = torch.stack(class_mean_weights(labels_I, base_C))
-    # a class without a cached image keeps CLIP's logit: the best such rival, the last column, stands for all of them
     cached_M, place_N = cache_labels_N.unique(return_inverse=True)
-    values_NM = F.one_hot(place_N, len(cached_M)).to(affinity_IN)
+    places_MS = class_places(place_N, len(cached_M))
+    sums_BSA, start = labels_I.new_zeros(len(betas), len(weights_SI), len(alphas), dtype=torch.float64), 0
+    for clip_logits_IC, affinity_IN in parts:
+        rows = slice(start, start + len(affinity_IN))
+        others_C = None if base_C is None or not apart else base_C
+        corrects = _tip_adapter_correct(
+            clip_logits_IC, affinity_IN, cached_M, places_MS, labels_I[rows], alphas, betas, others_C
+        )
+        for b, correct_IA in enumerate(corrects):
+            sums_BSA[b] += weights_SI[:, rows] @ correct_IA.double()
+        start = rows.stop
+    return sums_BSA[:, 0] if base_C is None else harmonic_mean(sums_BSA[:, 0], sums_BSA[:, 1])
+
+
+def _tip_adapter_correct(
+    clip_logits_IC: Tensor,
+    affinity_IN: Tensor,
+    cached_M: Tensor,
+    places_MS: Tensor,
+    labels_I: Tensor,
+    alphas: Sequence[float],
+    betas: Sequence[float],
+    apart_C: Tensor | None,
+) -> Iterator[Tensor]:
+    """Yield whether each image is right at each alpha, bool (I, A), for one beta after the other.
+
+    `apart_C`: base classes, where only classes of the label's own kind compete.
+    """
+    alpha_A = torch.tensor(alphas, dtype=clip_logits_IC.dtype, device=clip_logits_IC.device)
+    # a class without a cached image keeps CLIP's logit: the best such rival, the last column, stands for all of them
     own_IM = labels_I[:, None] == cached_M
     own_I1 = clip_logits_IC.gather(1, labels_I[:, None])
     others_IC = clip_logits_IC.index_fill(1, cached_M, -math.inf).scatter_(1, labels_I[:, None], -math.inf)
     lead_IM = (own_I1 - clip_logits_IC[:, cached_M]).masked_fill_(own_IM, math.inf)  # no rival of itself
     outside_IC = torch.zeros_like(clip_logits_IC, dtype=torch.bool)  # classes that do not compete for the image
-    if apart and base_C is not None:
-        outside_IC = base_C != base_C[labels_I][:, None]
+    if apart_C is not None:
+        outside_IC = apart_C != apart_C[labels_I][:, None]
         lead_IM.masked_fill_(outside_IC[:, cached_M], math.inf)
         others_IC.masked_fill_(outside_IC, -math.inf)
     lead_IR = torch.cat([lead_IM, own_I1 - others_IC.amax(1, keepdim=True)], dim=1)
-    grid = []
     for beta in betas:
-        cache_IM = torch.exp(beta * (affinity_IN - 1)) @ values_NM
+        cache_IM = sum_by_class(torch.exp(beta * (affinity_IN - 1)), places_MS)
         own_I1 = (cache_IM * own_IM).sum(1, keepdim=True)
         slope_IR = torch.cat([own_I1 - cache_IM, own_I1], dim=1)
         reach = clip_logits_IC.abs().max() + alpha_A.abs().max() * cache_IM.abs().max()
@@ -332,9 +384,7 @@ def tip_adapter_grid(
             i, a = rows_P2.unbind(1)
             logits_PC = clip_logits_IC[i].index_add_(1, cached_M, alpha_A[a, None] * cache_IM[i])
             correct_IA[i, a] = logits_PC.masked_fill_(outside_IC[i], -math.inf).argmax(-1) == labels_I[i]
-        accuracy_SA = weights_SI @ correct_IA.double()
-        grid.append(accuracy_SA[0] if base_C is None else harmonic_mean(accuracy_SA[0], accuracy_SA[1]))
-    return torch.stack(grid)
+        yield correct_IA
 
 
 def _leads(lead_IR: Tensor, slope_IR: Tensor, falling_IR: Tensor, rising_IR: Tensor, alpha_A: Tensor) -> Tensor:

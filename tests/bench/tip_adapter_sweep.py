@@ -51,8 +51,7 @@ def swept(
 ) -> Tensor:
     """The same from one affinity."""
     return tip_adapter_grid(
-        clip_logits_IC=100 * images_ID @ prototypes_CD.T,
-        affinity_IN=images_ID @ keys_ND.T,
+        [(100 * images_ID @ prototypes_CD.T, images_ID @ keys_ND.T)],
         cache_labels_N=cache_labels_N,
         labels_I=labels_I,
         alphas=alphas,

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,8 +14,10 @@ from models.sweeps import (
     ResidualFold,
     best_of_mean,
     class_mean_weights,
+    class_places,
     lead_of_seen,
     seen_unseen_curve,
+    sum_by_class,
     sweep_residual,
     tip_adapter_grid,
 )
@@ -222,6 +223,16 @@ def test_the_best_of_a_mean_is_no_mean_of_bests() -> None:
 
 
 @CASES
+@given(st.integers(0, 2**31), st.integers(2, 6))
+def test_weights_are_summed_by_class_as_a_product_with_one_hot_labels(seed: int, classes: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    near_BN = torch.randn(4, 9, generator=g)
+    labels_N = torch.randint(-1, classes, (9,), generator=g)  # -1: no image
+    one_hot_NC = (labels_N[:, None] == torch.arange(classes)).float()
+    torch.testing.assert_close(sum_by_class(near_BN, class_places(labels_N, classes)), near_BN @ one_hot_NC)
+
+
+@CASES
 @given(st.integers(0, 2**31), st.integers(2, 6), st.sampled_from([1, 3, 1000]), st.booleans())
 def test_tip_adapter_grid_is_the_double_loop(seed: int, classes: int, levels: int, harmonic: bool) -> None:
     g = torch.Generator().manual_seed(seed)
@@ -232,8 +243,7 @@ def test_tip_adapter_grid_is_the_double_loop(seed: int, classes: int, levels: in
     labels_I, base_C = torch.randint(0, classes, (images,), generator=g), torch.arange(classes) < classes // 2
     alphas, betas = [0.0, 0.25, 0.5, 1.0, 3.0], [0.0, 1.0, 5.5]
     grid_BA = tip_adapter_grid(
-        clip_logits_IC=clip_IC,
-        affinity_IN=affinity_IN,
+        zip(clip_IC.split(7), affinity_IN.split(7), strict=True),
         cache_labels_N=cache_labels_N,
         labels_I=labels_I,
         alphas=alphas,
@@ -242,7 +252,7 @@ def test_tip_adapter_grid_is_the_double_loop(seed: int, classes: int, levels: in
     )
     for b, beta in enumerate(betas):
         for a, alpha in enumerate(alphas):
-            cache_IC = torch.exp(beta * (affinity_IN - 1)) @ F.one_hot(cache_labels_N, classes).float()
+            cache_IC = sum_by_class(torch.exp(beta * (affinity_IN - 1)), class_places(cache_labels_N, classes))
             predicted_I = (clip_IC + alpha * cache_IC).argmax(-1)
             micro = (predicted_I == labels_I).double().mean().item()
             expected = accuracies(predicted_I, labels_I, base_C)[2] if harmonic else micro
