@@ -1,8 +1,9 @@
 """One training step of our engine, per lane, against a naive dense step of one model.
 
 The naive step (`plain_sre.py`): dense adjacency, all nodes through every layer, `A_hat T` recomputed, no fused kernel.
-`python tests/bench/step_cost.py` prints one ratio per line and writes step_cost.json. Last it counts the arithmetic of
-a step with many classes (I2WebV has 5,000), which depends on no clock, with all class texts in L_align and with some.
+`python tests/bench/step_cost.py` prints one ratio per line and writes step_cost.json. Last it counts each method's
+arithmetic with many classes (I2WebV has 5,000), which depends on no clock: it grows with the classes, never with their
+square.
 """
 
 import sys
@@ -16,34 +17,56 @@ from plain_sre import PlainTraining  # noqa: E402
 from torch.nn.functional import normalize  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from models.sre_clip import ClassGraph, SREClip, SREConfig  # noqa: E402
-from study.protocol.trial_data import seen_classes, trainable_images  # noqa: E402
+from models.baselines import CLIPAdapterConfig, LinearProbeConfig, TipAdapterConfig  # noqa: E402
+from models.pva import PVAConfig  # noqa: E402
+from models.sre_clip import SREConfig  # noqa: E402
+from models.stacked import MethodConfig  # noqa: E402
+from study.protocol.trial_data import TrialData, seen_classes, trainable_images  # noqa: E402
 from study.training.pack import Pack  # noqa: E402
 
+METHODS: dict[str, MethodConfig] = {
+    "SRE-CLIP": SREConfig(),
+    "SRE-CLIP, all texts in L_align": SREConfig(align_texts=10**6),
+    "PVA": PVAConfig(),
+    "Tip-Adapter-F": TipAdapterConfig(variant="F"),
+    "CLIP-Adapter": CLIPAdapterConfig(),
+    "linear probe": LinearProbeConfig(),
+}
 
-def gflop_of_a_step(config: SREConfig, classes: int, *, dim: int = 512) -> float:
-    """Count the products of one lane's step, forward and backward, with random features."""
+
+def wide_data(classes: int, *, shots: int = 16, dim: int = 512) -> TrialData:
+    """Random features of many classes, four fifths of them seen with some images each."""
     g = torch.Generator().manual_seed(0)
-    above = classes // 3  # hypernyms
+    seen, above = 4 * classes // 5, classes // 3  # hypernyms
 
     def unit(rows: int) -> torch.Tensor:
         return normalize(torch.randn(rows, dim, generator=g), dim=-1)
 
-    texts_CD = unit(classes)
-    graph = ClassGraph(
+    texts_CD, labels_I = unit(classes), torch.arange(seen * shots) % seen
+    return TrialData(
+        source_features_ID=unit(len(labels_I)),
+        source_labels_I=labels_I,
+        held_out_I=torch.zeros(len(labels_I), dtype=torch.bool),
+        target_features_TD=unit(1000),
+        seen_C=torch.arange(classes) < seen,
+        fold_C=torch.where(torch.arange(classes) < seen, torch.arange(classes) % 3, -1),
         name_features_CD=texts_CD,
         node_features_ND=torch.cat([texts_CD, unit(above)]),
         class_node_C=torch.arange(classes),
         edges_E2=torch.stack([torch.arange(classes), classes + torch.arange(classes) % above], dim=1),
         logit_scale=100.0,
+        fingerprint=f"{classes} classes",
     )
-    seen_1C = (torch.arange(classes) < 0.8 * classes)[None]
-    module = SREClip([config], seeds=[0], seen_KC=seen_1C, graph=graph)
-    labels_1B = torch.randint(int(0.8 * classes), (1, config.batch_size), generator=g)
+
+
+def gflop_per_image(config: MethodConfig, data: TrialData) -> float:
+    """Count the products of one lane's step, forward and backward, for each image of its batch."""
+    every_1I = torch.ones(1, len(data.source_labels_I), dtype=torch.bool)
+    pack = Pack([config], seeds=[0], seen_KC=data.seen_C[None], trainable_KI=every_1I, data=data, epochs=1)
+    source_KB, target_KB = next(iter(pack._draw_epoch()))
     with FlopCounterMode(display=False) as counter:
-        losses = module.losses(unit(config.batch_size)[None], labels_1B, unit(config.batch_size)[None])
-        torch.autograd.grad(module.total(losses).sum(), list(module.parameters()))
-    return counter.get_total_flops() / 1e9
+        torch.autograd.grad(pack._loss(source_KB, target_KB).sum(), list(pack.module.parameters()))
+    return counter.get_total_flops() / 1e9 / config.batch_size
 
 
 def main() -> None:
@@ -52,7 +75,7 @@ def main() -> None:
     options.add_argument("--layers", nargs="+", type=int, default=[1, 2], help="graph layers")
     options.add_argument("--lanes", type=int, default=12)
     options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--classes", type=int, default=5000, help="classes of the step whose arithmetic is counted")
+    options.add_argument("--classes", nargs="+", type=int, default=[200, 1000, 5000], help="of steps that are counted")
     args = options.parse_args()
     torch.set_num_threads(args.threads)
     results = []
@@ -81,10 +104,15 @@ def main() -> None:
                 f"(naive {ms['naive']:.2f} ms, plain sparse {ms['plain']:.2f} ms, ours {ms['ours']:.2f} ms per lane)",
                 flush=True,
             )
-    texts = (args.classes, SREConfig().align_texts)
-    whole, ours = (gflop_of_a_step(SREConfig(align_texts=n), args.classes) for n in texts)
-    results.append({"classes": args.classes, "gflop_all_texts": round(whole, 1), "gflop": round(ours, 1)})
-    print(f"step_cost {args.classes} classes: {ours:.1f} GFLOP per lane, {whole:.1f} with all class texts in L_align")
+    counted: dict[str, list[float]] = {name: [] for name in METHODS}
+    for classes in args.classes:
+        data = wide_data(classes)
+        for name, config in METHODS.items():
+            counted[name].append(gflop_per_image(config, data))
+    for name, gflops in counted.items():
+        results.append({"method": name, "gflop_per_image": dict(zip(args.classes, gflops, strict=True))})
+        shown = ", ".join(f"{1000 * g:.1f} of {n:,}" for n, g in zip(args.classes, gflops, strict=True))
+        print(f"step_cost MFLOP for an image of a batch, by classes: {name} {shown}")
     write(args.out, results, lanes=args.lanes, threads=args.threads)
 
 

@@ -1,11 +1,17 @@
-"""Operations of a training step, counted: on an accelerator each is a launch, which must not grow with the lanes."""
+"""Operations of a training step, counted: on an accelerator each is a launch, which must not grow with the lanes.
 
+And its arithmetic, which must not grow with the square of the classes.
+"""
+
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from tiny_configs import CONFIGS, ENCODED, pack_of
+from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from study.protocol.trial_data import TrialData
 
@@ -45,3 +51,58 @@ def test_lane_by_lane_they_would_grow(data: TrialData) -> None:
     """The check can fail: updates lane by lane, as on CPUs, are counted."""
     few, many = (operations_of_a_step(CONFIGS["linear probe"], n, data, at_once=False) for n in (FEW, MANY))
     assert many > 1.5 * few
+
+
+# --- arithmetic -------------------------------------------------------------------------------------------------------
+
+
+def wide(classes: int, *, dim: int = 16) -> TrialData:
+    """Random features of many classes, two images of each seen one."""
+    g = torch.Generator().manual_seed(0)
+    seen_C, labels_I = torch.arange(classes) < classes // 2, torch.arange(classes) // 2
+
+    def unit(rows: int) -> torch.Tensor:
+        return normalize(torch.randn(rows, dim, generator=g), dim=-1)
+
+    texts_CD = unit(classes)
+    return TrialData(
+        source_features_ID=unit(classes),
+        source_labels_I=labels_I,
+        held_out_I=torch.zeros(classes, dtype=torch.bool),
+        target_features_TD=unit(64),
+        seen_C=seen_C,
+        fold_C=torch.where(seen_C, torch.arange(classes) % 2, -1),
+        name_features_CD=texts_CD,
+        node_features_ND=torch.cat([texts_CD, unit(classes // 4)]),
+        class_node_C=torch.arange(classes),
+        edges_E2=torch.stack([torch.arange(classes), classes + torch.arange(classes) // 4], dim=1),
+        logit_scale=20.0,
+        fingerprint="wide",
+    )
+
+
+def products_of_a_step(config: Any, data: TrialData) -> int:
+    pack = pack_of(config, 1, data)
+    source_KB, target_KB = next(iter(pack._draw_epoch()))
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.grad(pack._loss(source_KB, target_KB).sum(), list(pack.module.parameters()))
+    return counter.get_total_flops()
+
+
+FEW_CLASSES, MANY_CLASSES = 800, 3200
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ENCODED])
+def test_arithmetic_grows_with_the_classes_not_with_their_square(name: str) -> None:
+    config = CONFIGS[name]
+    if getattr(config, "gcn_layers", 0) > 1:  # the counter takes the sparse products of further layers for dense ones
+        config = replace(config, gcn_layers=1)
+    few, many = (products_of_a_step(config, wide(classes)) for classes in (FEW_CLASSES, MANY_CLASSES))
+    assert many < 1.25 * MANY_CLASSES / FEW_CLASSES * few
+
+
+def test_the_count_of_arithmetic_can_fail() -> None:
+    """With all class texts in L_align each of them meets each class."""
+    all_texts = replace(CONFIGS["sre memory"], align_texts=10**6)
+    few, many = (products_of_a_step(all_texts, wide(classes)) for classes in (FEW_CLASSES, MANY_CLASSES))
+    assert many > 2 * MANY_CLASSES / FEW_CLASSES * few
