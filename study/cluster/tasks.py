@@ -19,9 +19,10 @@ from study.cluster.session import single_node
 from study.options import ResourceOptions
 from study.protocol.scores import Criterion
 from study.protocol.trial_data import TrialData, seen_classes, trainable_images
-from study.training.loop import TrainingOptions, bfloat16_keeps_ranking, train_pack
+from study.training.loop import TrainingOptions, train_pack
 from study.training.methods import static_fields
-from study.training.pack import Pack
+from study.training.pack import Pack, Precision
+from study.training.precision import why_not_bfloat16
 from study.training.scoring import LaneResult
 
 LANES_TIMED = 4
@@ -72,30 +73,36 @@ def _score_pack(
 
 
 def choose_precision(
-    space: Space, training: TrainingOptions, resources: ResourceOptions, arrays: ray.ObjectRef
-) -> TrainingOptions:
-    """Return `training` in the precision of `resources`; auto is decided once per search, so that the seed decides it.
+    space: Space,
+    training: TrainingOptions,
+    resources: ResourceOptions,
+    arrays: ray.ObjectRef,
+    *,
+    pack: int,
+    console: Console,
+) -> Precision:
+    """Return the precision of a search for which `--precision auto` was given, tried where packs will run; say why.
 
-    `arrays`: reference to `TrialData.to_arrays()`.
+    `arrays`: reference to `TrialData.to_arrays()`; `pack`: configurations of a pack.
     """
-    if resources.precision != "auto":
-        return replace(training, precision=resources.precision)
-    # on CPUs float32: with AVX512-bf16 a step of SRE-CLIP took 8.7 ms per lane either way (casts eat the gain),
-    # one of PVA 10.3 instead of 15.0, and then a lane depends on its pack
-    if not resources.gpus:
-        return replace(training, precision="float32")
     lr = float(space.config().lr)
     configs = [space.config(**space.defaults() | {"lr": lr * 2 ** (i / 2 - 2)}) for i in range(8)]
-    task = ray.remote(_bfloat16_keeps_ranking).options(num_cpus=resources.cpus_per_pack, num_gpus=resources.gpus)
-    alike = ray.get(task.remote(arrays, configs, resources, training.criterion))
-    return replace(training, precision="bfloat16" if alike else "float32")
+    task = ray.remote(_why_not_bfloat16).options(num_cpus=resources.cpus_per_pack, num_gpus=resources.gpus)
+    why_not = ray.get(task.remote(arrays, configs, resources, training.criterion, pack))
+    said = f"float32: {why_not}" if why_not else "bfloat16: faster, and eight configurations rank alike"
+    console.print(f"{space.method}: {said}", soft_wrap=True, highlight=False, markup=False)
+    return "float32" if why_not else "bfloat16"
 
 
-def _bfloat16_keeps_ranking(
-    arrays: Mapping[str, Any], configs: Sequence[MethodConfig], resources: ResourceOptions, criterion: Criterion
-) -> bool:
+def _why_not_bfloat16(
+    arrays: Mapping[str, Any],
+    configs: Sequence[MethodConfig],
+    resources: ResourceOptions,
+    criterion: Criterion,
+    pack: int,
+) -> str:
     data = data_on_worker(arrays, resources.cpus_per_pack, resources.gpus)
-    return bfloat16_keeps_ranking(configs, seeds=range(len(configs)), data=data, criterion=criterion)
+    return why_not_bfloat16(configs, seeds=range(len(configs)), data=data, criterion=criterion, pack=pack)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,9 @@
 import functools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import ray
 from torch import Tensor
@@ -33,6 +34,8 @@ from study.reporting.running import write_running_report
 from study.search.ledger import JOURNAL, Ledger, open_ledger
 from study.search.pack_queue import PackQueue
 from study.search.votes import VoteFolder
+from study.training.loop import TrainingOptions
+from study.training.pack import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +145,7 @@ class SearchStage:
 
     def _search(self, wanted: Sequence[_Wanted]) -> tuple[list[Candidate], bool]:
         """Search spaces, or the rest of them; return each one's best configurations, and whether it was interrupted."""
-        spec, search, packs = self.spec, self.options.search, self.study.plan.packs
+        spec, search = self.spec, self.options.search
         with ExitStack() as stack:
             ledgers = [stack.enter_context(self._open_ledger(of_space)) for of_space in wanted]
             tracker, console = self.options.output.log, self.study.console
@@ -153,7 +156,7 @@ class SearchStage:
                         ledger,
                         of_space.space,
                         configs=search.configs,
-                        pack=packs.get(of_space.space.name, packs[spec.space.name]),  # a variant's is its space's
+                        pack=self._pack(of_space.space),
                         sampler=spec.sampler(of_space.space),
                         seed=search.seed,
                         refill=search.refill,
@@ -161,7 +164,7 @@ class SearchStage:
                         enqueued=spec.enqueued if of_space.space is spec.space else (),
                         limit_s=search.time_s / len(wanted),
                     ),
-                    training=choose_precision(of_space.space, spec.training, self.options.resources, self.arrays),
+                    training=self._training(of_space.space, ledger),
                     mirror=None if of_space.storage.is_local or ledger.url else of_space.storage,
                 )
                 for of_space, ledger in zip(wanted, ledgers, strict=True)
@@ -190,6 +193,24 @@ class SearchStage:
             for log in logs:
                 log.write()
         return candidates, interrupted
+
+    def _training(self, space: Space, ledger: Ledger) -> TrainingOptions:
+        """Return how a space's configurations are trained, in the precision that was asked for or is chosen."""
+        training, resources = self.spec.training, self.options.resources
+        if resources.precision != "auto":
+            return replace(training, precision=resources.precision)
+
+        def decide() -> Precision:
+            return choose_precision(
+                space, training, resources, self.arrays, pack=self._pack(space), console=self.study.console
+            )
+
+        return replace(training, precision=cast(Precision, ledger.decided("precision", decide)))
+
+    def _pack(self, space: Space) -> int:
+        """Return the configurations of a pack; a variant's are its space's."""
+        packs = self.study.plan.packs
+        return packs.get(space.name, packs[self.spec.space.name])
 
     def _candidates(self, of_space: _Wanted, ledger: Ledger) -> list[Candidate]:
         """Return a space's best configurations, and its defaults, which nobody searched."""

@@ -9,7 +9,7 @@ import functools
 import math
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -237,6 +237,17 @@ class Ledger:
                     )
                 )
         return orphans
+
+    def decided(self, name: str, decide: Callable[[], str]) -> str:
+        """Return what was decided when the search began; decide it now where it begins.
+
+        What depends on the machine and the hour must not be decided otherwise when the search is resumed.
+        """
+        found = self.study.user_attrs.get(name)
+        if found is None:
+            found = decide()
+            self.study.set_user_attr(name, found)
+        return found
 
     def together(self) -> AbstractContextManager[None]:
         """Write everything that is written meanwhile in one piece: a journal's every write waits for the disk."""

@@ -8,7 +8,7 @@ Suffixes: K lanes.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -255,15 +255,3 @@ def train_pack(
     while not training.done:
         results |= training.advance()
     return [results[i] for i in range(len(configs))]
-
-
-def bfloat16_keeps_ranking(
-    configs: Sequence[MethodConfig], *, seeds: Sequence[int], data: TrialData, criterion: Criterion = "h"
-) -> bool:
-    """Return whether configurations rank alike in both precisions after one epoch."""
-    options = TrainingOptions(epochs=1, criterion=criterion)
-    rankings = []
-    for precision in ("float32", "bfloat16"):
-        results = train_pack(configs, seeds=seeds, data=data, options=replace(options, precision=precision))
-        rankings.append(sorted(range(len(configs)), key=lambda i: results[i].score or 0.0))  # noqa: B023
-    return rankings[0] == rankings[1]

@@ -421,3 +421,10 @@ def test_a_search_whose_time_is_over_begins_nothing_more_and_is_over(
         assert queue.over and queue.counts.finished == 12
     with ledger(tmp_path, resume=True) as book:
         assert len(run(queue_of(book, configs=16))) == 1  # without a limit it goes on to its end
+
+
+def test_what_was_decided_when_a_search_began_stands_when_it_is_resumed(tmp_path: Path) -> None:
+    with open_ledger(tmp_path, space=toy.SPACE, identity=toy.IDENTITY) as book:
+        assert book.decided("precision", lambda: "bfloat16") == "bfloat16"
+    with open_ledger(tmp_path, space=toy.SPACE, identity=toy.IDENTITY, resume=True) as book:
+        assert book.decided("precision", lambda: "float32") == "bfloat16"
