@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from models.graph_conv import normalised_adjacency
 from models.sre_clip import SREConfig
+from study.protocol.consensus import agreement  # noqa: E402
 from study.protocol.scores import mutual_information, pseudo_unseen_scores, selection_score, summarise
 from study.protocol.trial_data import TrialData, seen_classes, trainable_images
 
@@ -152,10 +153,14 @@ class PlainTraining:
 
     @torch.no_grad()
     def score(self) -> dict[str, Any]:
-        """Seen, unseen and H on the fold, and the target's mutual information."""
+        """Seen, unseen and H on the fold; of the target mutual information and, with a reference, agreement."""
         predictions_1I = self.model.logits(self.data.source_features_ID).argmax(-1)[None]
-        information = mutual_information([self.model.logits(self.data.target_features_TD)[None]])
-        return {"scores": pseudo_unseen_scores(predictions_1I, [self.fold], self.data), "mi": float(information)}
+        target_1TC = self.model.logits(self.data.target_features_TD)[None]
+        measured = {"target_mi": float(mutual_information([target_1TC]))}
+        if self.data.reference_T is not None:
+            agreed_1 = agreement(target_1TC.argmax(-1), self.data.reference_T, self.data.seen_C)
+            measured["target_agreement"] = float(agreed_1)
+        return {"scores": pseudo_unseen_scores(predictions_1I, [self.fold], self.data), "target": measured}
 
     def _shuffled(self, n: int) -> Tensor:
         count = self.steps * self.batch
@@ -176,5 +181,6 @@ def train_plain(
             fold.train_epoch()
             scores.append(fold.score())
         seen, unseen, h = ([s["scores"][i][0] for s in scores] for i in range(3))
-        metrics = summarise(seen, unseen, h, {"target_mi": [s["mi"] for s in scores]})
-        yield {**metrics, "score": selection_score(metrics, "h*mi")}
+        target = {name: [s["target"][name] for s in scores] for name in scores[0]["target"]}
+        metrics = summarise(seen, unseen, h, target)
+        yield {**metrics, "score": selection_score(metrics, "h*mi" if data.reference_T is None else "agreement")}
