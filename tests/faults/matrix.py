@@ -41,6 +41,7 @@ import psutil  # noqa: E402
 import ray  # noqa: E402
 import torch  # noqa: E402
 import toy  # noqa: E402
+from postgres_server import postgres_server, programs  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 from rich.console import Console  # noqa: E402
 
@@ -142,8 +143,10 @@ def search(
     memory: int = PACK,
     seconds: float = SECONDS,
     mirror: Storage | None = None,
+    **database: Any,
 ) -> SearchOutcome:
-    with open_ledger(folder, space=SPACE, identity=IDENTITY, resume=resume) as book:
+    """Search; `database`: url and patience of a ledger that is no file, whose journal is written at the end."""
+    with open_ledger(folder, space=SPACE, identity=IDENTITY, resume=resume, **database) as book:
         slow = functools.partial(train, log=_log(folder), memory=memory, seconds=seconds)
         (done,) = run_searches(
             [Search(queue=_queue(book), training=OPTIONS, train=slow, mirror=mirror)],
@@ -152,6 +155,8 @@ def search(
             checkpoints=mirror or locate(folder),
             console=Console(file=io.StringIO()),
         )
+        if database:
+            book.write_journal()
         return done
 
 
@@ -393,6 +398,30 @@ def storage_hangs(machines: Machines, folder: Path, rng: random.Random) -> Outco
     return outcome
 
 
+def database_away(machines: Machines, folder: Path, rng: random.Random) -> Outcome:
+    """The database with the ledger is away for 20 s: the search waits for it."""
+    with postgres_server() as server:
+        away = functools.partial(server.restart, away_s=20)
+        with once(training(folder), rng.uniform(0.0, 1.5), away) as disturbed:
+            search(folder, url=server.url, name="study", patience_s=120)
+        return judge(folder, disturbed=bool(disturbed))
+
+
+def database_gone(machines: Machines, folder: Path, rng: random.Random) -> Outcome:
+    """The database stays away for longer than anybody waits: one line; when it is back the search is resumed."""
+    with postgres_server() as server:
+        where, said = {"url": server.url, "name": "study"}, ""
+        with once(training(folder), rng.uniform(0.0, 1.5), lambda: server.restart(away_s=25)) as disturbed:
+            try:
+                search(folder, **where, patience_s=5)
+            except UserError as error:
+                said = str(error)
+        search(folder, resume=True, **where, patience_s=60)
+        outcome = judge(folder, disturbed=bool(disturbed) and "ledger" in said)
+        outcome.equal &= "\n" not in said
+        return outcome
+
+
 def out_of_memory(machines: Machines, folder: Path, rng: random.Random) -> Outcome:
     """Packs of certain configurations do not fit, and are halved until they do."""
     memory = rng.choice([1, 2])
@@ -454,6 +483,8 @@ FAULTS: dict[Callable[[Machines, Path, random.Random], Outcome], int] = {
     second_driver: 3,
     storage_fails: 3,
     storage_hangs: 2,
+    database_away: 2,
+    database_gone: 2,
     out_of_memory: 3,
     disk_full: 3,
 }
@@ -481,6 +512,8 @@ def main() -> int:
             if options.only not in fault.__name__:
                 continue
             if fault is disk_full and os.geteuid() != 0:
+                continue
+            if fault in (database_away, database_gone) and not programs():
                 continue
             outcomes = []
             for i in range(1 if options.once else times):

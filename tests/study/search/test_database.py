@@ -2,22 +2,20 @@
 
 import json
 import multiprocessing
-import os
 import random
-import shutil
-import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import small
 import toy
+from postgres_server import PostgresServer, programs
+from postgres_server import postgres_server as running_server
 
 from data_prep.errors import UserError
 from study import run_study
@@ -27,24 +25,6 @@ from study.search.pack_queue import PackQueue
 from study.search.records import PackReport
 
 
-@dataclass(frozen=True, kw_only=True)
-class PostgresServer:
-    """A server that tests may restart."""
-
-    url: str
-    """URL of an empty database."""
-    call: Callable[..., None]
-    """Calls a program of PostgreSQL with arguments."""
-    start: tuple[str, ...]
-    """Arguments that start the server."""
-
-    def restart(self, *, away_s: float) -> None:
-        """Kill the server, and start it again after some seconds."""
-        self.call("pg_ctl", "--silent", "--mode=immediate", "stop")
-        time.sleep(away_s)
-        self.call("pg_ctl", *self.start)
-
-
 @pytest.fixture(scope="module")
 def postgres(postgres_server: PostgresServer) -> str:
     return postgres_server.url
@@ -52,27 +32,10 @@ def postgres(postgres_server: PostgresServer) -> str:
 
 @pytest.fixture(scope="module")
 def postgres_server() -> Iterator[PostgresServer]:
-    """A server on a socket in a folder of its own; no port is opened."""
-    programs = [Path(p) for p in (shutil.which("pg_ctl"), *Path("/usr/lib/postgresql").glob("*/bin/pg_ctl")) if p]
-    if not programs:
+    if not programs():
         pytest.skip("no PostgreSQL server is installed (pg_ctl)")
-    user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
-
-    def call(program: str, *arguments: str) -> None:
-        command = [str(programs[0].resolve().with_name(program)), "-D", f"{folder}/data", *arguments]
-        subprocess.run(command, check=True, user=user, group=user, cwd=folder, stdout=subprocess.DEVNULL)
-
-    folder = tempfile.mkdtemp(prefix="pg")  # sockets have short paths
-    try:
-        shutil.chown(folder, user=user) if user else None
-        call("initdb", "--username=zerosweep", "--auth=trust", "--no-sync")
-        options = f"-k {folder} -c listen_addresses= -c fsync=off"
-        start = ("--wait", "--silent", f"--log={folder}/log", f"--options={options}", "start")
-        call("pg_ctl", *start)
-        yield PostgresServer(url=f"postgresql://zerosweep@/postgres?host={folder}", call=call, start=start)
-        call("pg_ctl", "--silent", "--mode=immediate", "stop")
-    finally:
-        shutil.rmtree(folder)
+    with running_server() as server:
+        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
