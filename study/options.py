@@ -223,6 +223,9 @@ class ResourceOptions:
     """Of matrix products while configurations are searched (refits are float32). In bfloat16 a lane's metrics depend a
     little on its neighbours. auto: bfloat16, if a step of a pack is at least 1.3 times as fast and eight
     configurations rank alike after an epoch; decided where packs run, once for a search, and said."""
+    cuda_graphs: bool = False
+    """Replay each training step of a search as one CUDA graph, where Python is slower than the GPU. Not tried on a GPU
+    yet."""
     refit_workers: int | Literal["auto"] = "auto"
     """Workers of the refits' Ray Train run, which share every batch: a divisor of the batch size. Each takes the CPUs
     of a node, and a whole GPU if they are several. 0: plain Ray tasks, some 20 s faster to start, but without

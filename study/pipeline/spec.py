@@ -84,7 +84,8 @@ class StudySpec:
         """How configurations are trained while they are searched; `--precision auto` is decided on the cluster."""
         search = self.options.search
         rungs = tuple(rung_epochs(search.epochs)) if search.prunes else ()
-        return TrainingOptions(epochs=search.epochs, rungs=rungs, criterion=self.criterion)
+        graphs = self.options.resources.cuda_graphs
+        return TrainingOptions(epochs=search.epochs, rungs=rungs, criterion=self.criterion, cuda_graphs=graphs)
 
     def sampler(self, space: Space) -> SamplerName:
         """Return what draws a space's configurations.

@@ -39,6 +39,8 @@ class TrainingOptions:
     """What scores them."""
     precision: Precision = "float32"
     """Of matrix products."""
+    cuda_graphs: bool = False
+    """Whether a GPU replays steps."""
 
 
 class PackRun:
@@ -81,7 +83,14 @@ class PackRun:
 
     def _build(self, configs: Sequence[MethodConfig], seeds: Sequence[int]) -> Pack:
         options = self.options
-        return pack_on_folds(configs, seeds=seeds, data=self.data, epochs=options.epochs, precision=options.precision)
+        return pack_on_folds(
+            configs,
+            seeds=seeds,
+            data=self.data,
+            epochs=options.epochs,
+            precision=options.precision,
+            cuda_graphs=options.cuda_graphs,
+        )
 
     def _lanes(self, indices: Sequence[int]) -> list[tuple[int, int | None]]:
         """Return (configuration, fold) of each lane."""

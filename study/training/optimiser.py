@@ -38,20 +38,27 @@ class StackedAdamW:
         self.square = [torch.zeros_like(p) for p in params]
         self.steps_K = torch.zeros(len(self.lr), device=params[0].device if params else None)
 
+    def rates(self, schedules: Sequence[Sequence[float]]) -> Tensor:
+        """Return what `step` takes (S, 2, K) for several steps: learning rates, and what is left of the weights.
+
+        `schedules`: each lane's factor on its learning rate, for every step. One copy to the device for all of them.
+        """
+        lr_K, decay_K = torch.tensor([self.lr, self.weight_decay], dtype=torch.float64)
+        rates_SK = lr_K * torch.tensor(schedules, dtype=torch.float64).view(len(schedules), -1)
+        planned = torch.stack([rates_SK, 1 - rates_SK * decay_K], dim=1)
+        return planned.to(self.steps_K.device, torch.float32, non_blocking=True) if self.at_once else planned
+
     @torch.no_grad()
-    def step(self, params: Sequence[Tensor], grads: Sequence[Tensor], schedule: Sequence[float]) -> None:
-        """Update all lanes once; `schedule` scales each lane's learning rate."""
+    def step(self, params: Sequence[Tensor], grads: Sequence[Tensor], rates_2K: Tensor) -> None:
+        """Update all lanes once. `rates_2K`: see `rates`."""
         self.steps_K += 1
         if self.at_once:
-            self._step_at_once(params, grads, schedule)
+            self._step_at_once(params, grads, rates_2K)
         else:
-            self._step_by_lane(params, grads, schedule)
+            self._step_by_lane(params, grads, rates_2K)
 
-    def _step_at_once(self, params: Sequence[Tensor], grads: Sequence[Tensor], schedule: Sequence[float]) -> None:
-        rates = [lr * factor for lr, factor in zip(self.lr, schedule, strict=True)]
-        decays = [1 - rate * decay for rate, decay in zip(rates, self.weight_decay, strict=True)]
-        # one copy to the device; nothing comes back
-        rate_K, decay_K = torch.tensor([rates, decays]).to(self.steps_K.device, non_blocking=True)
+    def _step_at_once(self, params: Sequence[Tensor], grads: Sequence[Tensor], rates_2K: Tensor) -> None:
+        rate_K, decay_K = rates_2K
         step_K = rate_K / (1 - BETA_1**self.steps_K)
         root_K = (1 - BETA_2**self.steps_K).sqrt()
         for p, grad, mean, square in zip(params, grads, self.mean, self.square, strict=True):
@@ -61,7 +68,8 @@ class StackedAdamW:
             square.mul_(BETA_2).addcmul_(grad, grad, value=1 - BETA_2)
             p.addcdiv_(mean * -step_K.view(lanes), (square.sqrt() / root_K.view(lanes)).add_(EPSILON))
 
-    def _step_by_lane(self, params: Sequence[Tensor], grads: Sequence[Tensor], schedule: Sequence[float]) -> None:
+    def _step_by_lane(self, params: Sequence[Tensor], grads: Sequence[Tensor], rates_2K: Tensor) -> None:
+        rates = rates_2K[0].tolist()
         # the kernel walks through memory: a gradient in another order of axes would be another gradient
         grads = [g.contiguous() for g in grads]
         assert all(t.is_contiguous() for t in (*params, *self.mean, *self.square))
@@ -75,7 +83,7 @@ class StackedAdamW:
                 square_k,
                 [],
                 [self.steps_K[k]] * len(params),
-                lr=self.lr[k] * schedule[k],
+                lr=rates[k],
                 beta1=BETA_1,
                 beta2=BETA_2,
                 weight_decay=self.weight_decay[k],

@@ -5,18 +5,21 @@ Suffixes: K lanes, I source images, T target images, B batch, C classes, D CLIP 
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from models.data_parallel import average, over_workers, share
 from models.stacked import CHUNK, MethodConfig, chunks, in_chunks, unit_features
 from models.sweeps import Curve, seen_unseen_curve
 from study.protocol.task import best_class
 from study.protocol.trial_data import TrialData, seen_classes, trainable_images
+from study.training.cuda_graph import Step, capture
 from study.training.methods import method_of_config
 from study.training.optimiser import StackedAdamW
 
@@ -69,10 +72,14 @@ class Pack:
         data: TrialData,
         epochs: int,
         precision: Precision = "float32",
+        cuda_graphs: bool = False,
     ) -> None:
+        """`cuda_graphs`: whether a GPU replays steps, instead of being told each of their operations."""
         self.data, self.epochs, self.precision = data, epochs, precision
         self.epoch = [0] * len(configs)  # of each lane: lanes that joined later are behind
         device = data.source_features_ID.device
+        self.cuda_graphs = cuda_graphs and device.type == "cuda"
+        self._replay: Step | None = None
         self.batch = configs[0].batch_size
         # an epoch is one pass over a lane's own images; the lane with the most sets its length, so that lanes stay in
         # step (by all source images, an image was seen 1.8 times per epoch in a search, and once in a refit)
@@ -95,13 +102,40 @@ class Pack:
     def train_epoch(self) -> None:
         """Train all lanes for an epoch; no value leaves the device in it."""
         params = list(self.module.parameters())
-        for step, (source_KB, target_KB) in enumerate(self._draw_epoch() if params else ()):
-            total_K = self._loss(share(source_KB), share(target_KB))
-            self.diverged_K |= ~total_K.detach().isfinite()
-            grads = average(torch.autograd.grad(total_K.sum(), params))
-            self.optimiser.step(params, grads, [self._schedule(e * self.steps_per_epoch + step) for e in self.epoch])
-        self.diverged_K = over_workers(self.diverged_K.float()) > 0
+        if params:
+            first = [e * self.steps_per_epoch for e in self.epoch]
+            schedules = [[self._schedule(f + step) for f in first] for step in range(self.steps_per_epoch)]
+            steps = [
+                (*images, rates)
+                for images, rates in zip(self._draw_epoch(), self.optimiser.rates(schedules), strict=True)
+            ]
+            take = self._replayed(*steps[0]) if self.cuda_graphs else self._step
+            for source_KB, target_KB, rates_2K in steps:
+                take(source_KB, target_KB, rates_2K)
+            if self._replay:
+                increment_version(params)  # a replay counts no change of theirs, see `StackedAdamW`
+        self.diverged_K.copy_(over_workers(self.diverged_K.float()) > 0)
         self.epoch = [e + 1 for e in self.epoch]
+
+    def _step(self, source_KB: Tensor, target_KB: Tensor, rates_2K: Tensor) -> None:
+        """Train all lanes on a batch each."""
+        params = list(self.module.parameters())
+        total_K = self._loss(share(source_KB), share(target_KB))
+        self.diverged_K |= ~total_K.detach().isfinite()
+        grads = average(torch.autograd.grad(total_K.sum(), params))
+        self.optimiser.step(params, grads, rates_2K)
+
+    def _replayed(self, *inputs: Tensor) -> Step:
+        """Return the step as a CUDA graph, captured again when lanes have left; the step itself if that fails."""
+        if self._replay is None:
+            before = self.state()  # trying a step is training
+            try:
+                self._replay = capture(self._step, *inputs)
+            except Exception as error:  # CUDA's and torch's own, of whatever cannot be captured
+                warnings.warn(f"steps are not replayed: no CUDA graph of them: {error}", stacklevel=2)
+                self.cuda_graphs = False
+            self.restore(before)
+        return self._replay or self._step
 
     def _loss(self, source_KB: Tensor, target_KB: Tensor) -> Tensor:
         """Return the loss (K,) that each lane minimises on its images."""
@@ -204,7 +238,7 @@ class Pack:
 
     def keep(self, lanes: Sequence[int]) -> None:
         """Go on with these lanes only; their results are unchanged, the others cost nothing any more."""
-        index = torch.tensor(lanes, device=self.diverged_K.device)
+        index, self._replay = torch.tensor(lanes, device=self.diverged_K.device), None
         self.module.keep(index)
         self.optimiser.keep(index)
         self.generators = [self.generators[i] for i in lanes]
@@ -214,6 +248,7 @@ class Pack:
 
     def join(self, other: "Pack") -> None:
         """Train another pack's lanes as well, each from where it stands; all results are unchanged."""
+        self._replay = None
         self.module.join(other.module)
         self.optimiser.join(other.optimiser)
         self.generators += other.generators
@@ -268,6 +303,7 @@ def pack_on_folds(
     data: TrialData,
     epochs: int,
     precision: Precision = "float32",
+    cuda_graphs: bool = False,
 ) -> Pack:
     """Return a pack with a lane per configuration and fold, a configuration's folds side by side."""
     folds = folds_of(data)
@@ -279,6 +315,7 @@ def pack_on_folds(
         data=data,
         epochs=epochs,
         precision=precision,
+        cuda_graphs=cuda_graphs,
     )
 
 

@@ -35,9 +35,10 @@ def operations_of_a_step(config: Any, lanes: int, data: TrialData, *, at_once: b
     pack.optimiser.at_once = at_once  # as on an accelerator
     params = list(pack.module.parameters())
     source_KB, target_KB = next(iter(pack._draw_epoch()))
+    (rates_2K,) = pack.optimiser.rates([[1.0] * lanes])
     with Operations() as operations:
         grads = torch.autograd.grad(pack._loss(source_KB, target_KB).sum(), params)
-        pack.optimiser.step(params, grads, [1.0] * lanes)
+        pack.optimiser.step(params, grads, rates_2K)
     return operations.count
 
 

@@ -59,7 +59,7 @@ def test_stacked_adamw_is_torch_adamw_in_every_lane(at_once: bool) -> None:
     theirs = [torch.optim.AdamW(lanes[k], lr=lr[k], weight_decay=decay[k], betas=(0.9, 0.99)) for k in (0, 1)]
     for _ in range(5):
         grads = [torch.randn(t.shape, generator=g) for t in stacked]
-        ours.step(stacked, grads, [1.0, 1.0])
+        ours.step(stacked, grads, ours.rates([[1.0, 1.0]])[0])
         for k in (0, 1):
             for p, grad in zip(lanes[k], grads, strict=True):
                 p.grad = grad[k].clone()
@@ -276,7 +276,8 @@ def test_the_stacked_optimiser_is_torchs_own_lane_by_lane(transposed: str, at_on
     w = torch.nn.Parameter(swap(start) if transposed in ("parameter", "both") else start.clone())
     optimiser = StackedAdamW([w], lr, weight_decay, at_once=at_once)
     for gradient in gradients:
-        optimiser.step([w], [swap(gradient) if transposed in ("gradient", "both") else gradient], schedule)
+        given = swap(gradient) if transposed in ("gradient", "both") else gradient
+        optimiser.step([w], [given], optimiser.rates([schedule])[0])
     for k in range(3):
         alone = torch.nn.Parameter(start[k].clone())
         plain = torch.optim.AdamW([alone], lr[k] * schedule[k], betas=(0.9, 0.99), weight_decay=weight_decay[k])
