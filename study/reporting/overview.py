@@ -47,7 +47,15 @@ def headline_section(results: Results) -> Section:
     return Section(
         id="headline",
         title="Result",
-        paragraphs=[sentence, _verdict(results), _on_new(own), _worth(results), _rival(results), _about(results)],
+        paragraphs=[
+            sentence,
+            _verdict(results),
+            _on_new(own),
+            _worth(results),
+            _alike(own),
+            _rival(results),
+            _about(results),
+        ],
         commands=_commands(own, results),
         charts=[gain_chart(results)],
     )
@@ -110,16 +118,20 @@ def _worth(results: Results) -> str:
     if defaults is None or defaults.h_behind is None:
         return ""
     points = difference(defaults.h_behind, defaults.h_behind_lo, defaults.h_behind_hi)
-    said = (
+    return (
         f"Searching was worth {points} points of H: the default configuration reaches {percent(defaults.test_h_mean)}."
     )
-    if own is not None and own.val_alike:
-        said += (
-            f" Of all other choices of a configuration and a head, {100 * own.val_alike:.0f} % agree with the "
-            "consensus as well as the selected one, within the noise of its images: among those the pick was chance. "
-            "The consensus row uses them all."
-        )
-    return said
+
+
+def _alike(own: Row) -> str:
+    """Say how many other choices selection could not tell from its own."""
+    if not own.val_alike:
+        return ""
+    return (
+        f"Of all other choices of a configuration and a head, {100 * own.val_alike:.0f} % agree with the consensus as "
+        "well as the selected one, within the noise of its images: among those the pick was chance. The consensus row "
+        "uses them all."
+    )
 
 
 def _rival(results: Results) -> str:

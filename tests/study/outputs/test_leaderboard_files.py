@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet
 from rich.console import Console
@@ -64,3 +66,16 @@ def test_an_oracle_is_marked_everywhere(tmp_path: Path) -> None:
     console.print(to_terminal(ranked))
     shown = console.export_text()
     assert "ORACLE: " in shown and "SRE-CLIP (oracle)" in shown
+
+
+def test_the_terminal_says_how_many_choices_are_as_good_as_the_selected_one() -> None:
+    def said(**fields: Any) -> str:
+        shown = io.StringIO()
+        rows = rank_rows([replace(ROWS[1], **fields)])
+        Console(file=shown, width=160).print(to_terminal(rows))
+        return " ".join(shown.getvalue().split())
+
+    assert "* selected: its method's best by validation; 4 % of the search's other choices are as good" in said(
+        val_alike=0.04
+    )
+    assert "as good" not in said()
