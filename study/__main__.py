@@ -32,8 +32,7 @@ def main() -> int:
     """Run the command that the first argument names; return its exit code."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        print(USAGE)
-        return 0
+        return run_command(lambda: print(USAGE, flush=True))
     if name not in COMMANDS:
         return run_command(lambda: _refuse(name))
     sys.argv = [f"zerosweep {name}", *arguments]  # how its help and its records name it

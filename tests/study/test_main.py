@@ -1,5 +1,6 @@
 """One name for all commands, and what a pipe that closes early does to them."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,3 +42,11 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     text = f"{sys.executable} -m study run --help | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", text], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "" and done.stdout.startswith("usage: zerosweep run")
+
+
+def test_the_list_of_commands_needs_no_reader() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "study"], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.returncode == 0 and done.stderr == ""
