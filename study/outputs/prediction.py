@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from data_prep.benchmarks.features import TEXTS
 from data_prep.benchmarks.folder import is_litter
 from data_prep.benchmarks.icons2emoji import ASSETS
 from data_prep.checkpoint import Checkpoint, find_checkpoint, find_pinned_checkpoint
@@ -172,6 +173,12 @@ def _normalised(row: dict[str, Any]) -> Tensor:
 def _checkpoint(adapter: TrainedAdapter, clip: str | Path | None, *, allow_download: bool) -> Checkpoint:
     """Return the checkpoint named, that on the hub, or the embedded one, if the adapter was trained with it."""
     trained_with = adapter.clip_identity
+    if list(trained_with.get("files", {})) == [TEXTS]:
+        raise UserError(
+            f"must come from a study with a checkpoint; the features of this one were given ({adapter.clip}), so that "
+            "nothing is known to encode images",
+            option="adapter",
+        )
     if clip is None and "hub" in trained_with:  # what an adapter of others names is not downloaded in silence
         repo, revision = str(trained_with["hub"]), str(trained_with.get("revision", "main"))
         checkpoint = find_pinned_checkpoint(repo, revision, download=allow_download)

@@ -357,3 +357,14 @@ def test_opened_images_are_predicted_as_their_files(adapter_folder: Path, images
     (by_path,) = adapter.predict(str(images[0]))
     assert (by_image.classes, by_image.image) == (by_path.classes, "image 0")
     assert by_path.image == str(images[0])
+
+
+def test_an_adapter_of_given_features_cannot_see_images(
+    data: TrialData, features: SimpleNamespace, tmp_path: Path
+) -> None:
+    adapter, _ = exported(CONFIGS[-1], data, features, locate(str(tmp_path)))
+    metrics = dict.fromkeys(("test_seen_mean", "test_unseen_mean", "test_h"), 0.5)
+    given = replace(adapter, clip="feats/texts.npz", clip_identity={"files": {"texts.npz": "ab"}, "processor": []})
+    write_adapter(locate(str(tmp_path)), "2", given, row=ROW, metrics=metrics, record=RECORD)
+    with pytest.raises(UserError, match=r"^adapter must come from a study with a checkpoint; .*\(feats/texts.npz\)"):
+        Adapter.load(tmp_path / "2")
