@@ -69,8 +69,8 @@ def prepare(
         for text in bench.notes:
             note(text)
     if options.templates:
-        if bench.text_features_CPD is not None:
-            raise UserError(f"must be left out: {bench.default_clip} has the prompts' features", option="templates")
+        if bench.texts:
+            raise UserError(f"must be left out: {bench.texts.path} has the prompts' features", option="templates")
         bench = replace(bench, templates=find_templates(options.templates))
     checkpoint = bench.checkpoint(options.clip)
     if options.tokens and bench.holds_features:

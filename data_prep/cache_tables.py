@@ -30,11 +30,11 @@ def given_texts(bench: Benchmark, names: pa.Table) -> GivenTextFeatures | None:
 
     A class without a place in WordNet is a node of its own, with the same texts.
     """
-    if bench.text_features_CPD is None:
+    if bench.texts is None:
         return None
-    features_TD = bench.text_features_CPD.reshape(len(names), -1)
+    features_TD = bench.texts.features_CPD.reshape(len(names), -1)
     by_text = dict(zip(names["text"].to_pylist(), features_TD, strict=True))
-    return GivenTextFeatures(features=by_text, logit_scale=bench.logit_scale)
+    return GivenTextFeatures(features=by_text, logit_scale=bench.texts.logit_scale)
 
 
 def node_texts(graph: WordNetGraph, templates: Sequence[str]) -> pa.Table:

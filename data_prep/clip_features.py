@@ -167,25 +167,29 @@ def _given_features(unit: dict[str, Any], checkpoint: Checkpoint) -> dict[str, A
     finite_I1 = np.isfinite(length_I1)
     reasons = np.where(finite_I1, np.where(length_I1 > 0, "", "the feature is 0"), "the feature is not finite")
     scaled_ID = features_ID / np.where(finite_I1 & (length_I1 > 0), length_I1, 1)
-    return {
-        "shard": unit["shard"],
-        "features": np.where(reasons == "", scaled_ID, 0).astype(np.float16),
-        "reasons": reasons[:, 0].tolist(),
-        "tokens": np.zeros((0, 1), np.float16),
-        "logit_scale": 0.0,
-        "precision": "",
-        "cut": 0,
-        "frames": 0,
-    }
+    return _given_row(unit, np.where(reasons == "", scaled_ID, 0), reasons[:, 0].tolist())
 
 
 def _given_texts(unit: dict[str, Any], given: GivenTextFeatures) -> dict[str, Any]:
     """Return the row of a unit whose texts come with their features."""
-    features = np.stack([given.features[text] for text in unit["texts"]]).astype(np.float16)
-    nothing = {"tokens": np.zeros((0, 1), np.float16), "precision": "", "cut": 0, "frames": 0}
-    reasons = [""] * len(features)
-    shard, scale = unit["shard"], given.logit_scale
-    return {"shard": shard, "features": features, "reasons": reasons, "logit_scale": scale, **nothing}
+    features_TD = np.stack([given.features[text] for text in unit["texts"]])
+    return _given_row(unit, features_TD, [""] * len(features_TD), given.logit_scale)
+
+
+def _given_row(
+    unit: dict[str, Any], features: np.ndarray, reasons: list[str], logit_scale: float = 0.0
+) -> dict[str, Any]:
+    """Return the row of a unit that nothing had to encode, as `Encode` would."""
+    return {
+        "shard": unit["shard"],
+        "features": features.astype(np.float16),
+        "reasons": reasons,
+        "tokens": np.zeros((0, 1), np.float16),
+        "logit_scale": logit_scale,
+        "precision": "",
+        "cut": 0,
+        "frames": 0,
+    }
 
 
 def _plan_batch(images: int, checkpoint: Checkpoint, shards: Storage, finished: set[str], *, gpu: bool) -> int:

@@ -33,9 +33,9 @@ def recompute(cache: str | Path, *, clip: str | None = None, data_root: Path | N
         raise UserError(
             f"must be the checkpoint of {cache}, {manifest.clip}; {checkpoint.name} is another one", option="clip"
         )
-    if bench.text_features_CPD is not None:  # given, as the images' are
+    if bench.texts:  # given, as the images' are
         stored_TD = matrix(read_cache_table(cache, "names")["feature"]).astype(np.float32)
-        return float((stored_TD * bench.text_features_CPD.reshape(stored_TD.shape)).sum(1).min())
+        return float((stored_TD * bench.texts.features_CPD.reshape(stored_TD.shape)).sum(1).min())
     preprocess, encode = Preprocess(checkpoint), Encode(checkpoint, threads=1)
 
     def check(stored: pa.Table, named: str, unit: dict[str, Any]) -> float:

@@ -63,9 +63,9 @@ class FrozenTextEncoder:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        # OpenCLIP's own format has another configuration
-        has_config = (Path(checkpoint_path) / "config.json").exists() or not Path(checkpoint_path).exists()
-        kind = AutoConfig.from_pretrained(checkpoint_path).model_type if has_config else "OpenCLIP"
+        folder = Path(checkpoint_path)
+        is_openclip = folder.exists() and not (folder / "config.json").exists()  # it has another configuration
+        kind = "OpenCLIP" if is_openclip else AutoConfig.from_pretrained(checkpoint_path).model_type
         if kind != "clip":  # its prompts go past the embedding layer, which is CLIP's own
             raise ValueError(f"learned prompts need the text tower of CLIP, got a {kind} model")
         clip = CLIPModel.from_pretrained(checkpoint_path, dtype=torch.float32)

@@ -33,6 +33,25 @@ IMAGE_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, kw_only=True)
+class GivenTexts:
+    """Features of class texts that exist already."""
+
+    path: Path
+    """Their file."""
+    features_CPD: np.ndarray
+    """Float32, of length 1, a row for each template."""
+    logit_scale: float
+    """Multiplier of cosines."""
+    notes: tuple[str, ...]
+    """What a study says of them."""
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """What stands for the P prompts, which nobody knows."""
+        return ("{}", *(f"{{}} ({p})" for p in range(2, self.features_CPD.shape[1] + 1)))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Benchmark:
     """Class table, image list, prompts. To add one: a file with `read` and a line in BENCHMARKS."""
 
@@ -57,11 +76,8 @@ class Benchmark:
     """Cross-dataset: test images are classified among these, accuracies are over images; () stands for all classes."""
     holds_features: bool = False
     """Whether `data` of the images are CLIP features that exist already, float32, as bytes."""
-    text_features_CPD: np.ndarray | None = None
-    """Features of the class texts that exist already, float32, of length 1, a row for each template; they stand for a
-    checkpoint, and `default_clip` is their file."""
-    logit_scale: float = 100.0
-    """Multiplier of cosines of those features; 100 is the limit to which CLIP trains it."""
+    texts: GivenTexts | None = None
+    """Features of the class texts that exist already: they stand for a checkpoint."""
     notes: tuple[str, ...] = ()
     """What its owner should read before anything is computed: which images have which role, what was passed over."""
     partial: str = ""
@@ -69,19 +85,17 @@ class Benchmark:
 
     def checkpoint(self, clip: str | Path | None) -> Checkpoint:
         """Return the checkpoint: `clip`, by default its own. Raises `UserError`."""
-        if self.text_features_CPD is None:
+        if self.texts is None:
             return find_checkpoint(clip or self.default_clip)
+        file = self.texts.path
         if clip:
-            raise UserError(
-                f"must be left out: {self.default_clip} has the class texts' features; got {clip}", option="clip"
-            )
-        file = Path(self.default_clip)
+            raise UserError(f"must be left out: {file} has the class texts' features; got {clip}", option="clip")
         return Checkpoint(
             name=f"{file.parent.name}/{file.name}",
             folder=file,
             identity={"files": {file.name: file_sha256(file)}, "processor": []},
             model_type="",
-            dimension=self.text_features_CPD.shape[2],
+            dimension=self.texts.features_CPD.shape[2],
         )
 
     def domain(self, domain: str) -> pa.Table:

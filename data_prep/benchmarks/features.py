@@ -28,12 +28,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.benchmarks.base import DOMAINS, Benchmark
+from data_prep.benchmarks.base import DOMAINS, Benchmark, GivenTexts
 from data_prep.benchmarks.own_data import (
     CLASSES,
     ROLES,
     SPLIT_NAMES,
-    GivenTexts,
     Row,
     deal_by_class,
     deal_roles,

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from data_prep.benchmarks.base import DOMAINS, IMAGE_SCHEMA, Benchmark
+from data_prep.benchmarks.base import DOMAINS, IMAGE_SCHEMA, Benchmark, GivenTexts
 from data_prep.errors import UserError, nearest, some_of
 from data_prep.feature_store import ClassTable
 from data_prep.wordnet import NOT_IN_WORDNET, resolve_wnids
@@ -59,25 +59,6 @@ class ClassRows:
     """(C,) whether the class is seen."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class GivenTexts:
-    """Features of class texts that exist already."""
-
-    path: Path
-    """Their file."""
-    features_CPD: np.ndarray
-    """Float32, of length 1."""
-    logit_scale: float
-    """Multiplier of cosines."""
-    notes: tuple[str, ...]
-    """What a study says of them."""
-
-    @property
-    def templates(self) -> tuple[str, ...]:
-        """What stands for the P prompts, which nobody knows."""
-        return ("{}", *(f"{{}} ({p})" for p in range(2, self.features_CPD.shape[1] + 1)))
-
-
 def make_benchmark(
     name: str,
     slug: str,
@@ -111,10 +92,9 @@ def make_benchmark(
         ),
         images=pa.table([pa.array(c, f.type) for c, f in zip(columns, IMAGE_SCHEMA, strict=True)], schema=IMAGE_SCHEMA),
         templates=TEMPLATES if texts is None else texts.templates,
-        default_clip=DEFAULT_CLIP if texts is None else texts.path,
+        default_clip=DEFAULT_CLIP,
         holds_features=holds_features,
-        text_features_CPD=None if texts is None else texts.features_CPD,
-        logit_scale=100.0 if texts is None else texts.logit_scale,
+        texts=texts,
         notes=(*_roles(rows, seen), *(_outside(outside) if texts is None else texts.notes), *notes),
     )
 

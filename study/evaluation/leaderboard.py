@@ -152,8 +152,14 @@ class Row:
     @property
     def score(self) -> Score | None:
         """What selection maximises; without one a row is not selected."""
-        value = getattr(self, SCORE_COLUMNS[self.val_criterion]) if self.val_criterion else None
-        return None if value is None else Score(criterion=self.val_criterion, value=value)
+        return score_of(vars(self))
+
+
+def score_of(row: Mapping[str, Any]) -> Score | None:
+    """Return the score in the columns of a row, `score_columns` the other way round."""
+    criterion = row["val_criterion"]
+    value = row[SCORE_COLUMNS[criterion]] if criterion else None
+    return None if value is None else Score(criterion=criterion, value=value)
 
 
 def score_columns(score: Score | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from data_prep.storage import locate, reason
 from models.heads import Head
 from models.stacked import MethodConfig
 from search_spaces import Space, Value
-from study.evaluation.leaderboard import ORACLE, SCORE_COLUMNS, Entry, Score
+from study.evaluation.leaderboard import ORACLE, Entry, Score, score_of
 from study.outputs.folder import open_storage
 from study.outputs.leaderboard_files import read_leaderboard
 from study.pipeline.choice import Choice, Consensus
@@ -159,7 +159,7 @@ def candidate_of_row(space: Space, row: Mapping[str, Any]) -> Candidate:
             row["params"],
             method=row["method"],
             config_id=row["config_id"],
-            score=_recorded_score(row),
+            score=score_of(row),
             metrics={name: row[name] for name in ("val_h_mean", "val_h_std")},
             pareto=row["pareto"],
         )
@@ -208,15 +208,9 @@ def _recorded(place: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _recorded_score(row: Mapping[str, Any]) -> Score | None:
-    """Return the score of a row of configs/ID.json."""
-    criterion = row["val_criterion"]
-    return Score(criterion=criterion, value=row[SCORE_COLUMNS[criterion]]) if criterion else None
-
-
 def _recorded_rank(row: Mapping[str, Any]) -> tuple[str, float]:
     """Return where a row stands among others of its study: the best score first, one criterion after the other."""
-    score = _recorded_score(row)
+    score = score_of(row)
     return (score.criterion, -score.value) if score else ("", 0.0)
 
 

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/study"), str(Path(__file__).parent)]
 
 import torch  # noqa: E402
 from common import SIZES, in_turn, parser, synthetic, write  # noqa: E402
 from plain_sre import PlainTraining  # noqa: E402
+from tiny_configs import pack_of  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from models.pva import PVAConfig  # noqa: E402
@@ -25,21 +27,10 @@ from study.protocol.trial_data import (  # noqa: E402
     trainable_images,
 )
 from study.training.methods import METHODS  # noqa: E402
-from study.training.pack import Pack  # noqa: E402
 
 CONFIGS: dict[str, Any] = {"sre": SREConfig(), "pva": PVAConfig()}
-
-
-def pack_of(config: Any, lanes: int, data: TrialData) -> Pack:
-    folds = [k % data.folds for k in range(lanes)]
-    return Pack(
-        [config] * lanes,
-        seeds=list(range(lanes)),
-        seen_KC=torch.stack([seen_classes(data, fold) for fold in folds]),
-        trainable_KI=torch.stack([trainable_images(data, fold) for fold in folds]),
-        data=data,
-        epochs=10**6,
-    )
+EPOCHS = 10**6
+"""More than are trained: the learning rate stays."""
 
 
 def eager(config: Any, data: TrialData, device: str) -> Callable[[], None]:
@@ -86,11 +77,11 @@ def main() -> None:
         for method in args.methods:
             config = CONFIGS[method]
             with FlopCounterMode(display=False) as counter:
-                pack_of(config, 1, data).train_epoch()
+                pack_of(config, 1, data, epochs=EPOCHS).train_epoch()
             # K lanes of 5,000 classes do not fit: their pairs alone take 100 MB each
             ks = [k for k in args.lanes if size != "i2webv" or k <= 4 or args.device == "cuda"]
             works = {"loop": eager(config, data, args.device)}
-            works |= {str(k): pack_of(config, k, data).train_epoch for k in ks}
+            works |= {str(k): pack_of(config, k, data, epochs=EPOCHS).train_epoch for k in ks}
             seconds = in_turn(works, rounds=args.rounds, device=args.device)
             per_second = {"loop": 1 / seconds["loop"], **{str(k): k / seconds[str(k)] for k in ks}}
             best = max(ks, key=lambda k: per_second[str(k)])

@@ -9,11 +9,13 @@ square.
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/study"), str(Path(__file__).parent)]
 
 import torch  # noqa: E402
 from common import SIZES, in_turn, parser, synthetic, write  # noqa: E402
 from plain_sre import PlainTraining  # noqa: E402
+from tiny_configs import pack_of  # noqa: E402
 from torch.nn.functional import normalize  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
@@ -21,7 +23,7 @@ from models.baselines import CLIPAdapterConfig, LinearProbeConfig, TipAdapterCon
 from models.pva import PVAConfig  # noqa: E402
 from models.sre_clip import SREConfig  # noqa: E402
 from models.stacked import MethodConfig  # noqa: E402
-from study.protocol.trial_data import TrialData, seen_classes, trainable_images  # noqa: E402
+from study.protocol.trial_data import TrialData  # noqa: E402
 from study.training.pack import Pack  # noqa: E402
 
 METHODS: dict[str, MethodConfig] = {
@@ -86,13 +88,7 @@ def main() -> None:
             kwargs = {"data": data, "epochs": 10**6}
             naive = PlainTraining(config, seed=0, fold=0, naive=True, **kwargs)
             plain = PlainTraining(config, seed=0, fold=0, **kwargs)
-            pack = Pack(
-                [config] * args.lanes,
-                seeds=list(range(args.lanes)),
-                seen_KC=torch.stack([seen_classes(data, k % 3) for k in range(args.lanes)]),
-                trainable_KI=torch.stack([trainable_images(data, k % 3) for k in range(args.lanes)]),
-                **kwargs,
-            )
+            pack = pack_of(config, args.lanes, **kwargs)
             works = {"naive": naive.train_epoch, "plain": plain.train_epoch, "ours": pack.train_epoch}
             seconds = in_turn(works, rounds=args.rounds)
             ms = {name: 1e3 * s / pack.steps_per_epoch for name, s in seconds.items()}

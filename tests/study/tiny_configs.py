@@ -35,7 +35,7 @@ ENCODED = {"pva shared prompts", "coop"}
 """With a text encoder in the loop: packs of twelve lanes instead of 64, to save time."""
 
 
-def pack_of(config: Any, lanes: int, data: TrialData) -> Pack:
+def pack_of(config: Any, lanes: int, data: TrialData, *, epochs: int = 2) -> Pack:
     """A pack with a lane per seed, each of which plays the next fold."""
     folds = [k % data.folds for k in range(lanes)]
     return Pack(
@@ -44,5 +44,5 @@ def pack_of(config: Any, lanes: int, data: TrialData) -> Pack:
         seen_KC=torch.stack([seen_classes(data, fold) for fold in folds]),
         trainable_KI=torch.stack([trainable_images(data, fold) for fold in folds]),
         data=data,
-        epochs=2,
+        epochs=epochs,
     )
