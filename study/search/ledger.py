@@ -82,7 +82,7 @@ class Ledger:
             self._database = connect(self.url, patience_s=self._patience_s)
             self.storage = optuna.storages.get_storage(self._database)  # finished trials are read once
 
-    @property
+    @functools.cached_property  # Optuna copies a study's attributes whenever they are asked for
     def identity(self) -> dict[str, Any]:
         """The identity with which the study was created, as `StudyIdentity.ledger_json` gives it."""
         return self.study.user_attrs["identity"]
