@@ -31,7 +31,7 @@ from typing import Any
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "study")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "study"), str(ROOT / "tests" / "cluster")]
 # where a cluster says that it is there: otherwise every other `ray.init()` on this machine would join it
 if "RAY_TMPDIR" not in os.environ:
     os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="zs")
@@ -44,6 +44,7 @@ import toy  # noqa: E402
 from postgres_server import postgres_server, programs  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 from rich.console import Console  # noqa: E402
+from test_autoscaler import cluster as autoscaling_cluster  # noqa: E402
 
 import search_spaces  # noqa: E402
 from data_prep.errors import UserError  # noqa: E402
@@ -142,6 +143,7 @@ def search(
     resume: bool = False,
     memory: int = PACK,
     seconds: float = SECONDS,
+    requested: int = 1,
     mirror: Storage | None = None,
     **database: Any,
 ) -> SearchOutcome:
@@ -152,12 +154,19 @@ def search(
             [Search(queue=_queue(book), training=OPTIONS, train=slow, mirror=mirror)],
             data().to_arrays(),
             resources=ResourceOptions(),
+            requested=requested,
             checkpoints=mirror or locate(folder),
             console=Console(file=io.StringIO()),
         )
         if database:
             book.write_journal()
         return done
+
+
+def drive(folder: Path, address: str, *options: str) -> subprocess.Popen[bytes]:
+    """Search in a process of its own, on the cluster at an address."""
+    command = [sys.executable, str(Path(__file__)), "--drive", str(folder), "--address", address, *options]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def _log(folder: Path) -> Path:
@@ -318,6 +327,27 @@ def node_joins(machines: Machines, folder: Path, rng: random.Random) -> Outcome:
     return judge(folder, disturbed=turns >= len(set(packs)))
 
 
+def autoscaled(machines: Machines, folder: Path, rng: random.Random) -> Outcome:
+    """Another cluster has no worker; its autoscaler brings two for the packs, and takes them away at the end."""
+    # as on the cluster that this process is connected to
+    with mock.patch.dict(os.environ, RAY_AUTH_MODE="disabled"), autoscaling_cluster() as address:
+        cluster, alive = ray._raylet.GcsClient(address=address), 0  # GcsNodeInfo's state
+
+        def workers() -> int:
+            nodes = cluster.get_all_node_info(timeout=10).values()
+            return sum(node.state == alive and not node.is_head_node for node in nodes)
+
+        driver, seen = drive(folder, address, "--requested", "2", "--seconds", "4"), [workers()]
+        while driver.poll() is None:
+            seen.append(workers())
+            time.sleep(0.2)
+        end = time.monotonic() + 30
+        while seen[-1] and time.monotonic() < end:
+            seen.append(workers())
+            time.sleep(0.2)
+    return judge(folder, disturbed=driver.returncode == 0 and [seen[0], max(seen), seen[-1]] == [0, 2, 0])
+
+
 def actor_killed(machines: Machines, folder: Path, rng: random.Random) -> Outcome:
     with once(training(folder), rng.uniform(0.0, 1.5), machines.kill_actor) as disturbed:
         outcome = search(folder)
@@ -326,8 +356,7 @@ def actor_killed(machines: Machines, folder: Path, rng: random.Random) -> Outcom
 
 def driver_killed(machines: Machines, folder: Path, rng: random.Random) -> Outcome:
     """With -9, at a random moment from its first configuration or from its first epochs on; then resumed."""
-    command = [sys.executable, str(Path(__file__)), "--drive", str(folder), "--address", machines.cluster.address]
-    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    driver = drive(folder, machines.cluster.address)
     begun = rng.choice([drawing, training])
     with once(begun(folder), rng.uniform(0.0, 2.5), lambda: driver.send_signal(signal.SIGKILL)):
         driver.wait(timeout=120)
@@ -337,8 +366,7 @@ def driver_killed(machines: Machines, folder: Path, rng: random.Random) -> Outco
 
 def second_driver(machines: Machines, folder: Path, rng: random.Random) -> Outcome:
     """Another process resumes the search while its driver lives: it is refused, and the search goes on."""
-    command = [sys.executable, str(Path(__file__)), "--drive", str(folder), "--address", machines.cluster.address]
-    driver, refused = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), list[str]()
+    driver, refused = drive(folder, machines.cluster.address), list[str]()
 
     def resume() -> None:
         try:
@@ -478,6 +506,7 @@ FAULTS: dict[Callable[[Machines, Path, random.Random], Outcome], int] = {
     node_killed: 5,
     node_drained: 3,
     node_joins: 3,
+    autoscaled: 2,
     actor_killed: 5,
     driver_killed: 20,
     second_driver: 3,
@@ -498,10 +527,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--drive", type=Path, help=argparse.SUPPRESS)  # the process that `driver_killed` kills
     parser.add_argument("--address", help=argparse.SUPPRESS)
+    parser.add_argument("--requested", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.drive:
         ray.init(address=options.address, log_to_driver=False, logging_level="ERROR")
-        search(options.drive)
+        search(options.drive, requested=options.requested, seconds=options.seconds)
         return 0
     names = "fault | times | in time | requested | finished | duplicated | lost | epochs again | as undisturbed"
     print(f"| {names} |\n" + "|---" * 9 + "|")
