@@ -2,7 +2,7 @@
 
     python tests/faults/matrix.py                 # every fault as often as FAULTS says: a table
     python tests/faults/matrix.py --once          # every fault once: what the test suite runs
-    python tests/faults/matrix.py --only driver   # faults whose name has this in it
+    python tests/faults/matrix.py --only driver   # faults whose name has this, or one of several words, in it
 
 On a cluster of its own, of a head without CPUs and two nodes with one each, on this machine. The configurations are
 linear probes, drawn at random, slowed down and not pruned: what becomes of one does not depend on the order of things,
@@ -523,7 +523,7 @@ FAULTS: dict[Callable[[Machines, Path, random.Random], Outcome], int] = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--once", action="store_true", help="every fault once")
-    parser.add_argument("--only", default="", help="faults whose name has this in it")
+    parser.add_argument("--only", nargs="+", default=[""], help="faults whose name has one of these in it")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--drive", type=Path, help=argparse.SUPPRESS)  # the process that `driver_killed` kills
     parser.add_argument("--address", help=argparse.SUPPRESS)
@@ -540,7 +540,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of `finally`: no node may stay
     try:
         for fault, times in FAULTS.items():
-            if options.only not in fault.__name__:
+            if not any(word in fault.__name__ for word in options.only):
                 continue
             if fault is disk_full and os.geteuid() != 0:
                 continue
