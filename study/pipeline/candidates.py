@@ -75,7 +75,7 @@ def searched_candidate(space: Space, found: Choice, *, space_name: str = "") -> 
         space,
         configuration.params,
         method=space.method,
-        config_id=configuration.config_id if head == "none" else f"{configuration.config_id}-{head}",
+        config_id=row_name(space, configuration.config_id, configuration.params, head),
         score=found.score,
         metrics=configuration.metrics,
         pareto=configuration.pareto,
@@ -83,6 +83,13 @@ def searched_candidate(space: Space, found: Choice, *, space_name: str = "") -> 
         head=head,
         alike=found.alike,
     )
+
+
+def row_name(space: Space, config_id: str, params: Mapping[str, Value], head: Head = "none") -> str:
+    """Return a configuration's name on the leaderboard: its id, and behind it what the method's article has not."""
+    config = space.config(**params)
+    ours = [getattr(config, knob) for knob, values in method_of(space).ours.items() if getattr(config, knob) in values]
+    return "-".join([config_id, *map(str, ours), *([] if head == "none" else [head])])
 
 
 def searched_score(configuration: Configuration | LaneResult, criterion: Criterion) -> Score | None:
@@ -104,7 +111,7 @@ def defaults_candidate(space: Space, configurations: Sequence[Configuration], cr
         space,
         first.params,
         method=f"{space.method}, defaults",
-        config_id=f"{space.name}-defaults",
+        config_id=row_name(space, f"{space.name}-defaults", first.params),
         score=searched_score(first, criterion),
         metrics={name: value for name, value in first.metrics.items() if name != CONSTANT},  # not calibrated
     )

@@ -3,8 +3,8 @@
 Suffixes: K lanes, I source images, C classes.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import lru_cache
 from typing import cast
 
@@ -48,6 +48,8 @@ class Method:
     """Whether it needs the classes' places in WordNet."""
     swept: tuple[str, ...] = ()
     """Inference-time knobs that the module's `sweep` finds exactly on the selection split: never sampled."""
+    ours: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+    """Values of knobs that the method's article does not have: the name of a row says them."""
 
 
 def _sre(configs: Sequence[MethodConfig], seeds: Sequence[int], seen_KC: Tensor, _: Tensor, data: TrialData) -> SREClip:
@@ -122,8 +124,13 @@ def _text_encoder(clip_path: str) -> FrozenTextEncoder:
 
 
 METHODS: dict[type[MethodConfig], Method] = {
-    SREConfig: Method(build=_sre, uses_target=True, uses_graph=True),
-    PVAConfig: Method(build=_on_texts(PVA), swept=("tau", "residual_lambda")),
+    SREConfig: Method(
+        build=_sre,
+        uses_target=True,
+        uses_graph=True,
+        ours={"adjacency": ("identity",), "align": ("cosine",), "class_prior": ("estimated",)},
+    ),
+    PVAConfig: Method(build=_on_texts(PVA), swept=("tau", "residual_lambda"), ours={"score": ("relative",)}),
     CLIPAdapterConfig: Method(build=_on_texts(CLIPAdapter)),
     TipAdapterConfig: Method(build=_tip, swept=("alpha", "beta")),
     CoOpConfig: Method(build=_on_texts(CoOp)),
