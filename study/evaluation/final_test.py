@@ -25,6 +25,7 @@ from study.evaluation.leaderboard import (
     Entry,
     Row,
     Score,
+    h_of_means,
     mean_over_seeds,
     rank_rows,
     sample_deviation,
@@ -141,6 +142,7 @@ class Evaluation:
             **_over_thresholds(curves),
         }
         measured = {name: None if math.isnan(value) else value for name, value in measured.items()}
+        measured["test_h_of_means"] = h_of_means(measured["test_seen_mean"], measured["test_unseen_mean"])
         partial = f" (partial: {self.features.partial})" if self.features.partial else ""
         row = Row(
             method=entry.method,
@@ -218,6 +220,7 @@ def average_rotations(rotations: Sequence[tuple[Evaluation, Sequence[Scored]]], 
             behind = _behind(evaluations, [of_rotation[reference] for of_rotation in selected], chosen)
         numbers = [name for name in vars(chosen[0].row) if all(isinstance(getattr(s.row, name), float) for s in chosen)]
         mean: dict[str, Any] = {name: fmean(getattr(s.row, name) for s in chosen) for name in numbers}
+        mean["test_h_of_means"] = h_of_means(mean.get("test_seen_mean"), mean.get("test_unseen_mean"))
         rows.append(
             replace(
                 chosen[0].row,

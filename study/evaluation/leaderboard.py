@@ -148,6 +148,8 @@ class Row:
     """Lower end of the gain's interval."""
     new_h_gain_hi: float | None = None
     """Upper end."""
+    test_h_of_means: float | None = None
+    """2SU / (S + U) of S and U above, as published tables have it; `test_h_mean` is the mean of every seed's H."""
 
     @property
     def score(self) -> Score | None:
@@ -190,6 +192,11 @@ def mean_over_seeds(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
         "test_h_std": sample_deviation([s["test_h"] for s in seeds]),
         "n_seeds": len(seeds),
     }
+
+
+def h_of_means(seen: float | None, unseen: float | None) -> float | None:
+    """Return the harmonic mean of two means, None where one of them does not exist."""
+    return None if seen is None or unseen is None else statistics.harmonic_mean([seen, unseen])
 
 
 def sample_deviation(values: Sequence[float]) -> float:

@@ -70,6 +70,7 @@ H = Column(
     field="test_h_mean",
     text=lambda r: percent(r.test_h_mean, r.test_h_std if r.n_seeds > 1 else None),
 )
+H_OF_MEANS = Column(heading="H of means", field="test_h_of_means", text=lambda r: percent(r.test_h_of_means))
 H_GAIN = Column(heading="H gain [95 %]", field="h_gain", text=lambda r: difference(r.h_gain, r.h_gain_lo, r.h_gain_hi))
 BEHIND = Column(
     heading="behind [95 %]", field="h_behind", text=lambda r: difference(r.h_behind, r.h_behind_lo, r.h_behind_hi)
@@ -83,7 +84,8 @@ SEEDS = Column(heading="seeds", field="n_seeds", text=lambda r: str(r.n_seeds or
 SOURCE = Column(heading="source", field="source", text=lambda r: r.source, left=True)
 
 COLUMNS = (
-    RANK, METHOD, CONFIG, SELECT, VAL_H, KNOWN, UNKNOWN, ALL, AUSUC, S, U, H, H_GAIN, BEHIND, NEW_H, SEEDS, SOURCE,
+    RANK, METHOD, CONFIG, SELECT, VAL_H, KNOWN, UNKNOWN, ALL, AUSUC, S, U, H, H_OF_MEANS, H_GAIN, BEHIND, NEW_H,
+    SEEDS, SOURCE,
 )  # fmt: skip
 """The columns of leaderboard.md."""
 
@@ -93,12 +95,19 @@ def has_new(rows: Sequence[Row]) -> bool:
     return any(row.new_h_mean is not None for row in rows)
 
 
+def mixes_means(rows: Sequence[Row]) -> bool:
+    """Return whether published rows stand beside a study's own: theirs are H of means, ours the mean of H."""
+    return any(row.source != "this study" and row.test_h_of_means is not None for row in rows)
+
+
 # --- Markdown ---------------------------------------------------------------------------------------------------------
 
 LEGEND = (
     "known, unknown, all: accuracy over images. S, U: mean accuracy per seen and unseen class. H = 2SU / (S + U). "
     "Base-to-novel: each image among its own half of the classes; cross-dataset: among the target's; S and U are over "
     "images there, and where the test has one kind of class only, H is its accuracy. "
+    "H of means: of a row's mean accuracies on seen and unseen classes, as published tables have it; H is the mean of "
+    "every seed's. "
     "H gain: over zero-shot CLIP (ensemble). behind: H of the study's own method (its selected row; of an ablation the "
     "full model) minus this row's. H new: on target images that neither training nor selection saw (--test-share). "
     "Intervals: paired bootstrap over test images, 95 %."
@@ -110,7 +119,8 @@ def to_markdown(rows: Sequence[Row], *, interrupted: bool = False) -> str:
     lines = [f"# Leaderboard: {', '.join(sorted({r.benchmark for r in rows}))}", ""]
     for note in notes(rows, interrupted=interrupted):
         lines += [f"**{note}**", ""]
-    columns = [column for column in COLUMNS if column is not NEW_H or has_new(rows)]
+    absent = [column for column, shown in {NEW_H: has_new, H_OF_MEANS: mixes_means}.items() if not shown(rows)]
+    columns = [column for column in COLUMNS if column not in absent]
     lines.append("| " + " | ".join(column.heading for column in columns) + " |")
     lines.append("|" + "|".join(":--" if column.left else "--:" for column in columns) + "|")
     lines += ["| " + " | ".join(c.text(row).replace("|", "\\|") for c in columns) + " |" for row in rows]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from study.evaluation.leaderboard import Row
+from study.evaluation.leaderboard import Row, h_of_means
 
 SRE_ARTICLE = "published: SRE-CLIP Adapter, arXiv 2510.21808 (micro or per class is not stated)"
 
@@ -52,6 +52,7 @@ class Published:
             test_known_micro=known,
             test_unknown_micro=unknown,
             test_h_mean=h,
+            test_h_of_means=h_of_means(known, unknown),
             source=self.source,
         )
 

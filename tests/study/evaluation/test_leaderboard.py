@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 from rows import ROWS
 
-from study.evaluation.leaderboard import mean_over_seeds, rank_rows
+from study.evaluation.leaderboard import h_of_means, mean_over_seeds, rank_rows
+from study.evaluation.leaderboard_text import to_markdown
+from study.evaluation.published import published_rows
 
 
 def test_rows_are_ranked_by_mean_test_h_and_selected_by_validation() -> None:
@@ -28,3 +30,14 @@ def test_test_columns_are_means_over_seeds() -> None:
     seeds = [{"test_h": 0.2, "test_seen_mean": 0.5}, {"test_h": 0.4, "test_seen_mean": 0.7}]
     columns = mean_over_seeds(seeds)
     assert columns == pytest.approx({"test_h_mean": 0.3, "test_h_std": 0.02**0.5, "test_seen_mean": 0.6, "n_seeds": 2})
+
+
+def test_h_of_means_stands_beside_published_rows_only() -> None:
+    assert h_of_means(0.8426, 0.7610) == pytest.approx(0.7997, abs=5e-5)  # PromptSRC's own figure of 11 data sets
+    assert h_of_means(None, 0.7) is None
+    ours = replace(ROWS[2], test_h_mean=0.70, test_h_of_means=0.71)
+    alone, beside = to_markdown([ours]), to_markdown([ours, *published_rows("dtd")])
+    assert "| H of means |" not in alone
+    heading, _, *rows = [line.split(" | ") for line in beside.splitlines() if line.startswith("|")]
+    place = heading.index("H of means")
+    assert [row[place - 1 : place + 1] for row in rows[:2]] == [["70.00 ± 0.50", "71.00"], ["71.70", "71.70"]]
