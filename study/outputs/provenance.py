@@ -16,8 +16,8 @@ from study.evaluation.leaderboard import Row
 from study.options import Options
 from study.outputs.folder import read_json, write_json
 
-RUN = "run.json"
-"""Name of the record in a study's folder."""
+RUN, CONFIGS = "run.json", "configs"
+"""The record in a study's folder, and the folder of its rows' configurations."""
 
 PACKAGES = ("ray", "torch", "transformers", "optuna", "numpy", "pyarrow", "networkx")
 """Packages whose versions are recorded, beside Python's."""
@@ -301,4 +301,4 @@ def write_config(storage: Storage, row: Row, *, params: Mapping[str, Any], space
     `params`: fields of the configuration; `space`: search space that builds it from them.
     """
     content = asdict(row) | {"params": dict(params), "space": space} | record.to_json()
-    write_json(storage, f"configs/{row.config_id}.json", content)
+    write_json(storage, f"{CONFIGS}/{row.config_id}.json", content)

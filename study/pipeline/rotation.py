@@ -16,7 +16,7 @@ from study.outputs.adapter import make_adapter
 from study.outputs.adapter_files import ADAPTERS, SELECTED, write_adapter
 from study.outputs.leaderboard_files import write_leaderboard
 from study.outputs.prediction_tables import write_prediction_tables, write_resamples
-from study.outputs.provenance import RefitRecord, write_config, write_run
+from study.outputs.provenance import CONFIGS, RefitRecord, write_config, write_run
 from study.pipeline.candidates import Candidate, calibrated_entry
 from study.pipeline.choice import Consensus
 from study.pipeline.plan import Prepared
@@ -76,6 +76,7 @@ def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Stora
         scored = [with_new_images(*pair) for pair in zip(scored, on_new.zero_shot("h"), strict=True)]
     trained: dict[str, tuple[Candidate, Refit]] = {}
     methods: set[str] = set()
+    storage.clear(CONFIGS)  # of rows that an extended search no longer has: `--enqueue` would try them
     for candidate, done in zip(candidates.found, refits, strict=True):
         entry = candidate.entry
         if done.diverged:

@@ -96,7 +96,10 @@ def run(*, packs: int, seconds: float, pack: int) -> list[float]:
 
 
 def driver(counts: list[int], *, packs: int, pack: int, simulated: bool) -> None:
-    """CPU time of the driver for a pack, from a third of the packs on: by then all actors run."""
+    """CPU time of the driver for a pack, from a third of the packs on.
+
+    By then all actors run, if there are not many more of them than cores that start them: else give it more packs.
+    """
     print("| actors | CPU ms for a pack | actors that packs of 30 s keep busy |\n|--:|--:|--:|")
     for count in counts:
         cpus = 2 if simulated else count

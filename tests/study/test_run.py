@@ -108,9 +108,11 @@ def test_a_finished_study_resumes_to_the_same_leaderboard(
 ) -> None:
     before = pd.read_parquet(small_study / "leaderboard.parquet")
     scorings = json.loads((small_study / "run.json").read_text())["scorings"]
+    (small_study / "configs" / "sre-9999.json").write_text("{}")  # of a row that is no longer there
     assert run(small_study.parent, embedded_cache, "--name", "small", "--resume") == 0
     assert f"The test split of this study was scored {scorings + 1} times." in capsys.readouterr().out
     assert json.loads((small_study / "run.json").read_text())["scorings"] == scorings + 1
+    assert not (small_study / "configs" / "sre-9999.json").exists()
     after = pd.read_parquet(small_study / "leaderboard.parquet")
     pd.testing.assert_frame_equal(before[["config_id", *METRICS]], after[["config_id", *METRICS]])
 
