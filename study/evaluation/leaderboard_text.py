@@ -97,7 +97,7 @@ def has_new(rows: Sequence[Row]) -> bool:
 
 def mixes_means(rows: Sequence[Row]) -> bool:
     """Return whether published rows stand beside a study's own: theirs are H of means, ours the mean of H."""
-    return any(row.source != "this study" and row.test_h_of_means is not None for row in rows)
+    return any(not row.rank and row.test_h_of_means is not None for row in rows)
 
 
 # --- Markdown ---------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from search_spaces import Space, Value
 from study.evaluation.leaderboard import ORACLE, Entry, Score, score_of
 from study.outputs.folder import open_storage
 from study.outputs.leaderboard_files import read_leaderboard
+from study.outputs.provenance import CONFIGS
 from study.pipeline.choice import Choice, Consensus
 from study.protocol.scores import Criterion, measured_criterion
 from study.search.records import Configuration
@@ -88,7 +89,7 @@ def searched_candidate(space: Space, found: Choice, *, space_name: str = "") -> 
 def row_name(space: Space, config_id: str, params: Mapping[str, Value], head: Head = "none") -> str:
     """Return a configuration's name on the leaderboard: its id, and behind it what the method's article has not."""
     config = space.config(**params)
-    ours = [getattr(config, knob) for knob, values in method_of(space).ours.items() if getattr(config, knob) in values]
+    ours = [value for knob, values in method_of(space).ours.items() if (value := getattr(config, knob)) in values]
     return "-".join([config_id, *map(str, ours), *([] if head == "none" else [head])])
 
 
@@ -204,7 +205,7 @@ def _recorded(place: str) -> list[dict[str, Any]]:
             contents = [locate(folder or ".", option="enqueue").read(file)]
         else:
             storage = locate(place, option="enqueue")
-            names = [n for n in storage.names(recursive=True) if re.search(r"(^|/)configs/[^/]+\.json$", n)]
+            names = [n for n in storage.names(recursive=True) if re.search(rf"(^|/){CONFIGS}/[^/]+\.json$", n)]
             contents = [storage.read(name) for name in sorted(names)]
         rows = [json.loads(content or b"null") for content in contents]
         if not all({"space", "params", "val_criterion", "select"} <= set(row) for row in rows):

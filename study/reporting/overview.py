@@ -26,6 +26,7 @@ from study.evaluation.leaderboard_text import (
     percent,
 )
 from study.outputs.adapter_files import ADAPTERS, SELECTED
+from study.outputs.provenance import CONFIGS
 from study.outputs.results import Results
 from study.reporting.page import Cell, Chart, Section, Table
 from study.reporting.style import MUTED, OWN, number_cells, whiskers
@@ -334,4 +335,4 @@ def rerun_command(row: Row, results: Results) -> str:
         return ""
     if row.params == "{}":  # zero-shot CLIP stands in every study
         return results.run.command
-    return f"python study/run.py --rerun {shlex.quote(join(results.folder, f'configs/{row.config_id}.json'))}"
+    return f"python study/run.py --rerun {shlex.quote(join(results.folder, f'{CONFIGS}/{row.config_id}.json'))}"

@@ -1,7 +1,7 @@
 """The fault matrix: a running search is broken in every way we know, and no configuration may be lost or done twice.
 
     python tests/faults/matrix.py                 # every fault as often as FAULTS says: a table
-    python tests/faults/matrix.py --once          # every fault once: what the test suite runs
+    python tests/faults/matrix.py --once          # every fault once
     python tests/faults/matrix.py --only driver   # faults whose name has this, or one of several words, in it
 
 On a cluster of its own, of a head without CPUs and two nodes with one each, on this machine. The configurations are
@@ -338,13 +338,15 @@ def autoscaled(machines: Machines, folder: Path, rng: random.Random) -> Outcome:
             return sum(node.state == alive and not node.is_head_node for node in nodes)
 
         driver, seen = drive(folder, address, "--requested", "2", "--seconds", "4"), [workers()]
-        while driver.poll() is None:
-            seen.append(workers())
-            time.sleep(0.2)
+
+        def watch(going_on: Callable[[], bool]) -> None:
+            while going_on():
+                seen.append(workers())
+                time.sleep(0.2)
+
+        watch(lambda: driver.poll() is None)
         end = time.monotonic() + 30
-        while seen[-1] and time.monotonic() < end:
-            seen.append(workers())
-            time.sleep(0.2)
+        watch(lambda: seen[-1] > 0 and time.monotonic() < end)
     return judge(folder, disturbed=driver.returncode == 0 and [seen[0], max(seen), seen[-1]] == [0, 2, 0])
 
 
