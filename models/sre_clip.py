@@ -330,7 +330,7 @@ class SREClip(StackedModule):
         """Compute the head's logits (K, B, C) of images (B, D), whose adapted features are given."""
         target_TD = unit_features(self.target_KTD[0])
         if not self._heads:
-            features_KTD, prototypes_KCD = self.embed(target_TD)
+            features_KTD, prototypes_KCD = self._embed(target_TD)
             self._heads = [
                 FittedHead(self.head, features_TD, prototypes_CD, self.logit_scale)
                 for features_TD, prototypes_CD in zip(features_KTD, prototypes_KCD, strict=True)
@@ -343,8 +343,11 @@ class SREClip(StackedModule):
             ]
         )
 
+    def embed(self, images_TD: Tensor) -> tuple[Tensor, Tensor] | None:
+        return self._embed(images_TD) if self.head == "none" else None
+
     @torch.no_grad()
-    def embed(self, images_TD: Tensor) -> tuple[Tensor, Tensor]:
+    def _embed(self, images_TD: Tensor) -> tuple[Tensor, Tensor]:
         lanes = self.rho.shape[0]
         features_KTD = torch.cat([self.adapt(part_BD.expand(lanes, -1, -1)) for part_BD in chunks(images_TD)], dim=1)
         return features_KTD, self.prototypes()

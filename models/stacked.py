@@ -258,7 +258,7 @@ class StackedModule(LaneModule, ABC):
     def embed(self, images_TD: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return features (K, T, D) of images and prototypes (K, C, D), L2-normalised: what a head takes (`heads.py`).
 
-        None for methods whose logits are no scaled cosines of the two.
+        None where logits are no scaled cosines of the two: of another method, or under a head already.
         """
         return None
 
