@@ -84,7 +84,6 @@ class FrozenTextEncoder:
 
         `position_T`: place of each token in its own prompt. `mask_TT`: bool, whether a token (row) sees another.
         """
-        self.to(tokens_KTW.device)
         # the embedding module itself refuses rows that are longer than one prompt may be
         hidden_KTW = tokens_KTW + self.tower.embeddings.position_embedding(position_T)
         bias_TT = torch.zeros_like(mask_TT, dtype=hidden_KTW.dtype).masked_fill_(~mask_TT, -math.inf)
@@ -259,7 +258,8 @@ class PromptLearner(LaneModule):
     def _encode(self, context: Tensor, row: _Row) -> Tensor:
         """Compute text features (K, M, D) of a row's classes."""
         learned = context[:, row.classes_M].flatten(1, 2) if self.per_class else context
-        embedded_TW = self.encoder.embed(row.ids_T).to(context.device)
+        self.encoder.to(context.device)
+        embedded_TW = self.encoder.embed(row.ids_T)
         both = torch.cat([learned, embedded_TW.expand(len(context), -1, -1)], dim=1)
         return self.encoder.encode(both[:, row.context_T], row.position_T, row.mask_TT, row.eos_M)
 

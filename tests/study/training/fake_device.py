@@ -25,15 +25,17 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[3]), str(Path(__file__).resolve().parents[1])]
 
-from tiny_configs import CONFIGS, ENCODED  # noqa: E402
+from tiny_configs import CONFIGS  # noqa: E402
 
 import search_spaces  # noqa: E402
-from models.baselines import LinearProbe, LinearProbeConfig  # noqa: E402
+from models import heads  # noqa: E402
+from models.baselines import LinearProbe, LinearProbeConfig, TipAdapter  # noqa: E402
 from models.pva import PVA  # noqa: E402
-from models.sweeps import LAMBDAS  # noqa: E402
+from models.transductive import InMaPConfig  # noqa: E402
 from study.protocol.trial_data import TrialData  # noqa: E402
 from study.search.halving import SuccessiveHalving  # noqa: E402
 from study.training.check_method import random_data  # noqa: E402
+from study.training import methods  # noqa: E402
 from study.training.loop import PackRun, TrainingOptions  # noqa: E402
 from study.training.methods import method_of_config  # noqa: E402
 from study.training.pack import Pack  # noqa: E402
@@ -138,13 +140,15 @@ def accelerator() -> Iterator[Accelerator]:
 
 # --- a pack's life ----------------------------------------------------------------------------------------------------
 
-STRENGTHS = {"lambdas": (0.0, 1.0, math.inf)}
-"""Residual strengths that are tried, instead of 39: the operations are the same, and each costs Python's time here."""
+FEW_LAMBDAS, FEW_BETAS, FEW_STEPS = (0.0, 1.0, math.inf), (1.0, 5.0), 4
+"""Residual strengths and betas that are tried, instead of 39 and 20, and descent steps of a head, instead of 80: the
+operations are the same, and each costs Python's time here."""
 
 
 def life(config: Any, data: TrialData, device: str | torch.device, there: Accelerator | None) -> tuple[Any, int]:
     """Train, score, prune, join and restore configurations on a device; return all they gave, and syncs in epochs."""
     data, halving, syncs = data.to(device), SuccessiveHalving(), 0
+    methods._text_encoder.cache_clear()  # it stays on the device where it was used last
     sees_target = method_of_config(type(config)).uses_target
     started = PackRun(
         [config] * 2,
@@ -209,12 +213,12 @@ def main() -> None:
     """Print for each method: ok, or what is wrong."""
     data = random_data(search_spaces.load("sre"))  # type: ignore[arg-type]
     data = replace(data, reference_T=torch.arange(len(data.target_features_TD)) % len(data.seen_C))
-    for function in (PVA.sweep, PVA.unseen_by_lambda):
-        function.__defaults__ = tuple(STRENGTHS["lambdas"] if d is LAMBDAS else d for d in function.__defaults__ or ())
-        function.__kwdefaults__ = {**(function.__kwdefaults__ or {}), **STRENGTHS}
+    PVA.unseen_by_lambda.__defaults__ = (FEW_LAMBDAS,)
+    for sweep, few in ((PVA.sweep, {"lambdas": FEW_LAMBDAS}), (TipAdapter.sweep, {"betas": FEW_BETAS})):
+        sweep.__kwdefaults__ = {**(sweep.__kwdefaults__ or {}), **few}
+    heads._METHODS["inmap"] = (heads.InMaP, InMaPConfig(steps=FEW_STEPS))
     for name, config in CONFIGS.items():
-        if name not in ENCODED:  # a text encoder has 50 MB of weights
-            print(f"{name}: {verdict(config, data)}")
+        print(f"{name}: {verdict(replace(config, batch_size=32), data)}")  # several steps an epoch
     probe = LinearProbeConfig(batch_size=32)
     with broken(lambda total_K: total_K * (1.0 if total_K.sum().item() > 0 else 2.0)):
         print(f"asks for a number: {verdict(probe, data)}")

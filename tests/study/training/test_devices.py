@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from tiny_configs import CONFIGS, ENCODED
 
+LAID_OUT = "3 host syncs in epochs"
+"""Of a pack that starts, that others join and that is pruned: classes to prompt are laid out when lanes come and go."""
+
 
 @pytest.fixture(scope="module")
 def said() -> dict[str, str]:
@@ -19,9 +22,9 @@ def said() -> dict[str, str]:
     return dict(line.split(": ", 1) for line in done.stdout.splitlines())
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ENCODED])
-def test_a_method_has_the_results_of_a_cpu_and_no_epoch_waits_for_the_host(said: dict[str, str], name: str) -> None:
-    assert said[name] == "ok"
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_method_has_the_results_of_a_cpu_and_no_step_waits_for_the_host(said: dict[str, str], name: str) -> None:
+    assert said[name] == (LAID_OUT if name in ENCODED else "ok")
 
 
 def test_the_check_can_fail(said: dict[str, str]) -> None:
