@@ -133,7 +133,7 @@ class Row:
     val_mi: float | None = None
     """Score: mutual information of the target images and their predictions."""
     val_alike: float | None = None
-    """Of a consensus' choice: share of the other choices that agree with it as well, within the noise of its images."""
+    """Of the consensus' choice: share of the others that agree with it as well, within the noise of its images."""
     new_seen_mean: float | None = None
     """S on the target images that neither training nor selection saw (`--test-share`); this and the next six."""
     new_unseen_mean: float | None = None
@@ -155,6 +155,11 @@ class Row:
     def score(self) -> Score | None:
         """What selection maximises; without one a row is not selected."""
         return score_of(vars(self))
+
+    @property
+    def is_choice(self) -> bool:
+        """Whether the consensus chose it; another row may agree more, by noise only."""
+        return self.val_alike is not None
 
 
 def score_of(row: Mapping[str, Any]) -> Score | None:
@@ -205,7 +210,7 @@ def sample_deviation(values: Sequence[float]) -> float:
 
 
 def rank_rows(rows: Sequence[Row]) -> list[Row]:
-    """Rank rows by mean test H, best first, and mark every method's selected row.
+    """Rank rows by mean test H, best first, and mark every method's selected row: the consensus' choice, or the best.
 
     Raises `ValueError` where rows of a method have scores of different criteria: none of them is the best.
     """
@@ -213,10 +218,10 @@ def rank_rows(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         if row.score is None:
             continue
-        score, _ = best.setdefault(row.method, (row.score, row))
+        score, ahead = best.setdefault(row.method, (row.score, row))
         if score.criterion != row.score.criterion:
             raise ValueError(f"{row.method} has scores of {score.criterion} and of {row.score.criterion}")
-        if row.score.value > score.value:
+        if row.is_choice or (row.score.value > score.value and not ahead.is_choice):
             best[row.method] = row.score, row
     selected = {method: row for method, (_, row) in best.items()}
     ordered = sorted(rows, key=lambda r: math.inf if r.test_h_mean is None else -r.test_h_mean)

@@ -3,6 +3,7 @@
 Suffixes: T target images, C classes.
 """
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -27,7 +28,7 @@ class Choice:
     score: Score | None
     """What it was chosen by."""
     alike: float | None = None
-    """Of the best one: share of the other choices whose score is as good, within the noise of its images."""
+    """Of the consensus' choice: share of the others that agree with it as well, within the noise of its images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +70,12 @@ def find_consensus(votes: Sequence[Votes], seen_C: Tensor) -> Consensus | None:
 def choose(
     configurations: Sequence[Configuration], votes: Mapping[int, Votes], found: Consensus, top: int
 ) -> list[Choice]:
-    """Return the configurations and heads that agree best with the consensus, the best first.
+    """Return the configurations and heads that agree best with the consensus: its choice, then the others by agreement.
 
-    `votes`: by the configurations' indices. Of equals, the earlier configuration and the simpler head come first.
+    The choice is among those that agree as well as the best, within the noise of the images: which of them is ahead
+    says nothing. It is the one whose head agrees best in the mean over all configurations, which is less noisy than one
+    configuration. `votes`: by the configurations' indices. Of equals, the earlier configuration and the simpler head
+    come first.
     """
     agreed = [
         (agreement, Choice(configuration=c, head=head, score=Score(criterion="consensus", value=agreement)))
@@ -80,14 +84,19 @@ def choose(
         for head, agreement in found.score(votes[c.index]).items()
     ]
     ranked = sorted(agreed, key=lambda choice: -choice[0])
-    choices = [choice for _, choice in ranked]
-    if choices:
-        choices[0] = replace(choices[0], alike=_alike(ranked, votes, found))
-    return choices[:top]
+    if not ranked:
+        return []
+    of_head: dict[Head, list[float]] = {}
+    for agreement, choice in ranked:
+        of_head.setdefault(choice.head, []).append(agreement)
+    alike = _alike(ranked, votes, found)
+    chosen = max(alike, key=lambda choice: statistics.fmean(of_head[choice.head]))
+    others = [choice for _, choice in ranked if choice is not chosen]
+    return [replace(chosen, alike=(len(alike) - 1) / max(1, len(others))), *others][:top]
 
 
-def _alike(ranked: Sequence[tuple[float, Choice]], votes: Mapping[int, Votes], found: Consensus) -> float:
-    """Return the share of the choices behind the first that are behind it by noise only (5 % level).
+def _alike(ranked: Sequence[tuple[float, Choice]], votes: Mapping[int, Votes], found: Consensus) -> list[Choice]:
+    """Return the first of the choices and those that are behind it by noise only (5 % level).
 
     `ranked`: their agreement and themselves, the best first.
     """
@@ -96,8 +105,9 @@ def _alike(ranked: Sequence[tuple[float, Choice]], votes: Mapping[int, Votes], f
         return torch.from_numpy(votes[choice.configuration.index].classes[choice.head].astype("int64"))
 
     (best, first), *others = ranked
-    best_FT, alike = classes_FT(first), 0
+    best_FT, alike = classes_FT(first), [first]
     for agreement, choice in others:
         noise = noise_of_difference(best_FT, classes_FT(choice), found.labels_T, found.seen_C)
-        alike += best - agreement <= 1.96 * noise
-    return alike / max(1, len(others))
+        if best - agreement <= 1.96 * noise:
+            alike.append(choice)
+    return alike

@@ -130,8 +130,8 @@ def _alike(own: Row) -> str:
         return ""
     return (
         f"Of all other choices of a configuration and a head, {100 * own.val_alike:.0f} % agree with the consensus as "
-        "well as the selected one, within the noise of its images: among those the pick was chance. The consensus row "
-        "uses them all."
+        "well as the selected one, within the noise of its images. Of their heads, its own agrees best in the mean of "
+        "all configurations. The consensus row uses them all."
     )
 
 

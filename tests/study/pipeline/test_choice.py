@@ -1,9 +1,13 @@
 """The choice at the end of a search, by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from rows import ROWS
 
+from study.evaluation.leaderboard import rank_rows, score_columns
 from study.pipeline.choice import choose, find_consensus
 from study.protocol.consensus import agreement, noise_of_difference
 from study.protocol.votes import Votes
@@ -40,11 +44,12 @@ def test_the_configuration_and_head_that_agree_best_are_chosen_not_those_that_th
     found = find_consensus(list(votes.values()), SEEN)
     assert found is not None and found.labels_T.tolist() == [0, 1, 2, 3] and found.voters == 3
     chosen = choose([configuration(i) for i in (0, 1, 2, 3)], votes, found, top=4)  # 3 has no votes: an older file
-    # of equals the earlier configuration; 0.5 is H of S = 1/2 and U = 1/2
+    # inmap agrees better in the mean of those that have it; of other equals the earlier configuration is first;
+    # 0.5 is H of S = 1/2 and U = 1/2
     assert [(c.configuration.index, c.head, c.score and c.score.value) for c in chosen] == [
+        (2, "inmap", 1.0),
         (0, "none", 1.0),
         (1, "none", 1.0),
-        (2, "inmap", 1.0),
         (0, "zlap", 0.5),
     ]
 
@@ -64,6 +69,36 @@ def test_choices_that_differ_by_noise_are_counted() -> None:
     assert found is not None and found.labels_T.tolist() == labels.tolist()
     chosen = choose([configuration(i) for i in range(3)], votes, found, top=2)
     assert [(c.configuration.index, c.alike) for c in chosen] == [(0, 0.5), (1, None)]
+
+
+def test_among_choices_that_differ_by_noise_the_head_decides_that_agrees_in_the_mean() -> None:
+    """One image in four hundred puts zlap ahead of inmap; in the mean of three configurations inmap is."""
+    labels = np.arange(400) % 4
+    close, far = [labels.copy() for _ in range(3)], labels.copy()
+    far[::2] = (far[::2] + 1) % 4
+    for i, of_one in enumerate(close):
+        of_one[4 * i] = 3
+    votes = {
+        i: Votes(classes={"zlap": zlap[None], "inmap": inmap[None]})
+        for i, (zlap, inmap) in enumerate(zip((labels, far, far), close, strict=True))
+    }
+    found = find_consensus(list(votes.values()), SEEN)
+    assert found is not None and found.labels_T.tolist() == labels.tolist()
+    chosen = choose([configuration(i) for i in range(3)], votes, found, top=3)
+    assert [(c.configuration.index, c.head, c.alike) for c in chosen] == [
+        (0, "inmap", 0.6),
+        (0, "zlap", None),
+        (1, "inmap", None),
+    ]
+    scores = [c.score.value for c in chosen if c.score]
+    assert scores[1] > scores[0]
+    rows = rank_rows(
+        [
+            replace(ROWS[2], config_id=f"{c.head}-{c.configuration.index}", val_alike=c.alike, **score_columns(c.score))
+            for c in reversed(chosen)
+        ]
+    )
+    assert [row.config_id for row in rows if row.selected] == ["inmap-0"]
 
 
 def test_the_noise_of_a_difference_is_that_of_resampled_images() -> None:

@@ -34,8 +34,8 @@ from models.pva import PVA  # noqa: E402
 from models.transductive import InMaPConfig  # noqa: E402
 from study.protocol.trial_data import TrialData  # noqa: E402
 from study.search.halving import SuccessiveHalving  # noqa: E402
-from study.training.check_method import random_data  # noqa: E402
 from study.training import methods  # noqa: E402
+from study.training.check_method import random_data  # noqa: E402
 from study.training.loop import PackRun, TrainingOptions  # noqa: E402
 from study.training.methods import method_of_config  # noqa: E402
 from study.training.pack import Pack  # noqa: E402
