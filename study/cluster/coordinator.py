@@ -33,6 +33,16 @@ class PackProgress:
     """Id of the node it is on."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Handed:
+    """Configurations for an actor: in the room of ended ones of its pack, or, once that is over, its next pack."""
+
+    space: str
+    """Name of their search space."""
+    lanes: Sequence[Lane]
+    """The configurations."""
+
+
 @ray.remote(num_cpus=0)
 class Coordinator:
     """One per study: judges the lanes of all packs of a search together and knows how far the running packs are."""
@@ -42,7 +52,7 @@ class Coordinator:
         self._halvings = halvings
         self._verdicts: dict[tuple[str, int], dict[int, tuple[float, bool]]] = {}
         self._packs: dict[str, PackProgress] = {}
-        self._refills: dict[str, Sequence[Lane]] = {}
+        self._handed: dict[str, Handed] = {}
         self._draining: Collection[str] = ()
         self._draining_since = 0.0
 
@@ -60,26 +70,29 @@ class Coordinator:
         verdicts |= {i: (score, goes_on) for (i, score), goes_on in zip(new.items(), judged, strict=True)}
         return [verdicts[i][1] for i in scores]
 
-    def report(self, pack: str, progress: PackProgress | None) -> bool:
-        """Note how far a pack is, None when it is finished; return whether it should move: its node is drained."""
+    def report(self, actor: str, progress: PackProgress | None) -> bool:
+        """Note how far an actor's pack is, None when it is finished; return whether it must move from a drained node.
+
+        Actors go by the name of their Tune trial.
+        """
         if progress is None:
-            self._packs.pop(pack, None)
+            self._packs.pop(actor, None)
             return False
-        self._packs[pack] = progress
+        self._packs[actor] = progress
         if time.monotonic() - self._draining_since >= DRAINING_EVERY_S:
             self._draining, self._draining_since = draining_nodes(), time.monotonic()
         return progress.node in self._draining
 
     def packs(self) -> dict[str, PackProgress]:
-        """Return the progress of the running packs; those of a node that is gone went with it."""
+        """Return the progress of the running packs, by actor; those of a node that is gone went with it."""
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         self._packs = {name: pack for name, pack in self._packs.items() if not pack.node or pack.node in alive}
         return dict(self._packs)
 
-    def refill(self, pack: str, lanes: Sequence[Lane]) -> None:
-        """Lay lanes out for a running pack, which asks for them with `lanes_for`."""
-        self._refills[pack] = lanes
+    def hand(self, actor: str, handed: Handed) -> None:
+        """Lay configurations out for an actor, which asks for them with `handed_to`."""
+        self._handed[actor] = handed
 
-    def lanes_for(self, pack: str) -> Sequence[Lane]:
-        """Return the lanes that a pack is refilled with, once."""
-        return self._refills.pop(pack, [])
+    def handed_to(self, actor: str) -> Handed | None:
+        """Return what is laid out for an actor, once."""
+        return self._handed.pop(actor, None)

@@ -10,12 +10,12 @@ from typing import Any
 import ray
 from ray import tune
 
-from study.cluster.coordinator import PackProgress
+from study.cluster.coordinator import Handed, PackProgress
 from study.cluster.gauges import PackGauges
 from study.cluster.jobs import PackJob, PackTraining
 from study.cluster.tasks import data_on_worker
 from study.cluster.worker_group import WorkerGroup, verdicts_of_first
-from study.search.records import Lane, PackReport
+from study.search.records import PackReport
 from study.training.pack_checkpoint import Moving, PackCheckpoint
 from study.training.scoring import LaneResult
 
@@ -24,9 +24,9 @@ REPORT_EVERY_S = 0.2
 
 
 class PackTrainable(tune.Trainable):
-    """Trains one pack per Tune trial and is used again for the next one, whichever search that is of.
+    """Trains pack after pack, whichever search they are of: the first one Tune gives it, the others its searcher.
 
-    Tune's dicts are unpacked and packed here: the pack's config is `{"space": name, "lanes": [Lane, ...]}`, its result
+    Tune's dicts are unpacked and packed here: the first pack is `{"space": name, "lanes": [Lane, ...]}`, a result
     `{"report": PackReport, "done": bool}`.
     """
 
@@ -40,28 +40,37 @@ class PackTrainable(tune.Trainable):
         self.group: WorkerGroup | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next pack."""
-        self.job = self.jobs[new_config["space"]]
+        """Be used again, after a time without a pack."""
+        self._take(Handed(space=new_config["space"], lanes=new_config["lanes"]))
+        return True
+
+    def _take(self, pack: Handed) -> None:
+        self.job = self.jobs[pack.space]
         self.gauges = PackGauges(self.job.study, self.job.space)
-        self.lanes: list[Lane] = list(new_config.get("lanes", []))
+        self.lanes = list(pack.lanes)
         self.training: PackTraining | None = None
         self.reported = 0  # lanes
-        self.moved = False
+        self.moved = self.over = False
         self.checkpoint: PackCheckpoint | None = None
         if self.job.store:
             work = [self.job.space, *((lane.index, lane.seed) for lane in self.lanes)]
             name = f"{hashlib.sha256(repr(work).encode()).hexdigest()[:12]}.safetensors"
             self.checkpoint = PackCheckpoint(self.job.store, name, every=self.job.resources.checkpoint_every)
-        return True
 
     def step(self) -> dict[str, Any]:
-        """Train the pack to its end, or, where it is refilled, until some lanes have ended.
+        """Train the pack to its end, or, where it is refilled, until some lanes have ended; take the next one before.
 
-        An exception is a result too: the queue decides what becomes of the lanes. A pack whose node is being drained
-        says that it has moved; with the next call its actor, which Tune would use again on that node, is over.
+        Done is an actor for which there is none. An exception is a result too: the queue decides what becomes of the
+        lanes. A pack whose node is being drained says that it has moved; with the next call its actor, which Tune would
+        use again on that node, is over.
         """
         if self.moved:
             raise Moving
+        if self.over:
+            pack = self._handed()
+            if pack is None:
+                return {"report": PackReport(), "done": True}
+            self._take(pack)
         try:
             ended = self._train()
         except Moving:
@@ -76,16 +85,21 @@ class PackTrainable(tune.Trainable):
                 self.group.close()
                 self.group = None
             self._stop()
-            return {"report": PackReport(crash=f"{type(error).__name__}: {error}"), "done": True}
+            self.over = True
+            return {"report": PackReport(crash=f"{type(error).__name__}: {error}", over=True), "done": False}
         self.reported += len(ended)
         # a pack that is refilled hears first whether other lanes take the room of those that ended
-        done = not (ended and self.job.refill)
-        if done:
+        self.over = not (ended and self.job.refill)
+        if self.over:
             if self.checkpoint:
                 self.checkpoint.remove()
             self._stop(max((r.metrics["val_h_mean"] for r in ended.values() if r.metrics), default=None))
-        report = PackReport(ended={self.lanes[i].number: result for i, result in sorted(ended.items())})
-        return {"report": report, "done": done}
+        outcomes = {self.lanes[i].number: result for i, result in sorted(ended.items())}
+        return {"report": PackReport(ended=outcomes, over=self.over), "done": False}
+
+    def _handed(self) -> Handed | None:
+        """Return what is laid out for this actor, if anything is."""
+        return ray.get(self.job.coordinator.handed_to.remote(self.trial_id))
 
     def _stop(self, best_h: float | None = None) -> None:
         """Say that nothing is in training any more."""
@@ -97,11 +111,9 @@ class PackTrainable(tune.Trainable):
         refill = self.job.refill
         if self.training is None:
             self.training = self._begin()
-        elif refill:
-            lanes: Any = ray.get(self.job.coordinator.lanes_for.remote(self.trial_id))
-            if lanes:
-                self.lanes += lanes
-                self.training.add(self.job.configs(lanes), [lane.seed for lane in lanes])
+        elif refill and (more := self._handed()):
+            self.lanes += more.lanes
+            self.training.add(self.job.configs(more.lanes), [lane.seed for lane in more.lanes])
         ended: dict[int, LaneResult] = {}
         while not self.training.done and not (ended and refill):
             ended |= self.training.advance()

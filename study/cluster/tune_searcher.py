@@ -1,4 +1,4 @@
-"""Ray Tune's side of the queues of packs: a Tune trial is a pack."""
+"""Ray Tune's side of the queues of packs: a Tune trial is an actor that trains pack after pack."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,50 +8,78 @@ from ray.actor import ActorHandle
 from ray.tune.search import Searcher
 
 from study.cluster.capacity import Room
+from study.cluster.coordinator import Handed
 from study.search.pack_queue import PackQueue
 from study.search.records import PackReport
 
 
 class TuneSearcher(Searcher):
-    """Suggests the packs of several queues: those of the first that has one, so that no actor waits for another's end.
+    """Gives actors the packs of several queues: those of the first that has one, so that none waits for another's end.
 
     No more than the cluster has room for, so that what is drawn later has learned from what ended before. With one
-    actor each queue sees and draws exactly what it would see and draw alone. A pack travels as the trial's config
-    `{"space": name, "lanes": [Lane, ...]}`, its result as `{"report": PackReport, "done": bool}`.
+    actor each queue sees and draws exactly what it would see and draw alone. An actor's first pack travels as its
+    trial's config `{"space": name, "lanes": [Lane, ...]}`, the others through the coordinator: a trial for each pack
+    cost the driver twice the time. Results are `{"report": PackReport, "done": bool}`; done is an actor without a pack.
     """
 
     def __init__(self, queues: Sequence[PackQueue], room: Room, coordinator: ActorHandle) -> None:
         """`room`: what the cluster holds; `coordinator`: knows the running packs, and hands lanes to them."""
         super().__init__()
         self._queues, self._room, self._coordinator = queues, room, coordinator
-        self._queue_of: dict[str, PackQueue] = {}
+        self._actors: set[str] = set()  # by their trials
+        self._queue_of: dict[str, PackQueue] = {}  # of each pack that runs, by the same
+        self._failure: Exception | None = None  # of a draw for an actor: Tune would take it for the actor's own
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a string
-        """Return a pack; None while there is no room or a queue must hear reports; FINISHED once all queues are over.
+        """Return an actor's first pack; None while there is no room for one or a queue must hear reports.
 
-        Tune asks ten times a second, also while there is nothing to do.
+        FINISHED once all queues are over. Tune asks ten times a second, also while there is nothing to do.
         """
-        left = sum(-(-queue.left // queue.pack) for queue in self._queues)
-        if len(self._queue_of) >= self._room.packs(len(self._queue_of), left):
-            return None
+        if self._failure:
+            raise self._failure
+        if len(self._actors) < self._room_for() and (pack := self._next_pack(trial_id)):
+            self._actors.add(trial_id)
+            return {"space": pack.space, "lanes": pack.lanes}
+        return Searcher.FINISHED if all(queue.over for queue in self._queues) else None
+
+    def _room_for(self) -> int:
+        """Return how many actors may be there."""
+        return self._room.packs(len(self._actors), sum(-(-queue.left // queue.pack) for queue in self._queues))
+
+    def _next_pack(self, trial_id: str) -> Handed | None:
         for queue in self._queues:
             if lanes := queue.next_pack(trial_id):
                 self._queue_of[trial_id] = queue
-                return {"space": queue.space.name, "lanes": lanes}
-        return Searcher.FINISHED if all(queue.over for queue in self._queues) else None
+                return Handed(space=queue.space.name, lanes=lanes)
+        return None
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Pass the report of a running pack to its queue, and the lanes that take the freed room to the pack."""
-        lanes = self._queue_of[trial_id].report(trial_id, result["report"])
-        if lanes:  # the pack asks for them when the report that freed their room is dealt with
-            ray.get(self._coordinator.refill.remote(trial_id, lanes))
+        """Pass an actor's report to its pack's queue, and to the actor what takes the freed room, or its next pack."""
+        report: PackReport = result["report"]
+        handed: Handed | None = None
+        if report.over:
+            self._queue_of.pop(trial_id).end(trial_id, report)
+            try:
+                handed = self._next_pack(trial_id) if len(self._actors) <= self._room_for() else None
+            except Exception as error:
+                self._failure = error
+        else:
+            queue = self._queue_of[trial_id]
+            if lanes := queue.report(trial_id, report):
+                handed = Handed(space=queue.space.name, lanes=lanes)
+        if handed:
+            self._hand(trial_id, handed)
+
+    def _hand(self, trial_id: str, handed: Handed) -> None:
+        """Lay configurations out for an actor, which asks for them when its report is dealt with."""
+        ray.get(self._coordinator.hand.remote(trial_id, handed))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Pass the last report of a pack to its queue; there is none where its actor died."""
-        report: PackReport | None = (result or {}).get("report")
-        if report is None:  # it cannot say itself that it trains no more
-            self._coordinator.report.remote(trial_id, None)
-        self._queue_of.pop(trial_id).end(trial_id, report)
+        """Forget an actor; a pack that it had died with it."""
+        self._actors.discard(trial_id)
+        if queue := self._queue_of.pop(trial_id, None):
+            self._coordinator.report.remote(trial_id, None)  # it cannot say itself that it trains no more
+            queue.end(trial_id, None)
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the ledgers are the state."""

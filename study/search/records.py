@@ -90,6 +90,8 @@ class PackReport:
     """Whether the pack has left its node, which is being drained; its configurations are to be trained elsewhere."""
     crash: str = ""
     """The error that ended the pack, "" if none did."""
+    over: bool = False
+    """Whether the pack has ended; its actor asks for another."""
 
 
 @dataclass(frozen=True, kw_only=True)

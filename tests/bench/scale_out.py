@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,8 +42,10 @@ from ray.tune.execution import tune_controller  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from study.cluster.capacity import Room  # noqa: E402
+from study.cluster.coordinator import Handed  # noqa: E402
 from study.cluster.jobs import Search  # noqa: E402
 from study.cluster.search_run import run_searches  # noqa: E402
+from study.cluster.tune_searcher import TuneSearcher  # noqa: E402
 from study.evaluation.leaderboard import rank_rows  # noqa: E402
 from study.options import ResourceOptions  # noqa: E402
 from study.outputs.folder import open_storage  # noqa: E402
@@ -51,7 +53,7 @@ from study.outputs.leaderboard_files import read_leaderboard, write_leaderboard 
 from study.reporting.running import write_running_report  # noqa: E402
 from study.search.ledger import Ledger, open_ledger  # noqa: E402
 from study.search.pack_queue import PackQueue  # noqa: E402
-from study.search.records import PackReport, SamplerName  # noqa: E402
+from study.search.records import Lane, PackReport, SamplerName  # noqa: E402
 from study.training.loop import TrainingOptions  # noqa: E402
 
 
@@ -123,8 +125,13 @@ def _cpu_of_a_pack(actors: int, packs: int, pack: int, *, simulated: bool) -> fl
         if simulated:
             patch.setattr(tune_controller, "RayActorManager", functools.partial(Simulated, actors))
             patch.setattr(Room, "packs", lambda *_: actors)
+            patch.setattr(TuneSearcher, "_hand", lambda _, actor, pack: HANDED.append(pack))
         run(packs=packs, seconds=0.0, pack=pack)
     return (spent[-1] - spent[packs // 3]) / (packs - 1 - packs // 3)
+
+
+HANDED: list[Handed] = []
+"""The pack that the searcher has just handed to a simulated actor: it takes it with its next call, which is at once."""
 
 
 class Simulated:
@@ -134,9 +141,9 @@ class Simulated:
     """
 
     def __init__(self, actors: int, resource_manager: object) -> None:
-        self._actors, self._running = actors, deque[tuple[Any, Any, dict[str, Any]]]()
+        self._actors, self._running = actors, deque[tuple[Any, Any, Sequence[Lane]]]()
         self._pending, self._resets, self._idle = deque[Any](), deque[tuple[Any, Any]](), 0
-        self._configs: dict[Any, dict[str, Any]] = {}
+        self._started, self._lanes = 0, dict[Any, Sequence[Lane]]()
         self._live_actors_to_ray_actors_resources: dict[Any, tuple[Any, None]] = {}
         self.num_live_actors, self.num_actor_tasks, self.num_total_actors = 1, 0, 0
 
@@ -147,8 +154,8 @@ class Simulated:
     def add_actor(
         self, *, cls: Any, resource_request: Any, kwargs: Any, on_start: Any, on_stop: Any, on_error: Any
     ) -> Any:
-        actor = TrackedActor(len(self._configs), on_start=on_start, on_stop=on_stop, on_error=on_error)
-        self._configs[actor] = kwargs["config"]
+        actor = TrackedActor(self._started, on_start=on_start, on_stop=on_stop, on_error=on_error)
+        self._started, self._lanes[actor] = self._started + 1, kwargs["config"]["lanes"]
         self._pending.append(actor)
         return actor
 
@@ -156,10 +163,11 @@ class Simulated:
         self, tracked_actor: Any, method_name: str, *, args: Any = (), on_result: Any = None, **_: Any
     ) -> None:
         if method_name == "reset":
-            self._configs[tracked_actor] = args[0]
+            self._lanes[tracked_actor] = args[0]["lanes"]
             self._resets.append((tracked_actor, on_result))
         elif method_name == "train":
-            self._running.append((tracked_actor, on_result, self._configs[tracked_actor]))
+            lanes = HANDED.pop().lanes if HANDED else self._lanes.pop(tracked_actor, [])
+            self._running.append((tracked_actor, on_result, lanes))
 
     def next(self, timeout: float) -> bool:
         """Let one thing happen; the last packs end when the driver has asked several times and begun no more."""
@@ -171,9 +179,10 @@ class Simulated:
             actor, on_result = self._resets.popleft()
             on_result(actor, True)
         elif len(self._running) >= self._actors or (self._idle > 3 and self._running):
-            actor, on_result, config = self._running.popleft()
-            lanes = {lane.number: toy.lane_result(lane.params, lane.seed) for lane in config["lanes"]}
-            on_result(actor, {"report": PackReport(ended=lanes), "done": True, "config": config, **RESULT})
+            actor, on_result, lanes = self._running.popleft()
+            ended = {lane.number: toy.lane_result(lane.params, lane.seed) for lane in lanes}
+            report = PackReport(ended=ended, over=bool(lanes))
+            on_result(actor, {"report": report, "done": not lanes, "config": {}, **RESULT})
         else:
             self._idle += 1
             return False

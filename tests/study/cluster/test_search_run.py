@@ -24,7 +24,7 @@ from rich.console import Console
 
 import search_spaces
 from data_prep.errors import UserError
-from study.cluster.coordinator import Coordinator
+from study.cluster.coordinator import Coordinator, Handed
 from study.cluster.jobs import PackJob, Search, SearchOutcome
 from study.cluster.pack_actor import PackTrainable
 from study.cluster.search_run import run_searches
@@ -297,11 +297,14 @@ def test_an_actor_takes_pack_after_pack() -> None:
         assert repr(actor) == "packs(study=study, spaces=toy, cpus=0.5)"
         result = actor.step()
         states = {number: outcome.state for number, outcome in result["report"].ended.items()}
-        assert states == {10: "complete", 11: "failed", 12: "pruned"} and result["done"]
-        assert actor.reset(pack(at(0.5)))
+        assert states == {10: "complete", 11: "failed", 12: "pruned"} and result["report"].over
+        ray.get(coordinator.hand.remote(actor.trial_id, Handed(**pack(at(0.5)))))
         assert list(actor.step()["report"].ended) == [10]
-        assert actor.reset(pack({}))
-        assert actor.step() == {"report": PackReport(crash="KeyError: 'layers'"), "done": True}
+        ray.get(coordinator.hand.remote(actor.trial_id, Handed(**pack({}))))
+        assert actor.step() == {"report": PackReport(crash="KeyError: 'layers'", over=True), "done": False}
+        assert actor.step() == {"report": PackReport(), "done": True}  # there is no other pack
+        assert actor.reset(pack(at(0.5)))  # Tune uses it again
+        assert list(actor.step()["report"].ended) == [10]
     finally:
         torch.set_num_threads(threads)
         ray.kill(coordinator)
