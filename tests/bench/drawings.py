@@ -4,7 +4,7 @@ Makes a domain that the project does not have, line drawings or pencil shading: 
 and of the icons, where emoji are. Then it runs the study that a user would run on them, and prints what its choice is
 worth. No drawing is of a labelled image.
 
-    python tests/bench/drawings.py                       # line drawings; some six minutes on 2 cores
+    python tests/bench/drawings.py                       # line drawings; four studies, six minutes on 2 cores
     python tests/bench/drawings.py --style shading
 """
 
@@ -36,8 +36,8 @@ def main() -> None:
     parser.add_argument("--storage", type=Path, default=Path("results"), help="finished studies there are read")
     parser.add_argument("--cache", default=".cache")
     args = parser.parse_args()
-    print("| task | zero-shot | defaults | selected | gain, 95 % | consensus | best baseline | best refitted |")
-    print("|---|--:|--:|--:|---|--:|---|--:|")
+    lines = ["| task | zero-shot | defaults | selected | gain, 95 % | consensus | best baseline | best refitted |"]
+    lines.append("|---|--:|--:|--:|---|--:|---|--:|")
     for task, (labelled, drawn) in DIRECTIONS.items():
         folder = args.storage / f"drawings-{args.style}-{drawn}"
         if not (folder / "target").exists():
@@ -54,7 +54,8 @@ def main() -> None:
                     storage=str(args.storage),
                     cache=args.cache,
                 )
-            print(f"| {task}, {rotation} {line(read_leaderboard(args.storage / name))}", flush=True)
+            lines.append(f"| {task}, {rotation} {line(read_leaderboard(args.storage / name))}")
+    print(*lines, sep="\n")
 
 
 def line(table: pd.DataFrame) -> str:
