@@ -99,7 +99,8 @@ class PackTrainable(tune.Trainable):
 
     def _handed(self) -> Handed | None:
         """Return what is laid out for this actor, if anything is."""
-        return ray.get(self.job.coordinator.handed_to.remote(self.trial_id))
+        handed: Handed | None = ray.get(self.job.coordinator.handed_to.remote(self.trial_id))
+        return handed
 
     def _stop(self, best_h: float | None = None) -> None:
         """Say that nothing is in training any more."""
