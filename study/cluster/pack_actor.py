@@ -99,7 +99,7 @@ class PackTrainable(tune.Trainable):
 
     def _handed(self) -> Handed | None:
         """Return what is laid out for this actor, if anything is."""
-        handed: Handed | None = ray.get(self.job.coordinator.handed_to.remote(self.trial_id))
+        handed: Any = ray.get(self.job.coordinator.handed_to.remote(self.trial_id))
         return handed
 
     def _stop(self, best_h: float | None = None) -> None:
