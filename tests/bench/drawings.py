@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from data_prep.benchmarks.icons2emoji import ASSETS  # noqa: E402
 from study import read_leaderboard, run_study  # noqa: E402
+from study.evaluation.leaderboard_text import difference, percent  # noqa: E402
 
 SIZE = 192
 DIRECTIONS = {"icons to drawn emoji": ("icon", "emoji"), "emoji to drawn icons": ("emoji", "icon")}
@@ -41,7 +42,7 @@ def main() -> None:
     for task, (labelled, drawn) in DIRECTIONS.items():
         folder = args.storage / f"drawings-{args.style}-{drawn}"
         if not (folder / "target").exists():
-            write_images(folder, labelled, drawn, args.style)
+            write_images(folder, labelled, args.style)
         for rotation in args.rotations:
             name = f"{folder.name}-{rotation}"
             if not (args.storage / name / "leaderboard.parquet").exists():
@@ -61,34 +62,33 @@ def main() -> None:
 def line(table: pd.DataFrame) -> str:
     """Return a study's numbers as columns."""
     of_method, baseline = table.method.str.startswith("SRE-CLIP"), table.selected & (table.n_seeds > 0)
-    own = table[of_method & table.selected & (table.method == "SRE-CLIP")].iloc[0]
+    own = table[table.selected & (table.method == "SRE-CLIP")].iloc[0]
     zero_shot, defaults, consensus = (
         table[table.method == method].test_h_mean.iloc[0]
         for method in ("CLIP zero-shot (ensemble)", "SRE-CLIP, defaults", "SRE-CLIP, consensus")
     )
     best = table[~of_method & baseline].sort_values("test_h_mean").iloc[-1]
-    low, high = 100 * own.h_gain_lo, 100 * own.h_gain_hi
     columns = [
-        f"{100 * zero_shot:.2f}",
-        f"{100 * defaults:.2f}",
-        f"{100 * own.test_h_mean:.2f}",
-        f"{100 * own.h_gain:+.2f} [{low:+.2f}, {high:+.2f}]",
-        f"{100 * consensus:.2f}",
-        f"{best.method} {100 * best.test_h_mean:.2f}",
-        f"{100 * table[of_method].test_h_mean.max():.2f}",
+        percent(zero_shot),
+        percent(defaults),
+        percent(own.test_h_mean),
+        difference(own.h_gain, own.h_gain_lo, own.h_gain_hi),
+        percent(consensus),
+        f"{best.method} {percent(best.test_h_mean)}",
+        percent(table[of_method].test_h_mean.max()),
     ]
     return f"| {' | '.join(columns)} |"
 
 
-def write_images(folder: Path, labelled: str, drawn: str, style: str) -> None:
-    """Write source/CLASS/* (as they are) and target/CLASS/* (drawn)."""
+def write_images(folder: Path, labelled: str, style: str) -> None:
+    """Write source/CLASS/*, the images of the labelled domain, and target/CLASS/*, drawings of the other's."""
     names = pd.read_parquet(ASSETS / "classes.parquet").set_index("class_id").name
     for row in pd.read_parquet(ASSETS / "images.parquet").itertuples():
         of_class = folder / ("source" if row.domain == labelled else "target") / names[row.class_id]
         of_class.mkdir(parents=True, exist_ok=True)
         if row.domain == labelled:
             (of_class / f"{row.Index}.png").write_bytes(row.image)
-        elif row.domain == drawn:
+        else:
             draw(row.image, style, np.random.default_rng(zlib.crc32(row.image))).save(of_class / f"{row.Index}.png")
 
 
