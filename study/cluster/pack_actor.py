@@ -26,7 +26,7 @@ REPORT_EVERY_S = 0.2
 class PackTrainable(tune.Trainable):
     """Trains pack after pack, whichever search they are of: the first one Tune gives it, the others its searcher.
 
-    Tune's dicts are unpacked and packed here: the first pack is `{"space": name, "lanes": [Lane, ...]}`, a result
+    Tune's dicts are unpacked and packed here: the first pack is `{"pack": Handed}`, a result
     `{"report": PackReport, "done": bool}`.
     """
 
@@ -41,7 +41,7 @@ class PackTrainable(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Be used again, after a time without a pack."""
-        self._take(Handed(space=new_config["space"], lanes=new_config["lanes"]))
+        self._take(new_config["pack"])
         return True
 
     def _take(self, pack: Handed) -> None:

@@ -18,8 +18,8 @@ class TuneSearcher(Searcher):
 
     No more than the cluster has room for, so that what is drawn later has learned from what ended before. With one
     actor each queue sees and draws exactly what it would see and draw alone. An actor's first pack travels as its
-    trial's config `{"space": name, "lanes": [Lane, ...]}`, the others through the coordinator: a trial for each pack
-    cost the driver twice the time. Results are `{"report": PackReport, "done": bool}`; done is an actor without a pack.
+    trial's config `{"pack": Handed}`, the others through the coordinator: a trial for each pack cost the driver twice
+    the time. Results are `{"report": PackReport, "done": bool}`; done is an actor without a pack.
     """
 
     def __init__(self, queues: Sequence[PackQueue], room: Room, coordinator: ActorHandle) -> None:
@@ -39,7 +39,7 @@ class TuneSearcher(Searcher):
             raise self._failure
         if len(self._actors) < self._room_for() and (pack := self._next_pack(trial_id)):
             self._actors.add(trial_id)
-            return {"space": pack.space, "lanes": pack.lanes}
+            return {"pack": pack}
         return Searcher.FINISHED if all(queue.over for queue in self._queues) else None
 
     def _room_for(self) -> int:

@@ -155,7 +155,7 @@ class Simulated:
         self, *, cls: Any, resource_request: Any, kwargs: Any, on_start: Any, on_stop: Any, on_error: Any
     ) -> Any:
         actor = TrackedActor(self._started, on_start=on_start, on_stop=on_stop, on_error=on_error)
-        self._started, self._lanes[actor] = self._started + 1, kwargs["config"]["lanes"]
+        self._started, self._lanes[actor] = self._started + 1, kwargs["config"]["pack"].lanes
         self._pending.append(actor)
         return actor
 
@@ -163,7 +163,7 @@ class Simulated:
         self, tracked_actor: Any, method_name: str, *, args: Any = (), on_result: Any = None, **_: Any
     ) -> None:
         if method_name == "reset":
-            self._lanes[tracked_actor] = args[0]["lanes"]
+            self._lanes[tracked_actor] = args[0]["pack"].lanes
             self._resets.append((tracked_actor, on_result))
         elif method_name == "train":
             lanes = HANDED.pop().lanes if HANDED else self._lanes.pop(tracked_actor, [])

@@ -14,7 +14,7 @@ from models.baselines import LinearProbeConfig
 from models.pva import PVAConfig
 from models.sre_clip import SREConfig
 from study.cluster.checkpoint_store import RemoteStore, start_checkpoint_store
-from study.cluster.coordinator import Coordinator
+from study.cluster.coordinator import Coordinator, Handed
 from study.cluster.jobs import PackJob
 from study.cluster.pack_actor import PackTrainable
 from study.options import ResourceOptions
@@ -180,7 +180,7 @@ def test_an_actor_moves_once_and_begins_anew_where_a_checkpoint_does_not_fit(dat
             super().setup(config, jobs=jobs)
 
     lanes = [Lane(number=i, trial_id=i, index=i, seed=i, params={"lr": 1e-3 * (i + 1)}) for i in range(2)]
-    pack = {"space": "probe", "lanes": lanes}
+    pack = {"pack": Handed(space="probe", lanes=lanes)}
     undisturbed = Actor(pack).step()["report"].ended
     assert not list(tmp_path.iterdir())  # it took no ten seconds
 

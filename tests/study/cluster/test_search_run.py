@@ -285,25 +285,25 @@ def test_an_actor_takes_pack_after_pack() -> None:
         def setup(self, config: dict[str, Any], jobs: Mapping[str, PackJob] = {"toy": job}) -> None:  # noqa: B006
             super().setup(config, jobs=jobs)
 
-    def pack(*params: dict[str, Any]) -> dict[str, Any]:
+    def pack(*params: dict[str, Any]) -> Handed:
         lanes = [Lane(number=i + 10, trial_id=i, index=i, seed=i, params=p) for i, p in enumerate(params)]
-        return {"space": "toy", "lanes": lanes}
+        return Handed(space="toy", lanes=lanes)
 
     def at(x: float) -> dict[str, Any]:
         return {"layers": 0, "lr": 0.1, "x": x}
 
     try:
-        actor = Actor(pack(at(0.4), at(0.99), at(0.9)))
+        actor = Actor({"pack": pack(at(0.4), at(0.99), at(0.9))})
         assert repr(actor) == "packs(study=study, spaces=toy, cpus=0.5)"
         result = actor.step()
         states = {number: outcome.state for number, outcome in result["report"].ended.items()}
         assert states == {10: "complete", 11: "failed", 12: "pruned"} and result["report"].over
-        ray.get(coordinator.hand.remote(actor.trial_id, Handed(**pack(at(0.5)))))
+        ray.get(coordinator.hand.remote(actor.trial_id, pack(at(0.5))))
         assert list(actor.step()["report"].ended) == [10]
-        ray.get(coordinator.hand.remote(actor.trial_id, Handed(**pack({}))))
+        ray.get(coordinator.hand.remote(actor.trial_id, pack({})))
         assert actor.step() == {"report": PackReport(crash="KeyError: 'layers'", over=True), "done": False}
         assert actor.step() == {"report": PackReport(), "done": True}  # there is no other pack
-        assert actor.reset(pack(at(0.5)))  # Tune uses it again
+        assert actor.reset({"pack": pack(at(0.5))})  # Tune uses it again
         assert list(actor.step()["report"].ended) == [10]
     finally:
         torch.set_num_threads(threads)
