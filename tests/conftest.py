@@ -1,13 +1,16 @@
-"""Fixtures shared by all tests: one local Ray cluster per session, one prepared cache of the embedded benchmark."""
+"""Fixtures shared by all tests: a local Ray cluster, a prepared cache of the embedded benchmark, finished studies."""
 
+import inspect
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 sys.path.insert(0, str(Path(__file__).parent / "study"))  # tests import `small` and `toy`, whichever way pytest starts
 
@@ -16,16 +19,43 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LONG = ("test_faults.py", "test_devices.py", "test_run.py", "test_round_trips.py", "test_report.py", "test_adapter.py")
+"""Modules that take longest."""
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks: else every test goes to whichever process is free
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give all tests that use Ray to one of the processes of `-n 2`, which share one cluster; others go by module.
+    """Give all tests whose work is done by Ray's workers to one of the processes of `-n 2`; others go by module.
 
-    Much of the time of tests with Ray is waiting for its processes: the other tests run meanwhile. With two clusters
-    side by side everything took longer.
+    Much of the time of tests with Ray is waiting for its processes: the other tests run meanwhile. With actors on two
+    clusters side by side everything took longer.
     """
+
+    def order(item: pytest.Item) -> int:
+        """Studies first, which the other process waits for; then what takes long, so that nobody ends alone with it."""
+        if _on_workers(item):
+            return 0 if {"small_study", "pva_study"} & set(_fixtures(item)) else 1
+        return LONG.index(item.path.name) + 2 if item.path.name in LONG else len(LONG) + 2
+
+    items.sort(key=order)
     for item in items:
-        uses_ray = "ray_cluster" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if uses_ray else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group("ray" if _on_workers(item) else str(item.path)))
+
+
+def _on_workers(item: pytest.Item) -> bool:
+    """Whether Ray's workers do the work of a test, not this process, and not those who made what it reads."""
+    fixtures, asked = set(_fixtures(item)), inspect.signature(getattr(item, "function", _fixtures)).parameters
+    if "without_tune" in fixtures:
+        return False
+    return "ray_cluster" in asked or ("ray_cluster" in fixtures and not STUDIES & fixtures)
+
+
+def _fixtures(item: pytest.Item) -> list[str]:
+    return getattr(item, "fixturenames", [])
+
+
+STUDIES = {"embedded_cache", "small_study", "pva_study"}
+"""Fixtures that Ray's workers make once, for all processes."""
 
 
 @pytest.fixture(autouse=True)
@@ -53,20 +83,40 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def embedded_cache(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Makes a folder on the cluster, once for all processes; each has a copy of its own, which its tests may change."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        mine, everyones = tmp_path_factory.mktemp(name), shared / f"everyone's {name}"
+        with FileLock(shared / f"{name}.lock"):
+            if not everyones.exists():
+                request.getfixturevalue("ray_cluster")
+                make(mine)
+                shutil.copytree(mine, everyones)
+                return mine
+        return Path(shutil.copytree(everyones, mine, dirs_exist_ok=True))
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def embedded_cache(made_once: MadeOnce) -> Path:
     """The embedded benchmark's features, built by the real Ray Data job: it costs seconds, so all tests share it."""
     from data_prep import FeatureOptions, prepare
 
-    if "PYTEST_XDIST_WORKER" in os.environ:  # the folder above is that of all processes
-        mark = tmp_path_factory.getbasetemp().parent / "embedded_cache"
-        assert not mark.exists(), "a second process makes all studies again: xdist has lost its groups"
-        mark.touch()
-    return prepare(FeatureOptions(benchmark="icons2emoji", cache_dir=tmp_path_factory.mktemp("embedded")))
+    cache = made_once("embedded", lambda folder: prepare(FeatureOptions(benchmark="icons2emoji", cache_dir=folder)))
+    (built,) = (entry for entry in cache.iterdir() if entry.is_dir())
+    return built
 
 
 @pytest.fixture
-def without_tune(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_tune(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches and refits of this test run in its process: for tests of what is around them."""
     from small import map_packs_here, refit_here, search_here
 

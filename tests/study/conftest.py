@@ -2,6 +2,7 @@
 the embedded checkpoint's.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -69,25 +70,23 @@ def data(features: SimpleNamespace) -> TrialData:
 
 
 @pytest.fixture(scope="session")
-def small_study(ray_cluster: None, embedded_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_study(embedded_cache: Path, made_once: Callable[..., Path]) -> Path:
     """Folder of a finished study of the embedded benchmark."""
     from small import run
 
-    storage = tmp_path_factory.mktemp("résultats")  # Ray takes ASCII only in places
-    assert run(storage, embedded_cache, "--name", "small") == 0
-    return storage / "small"
+    def make(storage: Path) -> None:
+        assert run(storage, embedded_cache, "--name", "small") == 0
+
+    return made_once("résultats", make) / "small"  # Ray takes ASCII only in places
 
 
 @pytest.fixture(scope="session")
-def pva_study(ray_cluster: None, embedded_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pva_study(embedded_cache: Path, made_once: Callable[..., Path]) -> Path:
     """Folder of a finished study with all that a report can show, run as in a notebook: swept knobs, a searched
     baseline and one without knobs; searched in a database."""
     from study import run_study
 
     small = {"configs": 4, "pack": 4, "epochs": 2, "folds": 2, "seeds": 2, "top": 2, "cpus_per_pack": 2}
-    storage = tmp_path_factory.mktemp("report")
-    where = {"storage": str(storage), "cache": str(embedded_cache.parent), "name": "pva"}
-    where["ledger"] = f"sqlite:///{storage}/ledger.db"
     more = {
         "baselines": "calibrated-stacking,linear-probe",
         "price": 2.0,
@@ -95,4 +94,10 @@ def pva_study(ray_cluster: None, embedded_cache: Path, tmp_path_factory: pytest.
         "refit_workers": 0,
         "quiet": True,
     }
-    return Path(run_study(space="pva", benchmark="icons2emoji", **small, **where, **more))
+
+    def make(storage: Path) -> None:
+        where = {"storage": str(storage), "cache": str(embedded_cache.parent), "name": "pva"}
+        where["ledger"] = f"sqlite:///{storage}/ledger.db"
+        run_study(space="pva", benchmark="icons2emoji", **small, **where, **more)
+
+    return made_once("report", make) / "pva"

@@ -166,7 +166,7 @@ def test_a_space_without_its_method_is_one_line(tmp_path: Path, capsys: pytest.C
 
 
 def test_a_method_of_ones_own_is_searched_on_rays_workers_exported_and_predicts(
-    embedded_cache: Path, tmp_path: Path
+    ray_cluster: None, embedded_cache: Path, tmp_path: Path
 ) -> None:
     """As a user does: the template copied out of the package, changed, checked, run in a process of its own."""
     text = TEMPLATE.read_text().replace("task-residual", "gained-residual").replace("TaskResidual", "GainedResidual")

@@ -38,7 +38,7 @@ CLASSES = ASSETS / "classes.parquet"
 METRICS = [c for c in COLUMNS if c.startswith(("val", "test", "h_gain"))]
 
 
-def test_a_study_writes_all_it_promises(small_study: Path) -> None:
+def test_a_study_writes_all_it_promises(ray_cluster: None, small_study: Path) -> None:
     table = pd.read_parquet(small_study / "leaderboard.parquet")
     assert list(table.columns[: len(COLUMNS)]) == COLUMNS
     assert sorted(table.method) == [
@@ -92,8 +92,8 @@ def test_scores_of_different_criteria_never_share_a_column(small_study: Path) ->
         assert [name for name in scores if pd.notna(table.at[method, name])] == [f"val_{criterion}"]
 
 
-def test_the_same_seed_gives_the_same_leaderboard(
-    small_study: Path, embedded_cache: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_same_seed_gives_the_same_leaderboard_on_workers_and_without(
+    small_study: Path, embedded_cache: Path, without_tune: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feature_store, "MAPPED_BYTES", 1)  # also where features are mapped, as large ones are
     # a study that is not there yet is started by --resume, too
@@ -104,7 +104,7 @@ def test_the_same_seed_gives_the_same_leaderboard(
 
 
 def test_a_finished_study_resumes_to_the_same_leaderboard(
-    small_study: Path, embedded_cache: Path, capsys: pytest.CaptureFixture[str]
+    ray_cluster: None, small_study: Path, embedded_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = pd.read_parquet(small_study / "leaderboard.parquet")
     scorings = json.loads((small_study / "run.json").read_text())["scorings"]
@@ -174,7 +174,7 @@ def test_an_interrupted_search_is_refitted_and_scored_only_if_asked(
     assert "INTERRUPTED: " in page and "4 configurations of its own method were finished, 4 were requested" in page
 
 
-def test_all_rotations_are_averaged(small_study: Path, embedded_cache: Path) -> None:
+def test_all_rotations_are_averaged(ray_cluster: None, small_study: Path, embedded_cache: Path) -> None:
     # a method without a search: Tune need not start four times
     space = ("--space", "calibrated-stacking", "--benchmark", "icons2emoji")
     assert run(small_study.parent, embedded_cache, *space, "--name", "all", "--rotation", "all") == 0
@@ -210,7 +210,7 @@ def test_an_oracle_study_is_marked(small_study: Path, embedded_cache: Path, with
 
 
 def test_two_objectives_mark_their_pareto_front(small_study: Path, embedded_cache: Path, without_tune: None) -> None:
-    arguments = ("--name", "pareto", "--objective", "seen,unseen", "--top", "4")
+    arguments = ("--name", "pareto", "--objective", "seen,unseen", "--top", "4", "--seeds", "1")
     assert run(small_study.parent, embedded_cache, *arguments) == 0
     table = pd.read_parquet(small_study.parent / "pareto" / "leaderboard.parquet")
     ours = table[table.method == "SRE-CLIP"]
@@ -355,7 +355,12 @@ def test_bad_input_is_one_clear_message_before_ray_starts(
     ],
 )
 def test_input_that_only_the_benchmark_or_the_cluster_can_refuse(
-    arguments: str, message: str, small_study: Path, embedded_cache: Path, capsys: pytest.CaptureFixture[str]
+    ray_cluster: None,
+    arguments: str,
+    message: str,
+    small_study: Path,
+    embedded_cache: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run(small_study.parent, embedded_cache, "--name", "bad", *arguments.split()) == 2
     assert message in " ".join(capsys.readouterr().err.split())

@@ -129,7 +129,7 @@ def test_a_tracker_that_is_away_costs_a_line(tmp_path: Path, monkeypatch: pytest
     assert said.getvalue().splitlines() == ["wandb was not written: ConnectionError: connection refused"] * 2
 
 
-def test_a_study_has_its_curves_and_its_result(pva_study: Path) -> None:
+def test_a_study_has_its_curves_and_its_result(ray_cluster: None, pva_study: Path) -> None:
     def runs(folder: Path) -> list[str]:
         return sorted(path.name for path in (folder / "tensorboard").iterdir())
 

@@ -249,7 +249,9 @@ def test_tables_beside_the_leaderboard_agree_with_it(pva_study: Path) -> None:
     assert at_chosen.h.max() == pytest.approx(h.max(), abs=0.02)  # both keep some of the same thresholds
 
 
-def test_a_rows_command_makes_the_row_again(pva_study: Path, embedded_cache: Path, tmp_path: Path) -> None:
+def test_a_rows_command_makes_the_row_again(
+    pva_study: Path, embedded_cache: Path, tmp_path: Path, without_tune: None
+) -> None:
     results = read_results(locate(pva_study))
     shown = leaderboard_table(results)
     at = shown.columns.index("configuration")
