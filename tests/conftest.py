@@ -22,8 +22,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 LONG = (
     "test_faults.py",
     "test_devices.py",
-    "test_run.py",
     "test_methods.py",
+    "test_run.py",
     "test_round_trips.py",
     "test_report.py",
     "test_adapter.py",
