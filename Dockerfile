@@ -40,6 +40,8 @@ RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable .
 
 # What a container sees of the host's driver; NVIDIA's own images say the same.
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# Threads of torch sleep soon while they wait for each other (study/cluster/README.md, "When something is wrong").
+ENV GOMP_SPINCOUNT=1000
 # A node without this starts without authentication, and the others refuse it.
 ENV RAY_AUTH_MODE=token
 USER ray

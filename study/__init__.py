@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import Any
 
+import data_prep  # noqa: F401 - says how torch's threads wait, before torch is loaded
+
 __all__ = ["Adapter", "load_benchmark", "plot", "read_leaderboard", "register", "run_study", "show_leaderboard"]
 
 _MODULES = {"Adapter": "outputs.prediction", "register": "training.methods"}

@@ -8,13 +8,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# threads that wait for each other with busy cores make everything several times slower where two processes test; OpenMP
-# reads this when torch loads it, Ray's workers inherit it
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from filelock import FileLock  # noqa: E402
+import pytest
+import torch
+from filelock import FileLock
 
 sys.path.insert(0, str(Path(__file__).parent / "study"))  # tests import `small` and `toy`, whichever way pytest starts
 

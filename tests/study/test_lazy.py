@@ -32,6 +32,18 @@ def test_light_modules_load_no_heavy_package(code: str) -> None:
     assert not modules_after(code) & set(HEAVY)
 
 
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "1000"), ({"OMP_WAIT_POLICY": "active"}, "None"), ({"GOMP_SPINCOUNT": "7"}, "7")]
+)
+@pytest.mark.parametrize("package", ["data_prep.storage", "study.cluster.coordinator"])
+def test_threads_of_torch_soon_sleep_if_nobody_says_else(package: str, given: dict[str, str], spins: str) -> None:
+    code = f"import os, {package}, sys; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    environment |= {"PYTHONPATH": str(ROOT)} | given
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [spins, "False"]
+
+
 @pytest.mark.parametrize("module", ["study.cluster.coordinator", "study.cluster.checkpoint_store"])
 def test_actors_that_compute_nothing_load_no_torch(module: str) -> None:
     assert not modules_after(f"import {module}") & {"torch", "transformers", "pandas"}
