@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from data_prep import UserError, clip_features
+from data_prep import UserError, clip_features, ray_session
 from data_prep.__main__ import list_
 from data_prep.benchmarks.icons2emoji import ASSETS
 from data_prep.checkpoint import find_checkpoint
@@ -239,7 +239,8 @@ def test_two_builders_of_one_cache_in_s3_do_not_meet(
     assert locate(caches).names(recursive=True)[0].startswith("folder-")  # no shard is left
 
 
-def test_ray_that_does_not_start_is_one_line() -> None:
+def test_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_session, "CONNECT_S", 2.0)
     with pytest.raises(
         UserError, match="^address or RAY_ADDRESS must name a Ray that starts, got 127.0.0.1:1: "
     ) as error:
