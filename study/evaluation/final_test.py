@@ -143,6 +143,8 @@ class Evaluation:
         }
         measured = {name: None if math.isnan(value) else value for name, value in measured.items()}
         measured["test_h_of_means"] = h_of_means(measured["test_seen_mean"], measured["test_unseen_mean"])
+        seen_C = self.data.seen_C
+        measured["test_other_side"] = float((seen_C[predictions_ST] != seen_C[self.baseline_1T]).float().mean())
         partial = f" (partial: {self.features.partial})" if self.features.partial else ""
         row = Row(
             method=entry.method,

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from rows import ROWS
 
-from study.evaluation.leaderboard import h_of_means, mean_over_seeds, rank_rows
+from study.evaluation.leaderboard import h_of_means, mean_over_seeds, notes, rank_rows
 from study.evaluation.leaderboard_text import to_markdown
 from study.evaluation.published import published_rows
 
@@ -30,6 +30,15 @@ def test_test_columns_are_means_over_seeds() -> None:
     seeds = [{"test_h": 0.2, "test_seen_mean": 0.5}, {"test_h": 0.4, "test_seen_mean": 0.7}]
     columns = mean_over_seeds(seeds)
     assert columns == pytest.approx({"test_h_mean": 0.3, "test_h_std": 0.02**0.5, "test_seen_mean": 0.6, "n_seeds": 2})
+
+
+def test_a_division_that_does_not_carry_over_is_said() -> None:
+    shares = (0.0, 0.9, 0.6, None)
+    ranked = rank_rows([replace(row, test_other_side=share) for row, share in zip(ROWS, shares, strict=True)])
+    (note,) = notes(ranked, interrupted=False)
+    assert "or the other way round: SRE-CLIP for 60 %. What divides" in note  # of a method its selected row only
+    assert note in to_markdown(ranked)
+    assert not notes([replace(row, test_other_side=0.4) for row in ranked], interrupted=False)
 
 
 def test_h_of_means_stands_beside_published_rows_only() -> None:

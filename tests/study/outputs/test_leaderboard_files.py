@@ -23,7 +23,7 @@ COLUMNS = (
     "train_seconds feature_fingerprint source params selected pareto test_t1 test_ausuc test_h_oracle_tau "
     "h_behind h_behind_lo h_behind_hi val_criterion val_consensus val_agreement "
     "val_h_mi val_mi val_alike new_seen_mean new_unseen_mean new_h_mean new_h_std "
-    "new_h_gain new_h_gain_lo new_h_gain_hi test_h_of_means"
+    "new_h_gain new_h_gain_lo new_h_gain_hi test_h_of_means test_other_side"
 ).split()
 
 
