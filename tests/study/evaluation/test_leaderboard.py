@@ -38,7 +38,7 @@ def test_a_division_that_does_not_carry_over_is_said() -> None:
     (note,) = notes(ranked, interrupted=False)
     assert "or the other way round: SRE-CLIP for 60 %. What divides" in note  # of a method its selected row only
     assert note in to_markdown(ranked)
-    assert not notes([replace(row, test_other_side=0.4) for row in ranked], interrupted=False)
+    assert not notes([replace(row, test_other_side=0.33) for row in ranked], interrupted=False)
 
 
 def test_h_of_means_stands_beside_published_rows_only() -> None:
