@@ -1,6 +1,5 @@
 """Fixtures shared by all tests: a local Ray cluster, a prepared cache of the embedded benchmark, finished studies."""
 
-import inspect
 import os
 import shutil
 import signal
@@ -31,6 +30,9 @@ LONG = (
 )
 """Modules that take longest."""
 
+STUDIES = {"small_study", "pva_study"}
+"""Fixtures: studies that Ray's workers make once, for all processes."""
+
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks: else every test goes to whichever process is free
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,32 +41,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Much of the time of tests with Ray is waiting for its processes: the other tests run meanwhile. With actors on two
     clusters side by side everything took longer.
     """
-
-    def order(item: pytest.Item) -> int:
-        """Studies first, which the other process waits for; then what takes long, so that nobody ends alone with it."""
-        if _on_workers(item):
-            return 0 if {"small_study", "pva_study"} & set(_fixtures(item)) else 1
-        return LONG.index(item.path.name) + 2 if item.path.name in LONG else len(LONG) + 2
-
-    items.sort(key=order)
     for item in items:
         item.add_marker(pytest.mark.xdist_group("ray" if _on_workers(item) else str(item.path)))
+    items.sort(key=_order)
 
 
 def _on_workers(item: pytest.Item) -> bool:
-    """Whether Ray's workers do the work of a test, not this process, and not those who made what it reads."""
-    fixtures, asked = set(_fixtures(item)), inspect.signature(getattr(item, "function", _fixtures)).parameters
-    if "without_tune" in fixtures:
-        return False
-    return "ray_cluster" in asked or ("ray_cluster" in fixtures and not STUDIES & fixtures)
+    """Whether Ray's workers do the work of a test, and not this process."""
+    fixtures = set(getattr(item, "fixturenames", ()))
+    return "ray_cluster" in fixtures and "without_tune" not in fixtures
 
 
-def _fixtures(item: pytest.Item) -> list[str]:
-    return getattr(item, "fixturenames", [])
+def _order(item: pytest.Item) -> int:
+    """Studies first, which the other process waits for; then what takes long, so that nobody ends alone with it."""
+    if _on_workers(item):
+        return 0 if STUDIES & set(getattr(item, "fixturenames", ())) else 1
+    return LONG.index(item.path.name) + 2 if item.path.name in LONG else len(LONG) + 2
 
 
-STUDIES = {"embedded_cache", "small_study", "pva_study"}
-"""Fixtures that Ray's workers make once, for all processes."""
+@pytest.fixture(autouse=True)
+def one_process_has_rays_workers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Fail where xdist has lost its groups: two clusters would be busy side by side."""
+    if "PYTEST_XDIST_WORKER" in os.environ and _on_workers(request.node):
+        mark, mine = tmp_path_factory.getbasetemp().parent / "has ray's workers", os.environ["PYTEST_XDIST_WORKER"]
+        if not mark.exists():
+            mark.write_text(mine)
+        assert mark.read_text() == mine, "a second process has tests of Ray's workers: xdist has lost its groups"
 
 
 @pytest.fixture(autouse=True)

@@ -115,7 +115,7 @@ LEGEND = (
 
 
 def to_markdown(rows: Sequence[Row], *, interrupted: bool = False) -> str:
-    """Return leaderboard.md: a title, notes on oracle and interrupted studies, the table, and what its columns mean."""
+    """Return leaderboard.md: a title, the notes of `notes`, the table, and what its columns mean."""
     lines = [f"# Leaderboard: {', '.join(sorted({r.benchmark for r in rows}))}", ""]
     for note in notes(rows, interrupted=interrupted):
         lines += [f"**{note}**", ""]

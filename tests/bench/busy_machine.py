@@ -19,12 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
-WAITING = {
-    "OpenMP has it": {},
-    "we say": {"GOMP_SPINCOUNT": "1000"},
-    "asleep": {"OMP_WAIT_POLICY": "passive"},
+WAITING: dict[str, tuple[str, dict[str, str]]] = {
+    "OpenMP has it": ("torch", {}),
+    "we say": ("data_prep", {}),
+    "asleep": ("torch", {"OMP_WAIT_POLICY": "passive"}),
 }
-"""How the threads of a process wait for each other."""
+"""How the threads of a process wait for each other: what it imports first, and its environment."""
 LONGEST_S = 60.0
 """After which a try is given up."""
 
@@ -32,7 +32,7 @@ LONGEST_S = 60.0
 def train(threads: int) -> None:
     """Print the seconds of ten epochs of a pack of four."""
     os.nice(15)  # as Ray starts its workers
-    import torch
+    import torch  # not above: OpenMP must not be loaded before `data_prep` has said how to wait
     from common import synthetic
 
     from models.sre_clip import SREConfig
@@ -48,12 +48,15 @@ def train(threads: int) -> None:
     print(time.perf_counter() - started)
 
 
-def seconds(threads: int, waiting: dict[str, str]) -> float:
+def seconds(threads: int, waiting: str) -> float:
     """Train in a process of its own; `LONGEST_S` where it takes longer."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | waiting
-    command = [sys.executable, __file__, "--train", "--threads", str(threads)]
+    first, environment = WAITING[waiting]
+    kept = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    path = {"PYTHONPATH": os.pathsep.join(sys.path[:2])}
+    command = [sys.executable, "-c", f"import {first}, busy_machine; busy_machine.train({threads})"]
+    everything = kept | path | environment
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=LONGEST_S)
+        done = subprocess.run(command, env=everything, capture_output=True, text=True, check=True, timeout=LONGEST_S)
     except subprocess.TimeoutExpired:
         return LONGEST_S
     return float(done.stdout)
@@ -82,17 +85,14 @@ def main() -> None:
     options = parser(__doc__)
     options.set_defaults(threads=len(os.sched_getaffinity(0)))
     options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--train", action="store_true", help="only train, here")
     args = options.parse_args()
-    if args.train:
-        return train(args.threads)
     quiet: dict[str, list[float]] = {name: [] for name in WAITING}
     beside: dict[str, list[float]] = {name: [] for name in WAITING}
     for _ in range(args.rounds):
-        for name, waiting in WAITING.items():
-            quiet[name].append(seconds(args.threads, waiting))
+        for name in WAITING:
+            quiet[name].append(seconds(args.threads, name))
             with busy():
-                beside[name].append(seconds(args.threads, waiting))
+                beside[name].append(seconds(args.threads, name))
     base = statistics.median(quiet["OpenMP has it"])
     results = {}
     for machine, found in (("quiet", quiet), ("one other process busy", beside)):
