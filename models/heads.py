@@ -37,23 +37,40 @@ _METHODS: dict[Head, tuple[Callable[..., Transductive], BaselineConfig]] = {
 
 
 class FittedHead:
-    """A head on one lane's features (T, D) and prototypes (C, D), both L2-normalised."""
+    """A head on one lane; several methods vote."""
 
-    def __init__(self, head: Head, features_TD: Tensor, prototypes_CD: Tensor, logit_scale: float) -> None:
-        texts = ClassTexts(features_CD=prototypes_CD, logit_scale=logit_scale)
-        self._methods = [
-            method([config], texts=texts, target_features_TD=features_TD).to(features_TD.device)
-            for name, (method, config) in _METHODS.items()
-            if head in (name, "vote")
-        ]
+    def __init__(self, methods: Sequence[Transductive], images: int) -> None:
+        """`methods`: each fitted to the same target images, as many as `images` says."""
+        self._methods, self._images = methods, images
 
-    def target_logits(self, rows_B: Tensor) -> Tensor:
-        """Return the logits (B, C) of target images by their rows."""
+    def target_logits(self, rows_B: Tensor | None = None) -> Tensor:
+        """Return the logits (B, C) of target images by their rows, by default of all."""
+        if rows_B is None:
+            rows_B = torch.arange(self._images, device=self._methods[0].text_features_CD.device)
         return voted([method.target_logits(rows_B) for method in self._methods])
 
     def logits(self, features_BD: Tensor) -> Tensor:
         """Return the logits (B, C) of other images by their features."""
         return voted([method.other_logits(features_BD) for method in self._methods])
+
+
+def fitted_heads(
+    features_TD: Tensor, prototypes_CD: Tensor, logit_scale: float, heads: Sequence[Head] = HEADS[1:]
+) -> dict[Head, FittedHead]:
+    """Return heads on a lane's features (T, D) and prototypes (C, D), both L2-normalised.
+
+    Each method is fitted once, when logits are first asked for: `vote` has the fits of the others.
+    """
+    texts = ClassTexts(features_CD=prototypes_CD, logit_scale=logit_scale)
+    methods: dict[Head, Transductive] = {
+        name: method([config], texts=texts, target_features_TD=features_TD).to(features_TD.device)
+        for name, (method, config) in _METHODS.items()
+        if name in heads or "vote" in heads
+    }
+    return {
+        head: FittedHead(list(methods.values()) if head == "vote" else [methods[head]], len(features_TD))
+        for head in heads
+    }
 
 
 def voted(logits: Sequence[Tensor]) -> Tensor:
@@ -63,12 +80,3 @@ def voted(logits: Sequence[Tensor]) -> Tensor:
     one_hot = [F.one_hot(of_one.argmax(-1), of_one.shape[-1]) for of_one in logits]
     mean_BC = torch.stack([of_one.softmax(-1) for of_one in logits]).mean(0)
     return torch.stack(one_hot).sum(0) + mean_BC
-
-
-def head_logits(features_TD: Tensor, prototypes_CD: Tensor, logit_scale: float) -> dict[Head, Tensor]:
-    """Return the logits (T, C) of all target images under each head but none, by a lane's features and prototypes."""
-    every_T = torch.arange(len(features_TD), device=features_TD.device)
-    found: dict[Head, Tensor] = {
-        head: FittedHead(head, features_TD, prototypes_CD, logit_scale).target_logits(every_T) for head in _METHODS
-    }
-    return {**found, "vote": voted(list(found.values()))}

@@ -55,7 +55,7 @@ from torch import Tensor, nn
 
 from models.data_parallel import over_workers, workers
 from models.graph_conv import GraphConv
-from models.heads import FittedHead, Head
+from models.heads import FittedHead, Head, fitted_heads
 from models.stacked import (
     LaneModule,
     StackedModule,
@@ -332,7 +332,7 @@ class SREClip(StackedModule):
         if not self._heads:
             features_KTD, prototypes_KCD = self._embed(target_TD)
             self._heads = [
-                FittedHead(self.head, features_TD, prototypes_CD, self.logit_scale)
+                fitted_heads(features_TD, prototypes_CD, self.logit_scale, [self.head])[self.head]
                 for features_TD, prototypes_CD in zip(features_KTD, prototypes_KCD, strict=True)
             ]
         rows_B, known_B = target_rows(images_BD, target_TD)

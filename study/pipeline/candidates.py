@@ -78,12 +78,20 @@ def searched_candidate(space: Space, found: Choice, *, space_name: str = "") -> 
         method=space.method,
         config_id=row_name(space, configuration.config_id, configuration.params, head),
         score=found.score,
-        metrics=configuration.metrics,
+        metrics=_metrics_of(found),
         pareto=configuration.pareto,
         space_name=space_name,
         head=head,
         alike=found.alike,
     )
+
+
+def _metrics_of(found: Choice) -> Mapping[str, float]:
+    """Return what selection measured of a choice: under a head, H and constant are the head's own."""
+    own = found.configuration.metrics
+    if found.head != "none":
+        own = {name: value for name, value in own.items() if name not in (CONSTANT, CALIBRATED_H)}
+    return {**own, **found.of_head}
 
 
 def row_name(space: Space, config_id: str, params: Mapping[str, Value], head: Head = "none") -> str:
@@ -141,10 +149,9 @@ def given_candidate(
 def calibrated_entry(entry: Entry, methods: Collection[str]) -> Entry | None:
     """Return the row of the same refit with its constant between seen and unseen classes, None if there is none.
 
-    `methods`: those that have a refit already: only a method's first one, the best in selection, is calibrated. A head
-    has logits of its own, for which no constant was found.
+    `methods`: those that have a refit already: only a method's first one, the best in selection, is calibrated.
     """
-    if CONSTANT not in entry.metrics or entry.method in methods or entry.params.get("head", "none") != "none":
+    if CONSTANT not in entry.metrics or entry.method in methods:
         return None
     h = entry.metrics[CALIBRATED_H]
     return Entry(

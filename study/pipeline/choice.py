@@ -5,7 +5,7 @@ Suffixes: T target images, C classes.
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ class Choice:
     """The configuration."""
     head: Head = "none"
     """Who classifies at inference."""
+    of_head: Mapping[str, float] = field(default_factory=dict)
+    """What the folds say of it under this head, in the place of what they say of the configuration."""
     score: Score | None
     """What it was chosen by."""
     alike: float | None = None
@@ -78,7 +80,15 @@ def choose(
     come first.
     """
     agreed = [
-        (agreement, Choice(configuration=c, head=head, score=Score(criterion="consensus", value=agreement)))
+        (
+            agreement,
+            Choice(
+                configuration=c,
+                head=head,
+                of_head=votes[c.index].metrics.get(head, {}),
+                score=Score(criterion="consensus", value=agreement),
+            ),
+        )
         for c in configurations
         if c.index in votes
         for head, agreement in found.score(votes[c.index]).items()

@@ -10,14 +10,14 @@ Votes count alike, whatever their confidence: probabilities of different heads a
 Suffixes: V voters (configuration, fold and head), F folds, H heads, T target images, C classes, B images of a block.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.heads import HEADS, Head, head_logits
+from models.heads import HEADS, FittedHead, Head, fitted_heads
 from models.stacked import unit_features
 from models.sweeps import class_mean_weights
 from study.protocol.scores import seen_unseen
@@ -101,19 +101,16 @@ def predict_target(logits: Tensor, competing: CompetingClasses) -> Tensor:
     return predicted_KT if logits.dim() == 3 else predicted_KT[0]
 
 
-def votes_of(predicted_FT: Tensor, embedded: tuple[Tensor, Tensor] | None, data: TrialData) -> Votes:
+def votes_of(predicted_FT: Tensor, heads: Sequence[Mapping[Head, FittedHead]], data: TrialData) -> Votes:
     """Return the votes of a configuration on the target, from its lanes on the folds.
 
-    `predicted_FT`: its own predictions. `embedded`: its features (F, T, D) and prototypes (F, C, D), which heads take;
-    None where it takes no head.
+    `predicted_FT`: its own predictions. `heads`: those of each fold; none where it takes no head.
     """
     classes = len(data.seen_C)
     votes: dict[Head, NDArray[np.integer]] = {"none": compact(predicted_FT, classes)}
-    if embedded:
-        folds = [head_logits(*fold, data.logit_scale) for fold in zip(*embedded, strict=True)]
-        for head in HEADS[1:]:
-            predicted = [predict_target(of_fold[head], data.competing) for of_fold in folds]
-            votes[head] = compact(torch.stack(predicted), classes)
+    for head in HEADS[1:] if heads else ():
+        predicted = [predict_target(of_fold[head].target_logits(), data.competing) for of_fold in heads]
+        votes[head] = compact(torch.stack(predicted), classes)
     return Votes(classes=votes)
 
 
@@ -122,6 +119,7 @@ def training_free_labels(data: TrialData) -> Tensor:
 
     Known before the first configuration trains, so it does not move under the search that maximises agreement with it.
     """
-    features_1TD, texts_1CD = unit_features(data.target_features_TD)[None], data.name_features_CD[None]
-    zero_shot_1T = predict_target(data.logit_scale * features_1TD @ texts_1CD.mT, data.competing)
-    return consensus([votes_of(zero_shot_1T, (features_1TD, texts_1CD), data)], len(data.seen_C))
+    features_TD, texts_CD = unit_features(data.target_features_TD), data.name_features_CD
+    zero_shot_1T = predict_target((data.logit_scale * features_TD @ texts_CD.T)[None], data.competing)
+    heads = [fitted_heads(features_TD, texts_CD, data.logit_scale)]
+    return consensus([votes_of(zero_shot_1T, heads, data)], len(data.seen_C))

@@ -1,9 +1,11 @@
-"""What a configuration predicts for unlabelled target images. Without torch: the actor that judges packs reads it.
+"""What a configuration predicts for unlabelled target images, and what the folds say of each head.
+
+Without torch: the actor that judges packs reads it.
 
 Suffixes: F folds, T target images.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,3 +21,5 @@ class Votes:
 
     classes: "dict[Head, NDArray[np.integer]]"
     """Predicted class (F, T) under each head; int16 where classes are few enough: 2 F bytes an image and head."""
+    metrics: "dict[Head, dict[str, float]]" = field(default_factory=dict)
+    """What labelled images say of each transductive head: H, S and U of the folds, and its constant."""

@@ -1,6 +1,7 @@
 """Votes of complete configurations, a file each beside the ledger: `votes/<index>.npz` in a study's folder."""
 
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from models.heads import Head
 
 
+METRICS = "metrics"
+"""Name, among the heads of a file, of what the folds say of each; a file of an earlier version has none."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class VoteFolder:
     """Where the votes of one search are."""
@@ -24,7 +29,8 @@ class VoteFolder:
     def save(self, index: int, votes: Votes) -> None:
         """Write the votes of a configuration; again, if it was trained again. Raises `UserError`."""
         content = io.BytesIO()
-        np.savez_compressed(content, allow_pickle=False, **votes.classes)
+        metrics = np.array(json.dumps(votes.metrics))
+        np.savez_compressed(content, allow_pickle=False, **votes.classes, **{METRICS: metrics})
         self.storage.write(_name(index), content.getvalue())
 
     def load(self, indices: Sequence[int]) -> dict[int, Votes]:
@@ -39,4 +45,6 @@ def _name(index: int) -> str:
 
 def _votes(content: bytes) -> Votes:
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        return Votes(classes={cast("Head", head): arrays[head] for head in arrays.files})
+        metrics = json.loads(str(arrays[METRICS])) if METRICS in arrays.files else {}
+        classes = {cast("Head", head): arrays[head] for head in arrays.files if head != METRICS}
+        return Votes(classes=classes, metrics=metrics)

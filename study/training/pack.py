@@ -37,7 +37,7 @@ class Division:
     unseen_KI: Tensor
     """Best unseen class."""
 
-    def of(self, lanes: slice) -> "Division":
+    def of(self, lanes: slice | Sequence[int]) -> "Division":
         """Return the division by some lanes."""
         return Division(lead_KI=self.lead_KI[lanes], seen_KI=self.seen_KI[lanes], unseen_KI=self.unseen_KI[lanes])
 
@@ -197,14 +197,14 @@ class Pack:
             for images_BD in chunks(features_ID, self._chunk):
                 yield self.module.logits(images_BD)
 
-    def embed(self, lanes: Sequence[int]) -> tuple[Tensor, Tensor] | None:
-        """Return some lanes' features (K, T, D) of the target images and prototypes (K, C, D), where a head takes them.
+    def embed(self, lanes: Sequence[int], features_ID: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return some lanes' features (K, I, D) of images and prototypes (K, C, D), where a head takes them.
 
         Of some lanes only: those of all lanes on a large target would not fit.
         """
         module = copy.deepcopy(self.module)
         module.keep(torch.tensor(lanes, device=self.diverged_K.device))
-        return module.embed(self.data.target_features_TD)
+        return module.embed(features_ID)
 
     @property
     def _chunk(self) -> int:

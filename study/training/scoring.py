@@ -5,13 +5,15 @@ Suffixes: K lanes, I source images, T target images, C classes, F folds.
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from models.sweeps import best_of_mean
+from models.heads import FittedHead, Head, fitted_heads
+from models.stacked import in_chunks
+from models.sweeps import best_of_mean, lead_of_seen
 from study.protocol.consensus import Votes, agreement, predict_target, votes_of
 from study.protocol.scores import (
     Criterion,
@@ -22,10 +24,11 @@ from study.protocol.scores import (
     summarise,
 )
 from study.protocol.trial_data import TrialData, scored_images
-from study.training.pack import Pack
+from study.training.pack import Division, Pack
 
 CONSTANT, CALIBRATED_H = "seen_constant", "val_h_calibrated"
-"""Metrics of complete configurations: the constant that suits the folds best, and H with it, cross-fitted."""
+"""Metrics of complete configurations, and of their heads: the constant that suits the folds best, and H with it,
+cross-fitted."""
 
 THRESHOLDS = {"tau", "constant"}
 """Knobs that are such a constant already."""
@@ -108,7 +111,7 @@ def score_lanes(
         result.score = selection_score(result.metrics, "h" if oracle else criterion)
         result.curve.append((result.epochs, result.score))
         if target_KT is not None and criterion == "consensus" and result.epochs == last_epoch and not oracle:
-            result.votes = votes_of(target_KT[of_config], pack.embed(of_config), data)
+            result.votes = _votes(pack, of_config, target_KT[of_config], data)
 
 
 def _cross_fitted(
@@ -154,24 +157,69 @@ def _constants(
     if not groups:
         return {}
     division = pack.divide(data.source_features_ID)
-    labels_I, scored_KI, half_I = data.source_labels_I.cpu(), scored_KI.cpu(), _halves(data.source_labels_I.cpu())
+    return {
+        i: _constant(division.of(lanes), pack.seen_KC[lanes], scored_KI[lanes], [folds[k] for k in lanes], data)
+        for i, lanes in groups.items()
+        if division.lead_KI[lanes].isfinite().all()  # else it diverged
+    }
 
-    def best(lanes: Sequence[int], among_I: Tensor) -> float:
-        return best_of_mean(
-            [division.curve(k, labels_I, pack.seen_KC[k].cpu(), scored_KI[k] & among_I) for k in lanes]
-        ).tau
 
-    found = {}
-    for i, lanes in groups.items():
-        if not division.lead_KI[lanes].isfinite().all():
-            continue  # diverged
-        of_first, of_second = best(lanes, half_I), best(lanes, ~half_I)
-        constant_I = torch.where(half_I, of_second, of_first)
-        predictions_KI = division.at(constant_I)[lanes].to(data.source_labels_I.device)
-        _, _, h = pseudo_unseen_scores(predictions_KI, [folds[k] for k in lanes], data)
-        constant = best(lanes, torch.ones_like(half_I))
-        found[i] = {CONSTANT: constant, CALIBRATED_H: sum(h) / len(h)}
-    return found
+def _constant(
+    division: Division, seen_KC: Tensor, scored_KI: Tensor, folds: Sequence[int], data: TrialData
+) -> dict[str, float]:
+    """Return the constant of a configuration, whose lanes divide the source images, and H of the folds with it."""
+    labels_I, seen_KC, scored_KI = data.source_labels_I.cpu(), seen_KC.cpu(), scored_KI.cpu()
+    half_I = _halves(labels_I)
+
+    def best(among_I: Tensor) -> float:
+        curves = [division.curve(k, labels_I, seen_KC[k], scored_KI[k] & among_I) for k in range(len(seen_KC))]
+        return best_of_mean(curves).tau
+
+    constant_I = torch.where(half_I, best(~half_I), best(half_I))
+    predictions_KI = division.at(constant_I).to(data.source_labels_I.device)
+    _, _, h = pseudo_unseen_scores(predictions_KI, folds, data)
+    return {CONSTANT: best(torch.ones_like(half_I)), CALIBRATED_H: sum(h) / len(h)}
+
+
+def _votes(pack: Pack, lanes: Sequence[int], predicted_FT: Tensor, data: TrialData) -> Votes:
+    """Return what a configuration predicts for the target under each head, and what the folds say of the head.
+
+    `lanes`: those of the configuration, fold by fold. `predicted_FT`: what it predicts without a head.
+    """
+    embedded = pack.embed(lanes, data.target_features_TD)
+    if embedded is None:
+        return votes_of(predicted_FT, [], data)
+    heads = [fitted_heads(*fold, data.logit_scale) for fold in zip(*embedded, strict=True)]
+    votes = votes_of(predicted_FT, heads, data)
+    of_source = pack.embed(lanes, data.source_features_ID)
+    if of_source is None or not data.competing.thresholded:
+        return votes
+    of_heads: dict[Head, dict[str, float]] = {
+        head: _on_folds([of_fold[head] for of_fold in heads], of_source[0], pack.seen_KC[lanes], data)
+        for head in heads[0]
+    }
+    return replace(votes, metrics=of_heads)
+
+
+def _on_folds(heads: Sequence[FittedHead], features_FID: Tensor, seen_FC: Tensor, data: TrialData) -> dict[str, float]:
+    """Return H, S and U of a head on the folds, and its constant, by the adapted features of the source images."""
+    folds = list(range(len(heads)))
+    scored_FI = torch.stack([scored_images(data, fold) for fold in folds])
+    # images that no fold is scored on are not classified: on a large source most of the work
+    lead_FI = torch.zeros(scored_FI.shape)
+    seen_FI, unseen_FI = lead_FI.long(), lead_FI.long()
+    for fold, head in enumerate(heads):
+        rows_B = scored_FI[fold].nonzero().flatten()
+        divide = functools.partial(_divided, head, seen_FC[fold])
+        parts = in_chunks(divide, features_FID[fold, rows_B])
+        lead_FI[fold, rows_B], seen_FI[fold, rows_B], unseen_FI[fold, rows_B] = (part[0].cpu() for part in parts)
+    division = Division(lead_KI=lead_FI, seen_KI=seen_FI, unseen_KI=unseen_FI)
+    plain = pseudo_unseen_scores(division.at(0.0).to(features_FID.device), folds, data)
+    return {**summarise(*plain, {}), **_constant(division, seen_FC, scored_FI, folds, data)}
+
+
+def _divided(head: FittedHead, seen_C: Tensor, images_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return lead_of_seen(head.logits(images_BD)[None], seen_C[None])
 
 
 def _on_target(pack: Pack, data: TrialData) -> tuple[Tensor, dict[str, list[float]]]:

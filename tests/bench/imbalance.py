@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from data_prep import FeatureOptions, prepare  # noqa: E402
 from data_prep.feature_store import load, load_target_labels  # noqa: E402
-from models.heads import head_logits  # noqa: E402
+from models.heads import fitted_heads  # noqa: E402
 from models.sre_clip import SREConfig  # noqa: E402
 from models.stacked import unit_features  # noqa: E402
 from study.protocol.scores import seen_unseen  # noqa: E402
@@ -68,7 +68,8 @@ def cut(labels_T: Tensor, seed: int) -> Tensor:
 def scores(data: TrialData, labels_T: Tensor, seeds: int) -> dict[str, float]:
     """Return H in per cent of every method, of trained ones the mean over seeds."""
     images_TD = unit_features(data.target_features_TD)
-    logits = head_logits(images_TD, data.name_features_CD, data.logit_scale)
+    heads = fitted_heads(images_TD, data.name_features_CD, data.logit_scale)
+    logits: dict[str, Tensor] = {name: head.target_logits() for name, head in heads.items()}
     logits["zero-shot CLIP"] = images_TD @ data.name_features_CD.T
     predicted = {
         name: logits[key].argmax(-1)[None]

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from data_prep import FeatureOptions, prepare  # noqa: E402
 from data_prep.feature_store import load, load_target_labels  # noqa: E402
 from data_prep.storage import locate  # noqa: E402
-from models.heads import HEADS, head_logits  # noqa: E402
+from models.heads import HEADS, fitted_heads  # noqa: E402
 from models.stacked import MethodConfig, unit_features  # noqa: E402
 from search_spaces.sre import SPACE  # noqa: E402
 from study import read_leaderboard, run_study  # noqa: E402
@@ -189,8 +189,8 @@ def of_rotation(folder: Path, data: TrialData, labels_T: Tensor) -> dict[str, di
 
 def training_free(data: TrialData) -> dict[str, Tensor]:
     """Return each training-free method's predictions for the target."""
-    logits = head_logits(unit_features(data.target_features_TD), data.name_features_CD, data.logit_scale)
-    return {head: of_head.argmax(-1) for head, of_head in logits.items() if head != "vote"}
+    heads = fitted_heads(unit_features(data.target_features_TD), data.name_features_CD, data.logit_scale)
+    return {name: head.target_logits().argmax(-1) for name, head in heads.items() if name != "vote"}
 
 
 def _fold_agreement(c: Configuration, votes: Mapping[int, object], seen_C: Tensor) -> float:
@@ -225,9 +225,9 @@ def predictions(configs: Sequence[MethodConfig], data: TrialData) -> tuple[dict[
             assert embedded is not None
             for i, features_TD, prototypes_CD in zip(some, *embedded, strict=True):
                 own_TC = data.logit_scale * features_TD @ prototypes_CD.T
-                logits = {"none": own_TC, **head_logits(features_TD, prototypes_CD, data.logit_scale)}
-                for head, of_head in logits.items():
-                    predicted[head][i] = of_head.argmax(-1)
+                predicted["none"][i] = own_TC.argmax(-1)
+                for name, head in fitted_heads(features_TD, prototypes_CD, data.logit_scale).items():
+                    predicted[name][i] = head.target_logits().argmax(-1)
                 p_TC = torch.nn.functional.normalize(own_TC.softmax(-1), dim=-1)
                 near_TT = (p_TC @ p_TC.T / DENSITY_TEMPERATURE).fill_diagonal_(-torch.inf)
                 log_q_TT = near_TT.log_softmax(-1)

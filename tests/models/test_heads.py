@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.heads import HEADS, Head, head_logits, voted
+from models.heads import HEADS, Head, fitted_heads, voted
 from models.prompts import ClassTexts
 from models.sre_clip import ClassGraph, SREClip, SREConfig
 from models.transductive import InMaP, InMaPConfig, TransCLIP, TransCLIPConfig, ZLaP, ZLaPConfig
@@ -62,7 +62,7 @@ def test_a_head_follows_training_and_never_touches_it(head: Head, graph: ClassGr
     assert not torch.allclose(before, after)
     assert headed.embed(target) is None  # one head is enough
     for lane, (features_TD, prototypes_CD) in enumerate(zip(*plain.embed(target), strict=True)):
-        expected = head_logits(features_TD, prototypes_CD, graph.logit_scale)[head]
+        expected = fitted_heads(features_TD, prototypes_CD, graph.logit_scale)[head].target_logits()
         torch.testing.assert_close(after[lane], expected, rtol=1e-4, atol=1e-4)
 
 

@@ -5,7 +5,9 @@ import pytest
 import search_spaces
 from models.heads import Head
 from search_spaces import Space, Value
-from study.pipeline.candidates import row_name
+from study.pipeline.candidates import calibrated_entry, row_name, searched_candidate
+from study.pipeline.choice import Choice
+from study.search.records import Configuration
 
 
 @pytest.mark.parametrize(
@@ -25,3 +27,27 @@ def test_a_row_says_what_the_article_of_its_method_has_not(
     found = search_spaces.load(space)
     assert isinstance(found, Space)
     assert row_name(found, "id", params, head) == name
+
+
+def test_under_a_head_h_and_constant_of_the_folds_are_the_head_s() -> None:
+    space = search_spaces.load("sre")
+    assert isinstance(space, Space)
+    own = {"val_h_mean": 0.5, "seen_constant": 2.0, "val_h_calibrated": 0.55, "target_mi": 0.7}
+    configuration = Configuration(
+        index=0, number=0, config_id="id", params={}, seed=0, state="complete", score=0.1, metrics=own, curve=[],
+        epochs=1, train_seconds=0.0, reason="", pareto=False,
+    )  # fmt: skip
+    of_head = {"val_h_mean": 0.6, "seen_constant": 1.5, "val_h_calibrated": 0.65}
+    for choice, expected in (
+        (Choice(configuration=configuration, score=None), own),
+        (Choice(configuration=configuration, score=None, head="vote", of_head=of_head), {**own, **of_head}),
+    ):
+        entry = searched_candidate(space, choice).entry
+        assert entry.metrics == expected
+        calibrated = calibrated_entry(entry, ())
+        assert calibrated is not None and calibrated.score is not None
+        assert calibrated.method == "SRE-CLIP, calibrated" and calibrated.score.value == expected["val_h_calibrated"]
+        assert calibrated_entry(entry, [entry.method]) is None  # not of its second refit
+    # of an earlier version's votes nothing is known of the head, and a constant of other logits is none of its own
+    old = searched_candidate(space, Choice(configuration=configuration, score=None, head="vote")).entry
+    assert old.metrics == {"val_h_mean": 0.5, "target_mi": 0.7} and calibrated_entry(old, ()) is None
