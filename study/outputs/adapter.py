@@ -60,6 +60,12 @@ class TrainedAdapter:
     """Identity of the checkpoint's content: see `data_prep.checkpoint`."""
     weights: dict[str, Tensor]
     """The lane's tensors (1, ...): parameters and inference-time knobs."""
+    seen_constant: float = 0.0
+    """Subtracted from the logits of seen classes, of a calibrated row (Chao et al., 2016)."""
+
+    def logits(self, module: StackedModule, images_BD: Tensor) -> Tensor:
+        """Return the logits (B, C) of image features (B, D), L2-normalised, by the adapter's `module`."""
+        return module.logits(images_BD)[0] - self.seen_constant * self.data.seen_C.to(images_BD)
 
     @property
     def method(self) -> Method:
@@ -151,8 +157,12 @@ def make_adapter(
     data: TrialData,
     features: FeatureSet,
     clip: dict[str, Any],
+    seen_constant: float = 0.0,
 ) -> TrainedAdapter:
-    """Make the adapter of one refitted lane. `clip`: identity of the checkpoint, from the cache's manifest."""
+    """Make the adapter of one refitted lane.
+
+    `clip`: identity of the checkpoint, from the cache's manifest. `seen_constant`: of a calibrated row.
+    """
     return TrainedAdapter(
         config=config,
         seed=seed,
@@ -164,6 +174,7 @@ def make_adapter(
         clip=features.clip,
         clip_identity=clip,
         weights=weights,
+        seen_constant=seen_constant,
     )
 
 

@@ -56,6 +56,7 @@ def write_adapter(
         "method": type(adapter.config).__name__,
         "config": asdict(adapter.config),
         "seed": adapter.seed,
+        "seen_constant": adapter.seen_constant,
         "clip": {"name": adapter.clip, "identity": adapter.clip_identity},
         "templates": adapter.templates,
         "logit_scale": adapter.data.logit_scale,
@@ -126,6 +127,7 @@ def read_adapter(storage: Storage) -> TrainedAdapter:
             clip=config["clip"]["name"],
             clip_identity=config["clip"]["identity"],
             weights={name.removeprefix("lane."): t for name, t in tensors.items() if name.startswith("lane.")},
+            seen_constant=float(config.get("seen_constant", 0.0)),  # older adapters have none
         )
     except UserError:
         raise
@@ -198,6 +200,9 @@ def _card(adapter: TrainedAdapter, row: Row, metrics: Mapping[str, float], recor
     versions = ", ".join(f"{name} {version}" for name, version in record.run.environment.versions.items())
     folds, option = record.run.options.folds, f"`--select {row.select}`"
     warning = ": LOOKED AT TEST LABELS, an upper bound" if row.select == ORACLE else ""
+    constant = (
+        f"\n- {adapter.seen_constant:.4g} is subtracted from logits of seen classes." if adapter.seen_constant else ""
+    )
     sees = TRANSDUCTIVE if method_of_config(type(adapter.config)).uses_target else INDUCTIVE
     return f"""---
 {_metadata(adapter, row, metrics)}
@@ -225,7 +230,7 @@ S {100 * metrics["test_seen_mean"]:.2f}, U {100 * metrics["test_unseen_mean"]:.2
 
 - Selected with {option}{warning}, {folds} folds of seen classes; refitted on all seen classes with seeds
   {", ".join(map(str, record.seeds))} for {record.epochs} epochs; rotation {record.rotation}.
-- {sees}
+- {sees}{constant}
 - Test labels were read once, after the choice.
 - Features: fingerprint `{row.feature_fingerprint}`; templates {", ".join(f"`{t}`" for t in adapter.templates)}.
 - Versions: {versions}.

@@ -104,7 +104,7 @@ class Adapter:
     def _likeliest(self, features_ID: Tensor, top: int) -> list[tuple[tuple[str, float], ...]]:
         if not len(features_ID):
             return []
-        probabilities_IC = self._module.logits(features_ID.to(self._encoder.device))[0].softmax(-1).cpu()
+        probabilities_IC = self._trained.logits(self._module, features_ID.to(self._encoder.device)).softmax(-1).cpu()
         best = probabilities_IC.topk(min(top, len(self.classes)))
         return [
             tuple((self.classes[c], p) for c, p in zip(of_image, values, strict=True))

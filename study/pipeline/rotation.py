@@ -74,7 +74,7 @@ def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Stora
     scored = evaluation.zero_shot(spec.criterion)
     if on_new:
         scored = [with_new_images(*pair) for pair in zip(scored, on_new.zero_shot("h"), strict=True)]
-    trained: dict[str, tuple[Candidate, Refit]] = {}
+    trained: dict[str, tuple[Candidate, Refit, float]] = {}
     methods: set[str] = set()
     storage.clear(CONFIGS)  # of rows that an extended search no longer has: `--enqueue` would try them
     for candidate, done in zip(candidates.found, refits, strict=True):
@@ -100,7 +100,8 @@ def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Stora
                 _, division = done.new
                 row = with_new_images(row, on_new.score(calibrated, division.at(constant), division))
             scored.append(row)
-        trained[entry.config_id] = candidate, done
+            trained[calibrated.config_id] = candidate, done, constant
+        trained[entry.config_id] = candidate, done, 0.0
     if candidates.consensus:
         scored.append(_consensus_row(study, candidates.consensus, evaluation))
     scored = select(scored, evaluation, spec.reference)
@@ -136,21 +137,30 @@ def _export(
     study: Prepared,
     storage: Storage,
     scored: Sequence[Scored],
-    trained: Mapping[str, tuple[Candidate, Refit]],
+    trained: Mapping[str, tuple[Candidate, Refit, float]],
     evaluation: Evaluation,
     record: RefitRecord,
 ) -> None:
     """Write every refitted row's adapter, of its first seed, into adapters/<rank>; that of the study's choice twice.
 
-    The second is adapters/selected, a copy: ranks are by H on the test split, which selection never saw.
+    The second is adapters/selected, a copy: ranks are by H on the test split, which selection never saw. `trained`:
+    each row's candidate, its refit, and the constant of a calibrated one.
     """
     storage.clear(ADAPTERS)  # an earlier run of the study may have ranked otherwise
     clip = read_manifest(study.cache).checkpoint
     for of_row in scored:
         if of_row.row.config_id not in trained:
             continue
-        candidate, done = trained[of_row.row.config_id]
-        adapter = make_adapter(candidate.config, record.seeds[0], done.weights, evaluation.data, study.features, clip)
+        candidate, done, constant = trained[of_row.row.config_id]
+        adapter = make_adapter(
+            candidate.config,
+            record.seeds[0],
+            done.weights,
+            evaluation.data,
+            study.features,
+            clip,
+            seen_constant=constant,
+        )
         (metrics,) = evaluation.metrics(of_row.predictions_ST[:1])
         is_choice = of_row.row.selected and of_row.row.method == study.spec.reference
         for name in (str(of_row.row.rank), *([SELECTED] if is_choice else [])):

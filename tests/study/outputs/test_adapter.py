@@ -218,24 +218,33 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
+def folder_of(study: Path, method: str) -> Path:
+    table = pd.read_parquet(study / "leaderboard.parquet")
+    return study / "adapters" / str(table[table.method == method]["rank"].item())
+
+
 @pytest.fixture(scope="session")
 def adapter_folder(small_study: Path) -> Path:
-    table = pd.read_parquet(small_study / "leaderboard.parquet")
-    return small_study / "adapters" / str(table[table.method == "SRE-CLIP"]["rank"].item())
+    return folder_of(small_study, "SRE-CLIP")
 
 
+@pytest.mark.parametrize("method", ["SRE-CLIP", "SRE-CLIP, calibrated"])
 def test_predict_gives_the_studys_own_predictions(
-    adapter_folder: Path, embedded_cache: Path, images: list[Path]
+    method: str, small_study: Path, embedded_cache: Path, images: list[Path]
 ) -> None:
+    adapter_folder = folder_of(small_study, method)
     features: FeatureSet = load(embedded_cache)
     labels_T, seen_C = load_target_labels(embedded_cache), ~features.classes.unseen_RC[0]
     classes = [p.classes[0][0] for p in Adapter.load(adapter_folder).predict(images, top=1)]
     predicted_T = torch.tensor([features.classes.names.index(name) for name in classes])
-    from_cache_T = read_adapter(locate(str(adapter_folder))).module().logits(features.target.features_ID)[0].argmax(-1)
+    adapter = read_adapter(locate(str(adapter_folder)))
+    from_cache_T = adapter.logits(adapter.module(), features.target.features_ID).argmax(-1)
     assert int((predicted_T != from_cache_T).sum()) <= 1  # other batches round the features differently
     config = json.loads((adapter_folder / "config.json").read_text())
     seen, unseen, h = (float(x) for x in seen_unseen(from_cache_T[None], labels_T, seen_C))
     assert [config["metrics"][m] for m in ("test_seen_mean", "test_unseen_mean", "test_h")] == [seen, unseen, h]
+    said = "is subtracted from logits of seen classes" in (adapter_folder / "README.md").read_text()
+    assert (adapter.seen_constant != 0) == said == method.endswith("calibrated")
     row = config["leaderboard"]
     assert abs(h - row["test_h_mean"]) == pytest.approx(row["test_h_std"] / 2**0.5, abs=1e-6)  # of two seeds
 
