@@ -37,8 +37,10 @@ def main() -> None:
     parser.add_argument("--storage", type=Path, default=Path("results"), help="finished studies there are read")
     parser.add_argument("--cache", default=".cache")
     args = parser.parse_args()
-    lines = ["| task | zero-shot | defaults | selected | gain, 95 % | consensus | best baseline | best refitted |"]
-    lines.append("|---|--:|--:|--:|---|--:|---|--:|")
+    lines = [
+        "| task | zero-shot | defaults | selected | gain, 95 % | calibrated | consensus | best baseline | best refitted |"
+    ]
+    lines.append("|---|--:|--:|--:|---|--:|--:|---|--:|")
     for task, (labelled, drawn) in DIRECTIONS.items():
         folder = args.storage / f"drawings-{args.style}-{drawn}"
         if not (folder / "target").exists():
@@ -63,9 +65,9 @@ def line(table: pd.DataFrame) -> str:
     """Return a study's numbers as columns."""
     of_method, baseline = table.method.str.startswith("SRE-CLIP"), table.selected & (table.n_seeds > 0)
     own = table[table.selected & (table.method == "SRE-CLIP")].iloc[0]
-    zero_shot, defaults, consensus = (
+    zero_shot, defaults, calibrated, consensus = (
         table[table.method == method].test_h_mean.iloc[0]
-        for method in ("CLIP zero-shot (ensemble)", "SRE-CLIP, defaults", "SRE-CLIP, consensus")
+        for method in ("CLIP zero-shot (ensemble)", "SRE-CLIP, defaults", "SRE-CLIP, calibrated", "SRE-CLIP, consensus")
     )
     best = table[~of_method & baseline].sort_values("test_h_mean").iloc[-1]
     columns = [
@@ -73,6 +75,7 @@ def line(table: pd.DataFrame) -> str:
         percent(defaults),
         percent(own.test_h_mean),
         difference(own.h_gain, own.h_gain_lo, own.h_gain_hi),
+        percent(calibrated),
         percent(consensus),
         f"{best.method} {percent(best.test_h_mean)}",
         percent(table[of_method].test_h_mean.max()),
