@@ -37,9 +37,7 @@ def main() -> None:
     parser.add_argument("--storage", type=Path, default=Path("results"), help="finished studies there are read")
     parser.add_argument("--cache", default=".cache")
     args = parser.parse_args()
-    lines = [
-        "| task | zero-shot | defaults | selected | gain, 95 % | calibrated | consensus | best baseline | best refitted |"
-    ]
+    lines = ["| task | zero-shot | defaults | selected | gain, 95 % | calibrated | consensus | best baseline | best |"]
     lines.append("|---|--:|--:|--:|---|--:|--:|---|--:|")
     for task, (labelled, drawn) in DIRECTIONS.items():
         folder = args.storage / f"drawings-{args.style}-{drawn}"
