@@ -84,6 +84,8 @@ def _found(space: Space, data: TrialData) -> Iterator[str]:
     if logits.shape != (len(configs), TARGETS, CLASSES):
         yield f"logits must be lanes x images x classes, {len(configs)} x {TARGETS} x {CLASSES}; got {_shape(logits)}"
         return
+    if pack.module.embed(data.target_features_TD) is not None and not pack.takes_head:
+        yield "embed is for heads, and none is tried: the configuration needs a field `head`, and logits obeys it"
     yield from _losses(pack, data)
     try:
         yield from _laws(configs, data)

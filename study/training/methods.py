@@ -143,13 +143,20 @@ METHODS: dict[type[MethodConfig], Method] = {
 
 
 def register(
-    space: Space, *, build: Build, uses_target: bool = False, uses_graph: bool = False, swept: Sequence[str] = ()
+    space: Space,
+    *,
+    build: Build,
+    uses_target: bool = False,
+    uses_graph: bool = False,
+    swept: Sequence[str] = (),
+    ours: Mapping[str, Sequence[Value]] | None = None,
 ) -> None:
     """Add a method of your own: `--space` finds it by the name of its space. models/README.md shows a whole one.
 
     build: (configurations, seeds, seen_KC, trainable_KI, data) -> module of a lane per configuration. uses_target:
     whether the method may see unlabelled target images; others never receive them. uses_graph: whether it needs the
-    classes' places in WordNet. swept: fields that the module's `sweep` finds on the selection split.
+    classes' places in WordNet. swept: fields that the module's `sweep` finds on the selection split. ours: values of
+    fields that the method's article does not have, which the id of a row then says.
     Raises `UserError` where the space or its configuration cannot be used.
     """
     kind = type(space.config())
@@ -159,7 +166,10 @@ def register(
             "configurations in models/ are"
         )
     search_spaces.register(space)
-    method = Method(build=build, uses_target=uses_target, uses_graph=uses_graph, swept=tuple(swept))
+    own = {name: tuple(values) for name, values in (ours or {}).items()}
+    if unknown := sorted(own.keys() - {f.name for f in fields(kind)}):
+        raise UserError(f"ours must name fields of {kind.__name__}; it has no {unknown[0]}")
+    method = Method(build=build, uses_target=uses_target, uses_graph=uses_graph, swept=tuple(swept), ours=own)
     kind.zerosweep_method = method  # type: ignore[attr-defined]  # travels with the class, also with a notebook's
 
 

@@ -85,6 +85,7 @@ class Pack:
         # step (by all source images, an image was seen 1.8 times per epoch in a search, and once in a refit)
         self.steps_per_epoch = math.ceil(int(trainable_KI.sum(1).max()) / self.batch)
         self.method = method_of_config(type(configs[0]))
+        self.takes_head = hasattr(configs[0], "head")
         self.module = self.method.build(configs, seeds, seen_KC.cpu(), trainable_KI.cpu(), data.to("cpu"))
         self.module.to(device)
         self.module.run_steps = epochs * self.steps_per_epoch
@@ -200,8 +201,11 @@ class Pack:
     def embed(self, lanes: Sequence[int], features_ID: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return some lanes' features (K, I, D) of images and prototypes (K, C, D), where a head takes them.
 
-        Of some lanes only: those of all lanes on a large target would not fit.
+        Of some lanes only: those of all lanes on a large target would not fit. None where no head could be chosen: the
+        configuration has no field `head`, or the module embeds nothing.
         """
+        if not self.takes_head:
+            return None
         module = copy.deepcopy(self.module)
         module.keep(torch.tensor(lanes, device=self.diverged_K.device))
         return module.embed(features_ID)

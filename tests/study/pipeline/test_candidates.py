@@ -1,13 +1,18 @@
 """What stands on the leaderboard under which name."""
 
+from dataclasses import dataclass, replace
+
 import pytest
 
 import search_spaces
+from data_prep.errors import UserError
 from models.heads import Head
 from search_spaces import Space, Value
 from study.pipeline.candidates import calibrated_entry, row_name, searched_candidate
 from study.pipeline.choice import Choice
 from study.search.records import Configuration
+from study.training.method_template import SPACE, TaskResidualConfig, build
+from study.training.methods import register
 
 
 @pytest.mark.parametrize(
@@ -27,6 +32,19 @@ def test_a_row_says_what_the_article_of_its_method_has_not(
     found = search_spaces.load(space)
     assert isinstance(found, Space)
     assert row_name(found, "id", params, head) == name
+
+
+def test_a_method_of_ones_own_says_what_its_article_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Own(TaskResidualConfig):
+        start: str = "zero"
+
+    monkeypatch.setattr(search_spaces, "REGISTERED", {})
+    own = replace(SPACE, name="own-residual", config=Own)
+    register(own, build=build, ours={"start": ["mean"]})
+    assert [row_name(own, "id", {"start": start}) for start in ("zero", "mean")] == ["id", "id-mean"]
+    with pytest.raises(UserError, match="ours must name fields of Own; it has no begin"):
+        register(replace(own, name="other-residual"), build=build, ours={"begin": ["mean"]})
 
 
 def test_under_a_head_h_and_constant_of_the_folds_are_the_head_s() -> None:

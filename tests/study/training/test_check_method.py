@@ -76,6 +76,11 @@ class Broken(TaskResidual):
         raise IndexError("no such loss")
 
 
+class Embedding(TaskResidual):
+    def embed(self, images_TD: Tensor) -> tuple[Tensor, Tensor]:
+        return images_TD.expand(len(self.alpha_K), -1, -1), self.texts_CD.expand(len(self.alpha_K), -1, -1)
+
+
 @pytest.mark.parametrize(
     ("module", "said"),
     [
@@ -87,6 +92,7 @@ class Broken(TaskResidual):
         (Idle, "unused_K: the loss does not depend on it"),
         (Transposed, "logits must be lanes x images x classes, 3 x 40 x 12; got 3 x 12 x 40"),
         (Broken, "losses or total fails: IndexError: no such loss ("),
+        (Embedding, "embed is for heads, and none is tried: the configuration needs a field `head`"),
     ],
 )
 def test_what_is_wrong_is_said_in_words(module: type[TaskResidual], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
