@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.benchmarks.base import DOMAINS, Benchmark
+from data_prep.benchmarks.base import DOMAINS, UNLABELLED, Benchmark
 from data_prep.clip_features import IMAGES_PER_SHARD, Encoded, GivenTextFeatures
 from data_prep.errors import UserError, some_of
 from data_prep.wordnet_graph import WordNetGraph
@@ -104,7 +104,8 @@ def check_classes(bench: Benchmark, encoded: Encoded) -> None:
     for domain, needed_C, kind in zip(DOMAINS, (seen_C, unseen_C), ("seen", "unseen"), strict=True):
         own_I = pc.equal(bench.images["domain"], domain).to_numpy()
         listed_C, left_C = (
-            np.bincount(label_I[rows_I], minlength=len(needed_C)) for rows_I in (own_I, own_I & readable_I)
+            np.bincount(label_I[rows_I & (label_I != UNLABELLED)], minlength=len(needed_C))
+            for rows_I in (own_I, own_I & readable_I)
         )
         lost = [bench.classes.names[c] for c in np.flatnonzero(needed_C & (listed_C > 0) & (left_C == 0))]
         if lost:

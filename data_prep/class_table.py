@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.benchmarks import hf
-from data_prep.benchmarks.folder import class_names
-from data_prep.benchmarks.own_data import CLASSES
+from data_prep.benchmarks.folder import class_names, holds_unlabelled
+from data_prep.benchmarks.own_data import CLASSES, spoken
 from data_prep.errors import UserError, nearest
 from data_prep.wordnet import NOT_IN_WORDNET, WordNet, wordnet
 
@@ -83,11 +83,14 @@ def write_class_table(
     names = hf.class_names(str(root).removeprefix(hf.PREFIX)) if is_hf else class_names(Path(root))
     if len(names) < 2:
         raise UserError(f"must hold a folder for each of at least two classes; {root} has {len(names)}", option="path")
+    unlabelled = not is_hf and holds_unlabelled(Path(root))
+    if unlabelled:  # an unseen class may have no folder
+        names = sorted({*names, *map(spoken, unseen)})
     for name in unseen:
-        if name not in names:
+        if spoken(name) not in names:
             raise UserError(f"must be classes of {root}; got {name!r}{nearest(name, names)}", option="unseen")
     guesses = guess_senses(names, wordnet())
-    not_seen = set(unseen) or deal_unseen(guesses, wordnet(), seed)
+    not_seen = set(map(spoken, unseen)) or deal_unseen(guesses, wordnet(), seed)
     if len(not_seen) == len(names):
         raise UserError(f"must leave a seen class; got all {len(names)}", option="unseen")
     rows = [

@@ -282,7 +282,7 @@ def load(cache: str | Path) -> FeatureSet:
 def load_target_labels(cache: str | Path, target: ImageTable | None = None) -> Tensor:
     """Read class ids, int64 (I_target,), in the order of `FeatureSet.target`: for the final test and oracles only.
 
-    `target`: the images whose labels are wanted, where they are a part of the cache's.
+    -1 where an image has no label. `target`: the images whose labels are wanted, where they are a part of the cache's.
     """
     labels_T = torch.tensor(read_cache_table(cache, "target_labels")["label"].to_numpy())
     return labels_T if target is None or target.rows_I is None else labels_T[target.rows_I]

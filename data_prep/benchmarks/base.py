@@ -20,10 +20,12 @@ from data_prep.feature_store import ClassTable
 from data_prep.parquet import file_sha256
 
 DOMAINS = ("source", "target")
+UNLABELLED = -1
+"""Label of a target image whose class nobody has said: it is learned from and classified, and never scored."""
 IMAGE_SCHEMA = pa.schema(
     [
         ("key", pa.string()),  # stable and unique
-        ("label", pa.int64()),  # class id
+        ("label", pa.int64()),  # class id; UNLABELLED in the target only
         ("domain", pa.string()),  # one of DOMAINS
         ("split", pa.int8()),  # index into feature_store.SPLITS
         ("path", pa.string()),  # image file, or null

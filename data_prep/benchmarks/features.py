@@ -5,7 +5,7 @@ beside it. Columns of the Parquet file, or arrays of the npz, in singular or plu
 
     feature   (I, D) floats, of any length but 0: the image tower's output of the checkpoint given as `--clip`, which
               encodes the class texts
-    label     class names as in classes.csv, or its rows counted from 0
+    label     class names as in classes.csv, or its rows counted from 0; "" or -1 of target images without a label
     domain    source (labelled) or target; other names need their roles said with `--source` and `--target`
     split     train, val or test, with or without domains
     key       a name for each image; the row's number if left out

@@ -3,13 +3,16 @@
     <root>/classes.csv                      name,wnid,seen
     <root>/<folder>/<class>/<image>         one of three layouts:
 
-    source/, target/                        two domains: the first is labelled, the second only scores the test
+    source/, target/                        two domains: the first is labelled, labels of the second only score the test
     train/, (validation/,) test/            one domain with splits: test images of all classes score the test
     <class>/                                one domain without: images of unseen classes, and 15 % of those of each
                                             seen class, score the test
 
 Folders with other names need their roles said: "folder:<root>::<source>::<target>", which is what `--source` and
 `--target` make of "folder:<root>". Roles are never guessed.
+
+Images that lie in the target's (or test's) folder itself, in no class folder, have no label: they are learned from and
+classified, but not scored. All target images may be so.
 
 Class folders bear the class names, with `_` or `+` for spaces if you like. own_data.py says what `classes.csv` holds,
 and how images are dealt to splits.
@@ -19,7 +22,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.benchmarks.base import DOMAINS, Benchmark
+from data_prep.benchmarks.base import DOMAINS, UNLABELLED, Benchmark
 from data_prep.benchmarks.own_data import (
     CLASSES,
     ROLES,
@@ -81,6 +84,17 @@ def class_names(root: Path) -> list[str]:
     return sorted({spoken(folder.name) for folder in below or folders})
 
 
+def holds_unlabelled(root: Path) -> bool:
+    """Return whether a folder of domains or splits has images in no class folder."""
+    domains = _folders(root)
+    return any(map(_folders, domains)) and any(_is_image(file) for domain in domains for file in domain.iterdir())
+
+
+def _is_image(path: Path) -> bool:
+    """Return whether a path is a file that is meant to be an image; opening it tells if it is one."""
+    return not (path.name.startswith(".") or is_litter(path.name) or path.is_dir())
+
+
 def _holds_classes(root: Path, names: list[str]) -> bool:
     """Return whether the folders here are those of classes."""
     return any(spoken(folder.name) in names for folder in _folders(root))
@@ -112,6 +126,7 @@ def _layout(root: Path) -> list[_Part]:
 def _read_part(root: Path, part: _Part, names: list[str], passed_over: list[str]) -> list[Row]:
     rows: list[Row] = []
     label_of = {name: label for label, name in enumerate(names)}
+    unlabelled: list[str] = []
     for class_folder in sorted(part.folder.iterdir()):
         below = str(class_folder.relative_to(root))
         _check_utf8(below)
@@ -121,7 +136,10 @@ def _read_part(root: Path, part: _Part, names: list[str], passed_over: list[str]
             passed_over.append(below)
             continue
         if not class_folder.is_dir():
-            raise UserError(f"{class_folder} must be in the folder of its class, {part.folder}/<class>/")
+            if part.domain == "source":
+                raise UserError(f"{class_folder} must be in the folder of its class, {part.folder}/<class>/")
+            unlabelled.append(below)
+            continue
         if spoken(class_folder.name) not in label_of:
             raise UserError(f"{class_folder} has no row in {root / CLASSES}: its name must be that of a class")
         # whatever its suffix: opening it tells if it is an image; as strings: a million Paths take half a minute
@@ -130,12 +148,13 @@ def _read_part(root: Path, part: _Part, names: list[str], passed_over: list[str]
         keys = [f"{below}/{name}" for name in files if not is_litter(name)]
         for key in keys:
             _check_utf8(key)
-        splits = deal_splits(keys) if part.split is None else [part.split] * len(keys)
-        label = label_of[spoken(class_folder.name)]
-        rows += [
-            (key, label, part.domain, split, f"{root}/{key}", None) for key, split in zip(keys, splits, strict=True)
-        ]
-    return rows
+        rows += _rows(root, part, keys, label_of[spoken(class_folder.name)])
+    return rows + _rows(root, part, unlabelled, UNLABELLED)
+
+
+def _rows(root: Path, part: _Part, keys: list[str], label: int) -> list[Row]:
+    splits = deal_splits(keys) if part.split is None else [part.split] * len(keys)
+    return [(key, label, part.domain, split, f"{root}/{key}", None) for key, split in zip(keys, splits, strict=True)]
 
 
 def _litter(passed_over: list[str]) -> list[str]:

@@ -72,7 +72,7 @@ def class_names(path: str) -> list[str]:
     names: set[str] = set()
     for split, part in _load(path).items():
         names |= {spoken(str(label)) for label in _columns(part, f"{PREFIX}{path}, split {split}")[1]}
-    return sorted(names)
+    return sorted(names - {""})
 
 
 def _load(place: str) -> "dict[str, Dataset]":
@@ -101,8 +101,10 @@ def _columns(part: "Dataset", where: str) -> tuple[list[dict[str, Any]], list[An
         raise UserError(f"{where} must have one column of images and one of class labels, or label; found {shown}")
     undecoded = part.cast_column(images[0], Image(decode=False))
     given = undecoded[labels[0]]
-    names = kinds[labels[0]].int2str(list(given)) if isinstance(kinds[labels[0]], ClassLabel) else list(given)
-    return list(undecoded[images[0]]), names
+    kind = kinds[labels[0]]
+    if isinstance(kind, ClassLabel):  # -1 or nothing: an image without a label
+        given = ["" if label is None or label < 0 else kind.int2str(label) for label in given]
+    return list(undecoded[images[0]]), list(given)
 
 
 def _roles(splits: list[str], roles: list[str], name: str) -> dict[str, tuple[str, int | None]]:

@@ -7,6 +7,8 @@ the class. Class ids follow the rows of the file. Names may have `_` or `+` for 
 Splits, where the data does not say them: within every class and domain, images in the order of the hash of their key;
 the first 70 % are train, then 15 % val and 15 % test (one each at least, given three images). So a new image moves few
 others. Where there is one domain, images of unseen classes, and the test images of seen ones, score the test.
+
+Target images may lack a label. Where some do, an unseen class needs no image: it may be among them.
 """
 
 import csv
@@ -22,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from data_prep.benchmarks.base import DOMAINS, IMAGE_SCHEMA, Benchmark, GivenTexts
+from data_prep.benchmarks.base import DOMAINS, IMAGE_SCHEMA, UNLABELLED, Benchmark, GivenTexts
 from data_prep.errors import UserError, nearest, some_of
 from data_prep.feature_store import ClassTable
 from data_prep.wordnet import NOT_IN_WORDNET, resolve_wnids
@@ -73,7 +75,7 @@ def make_benchmark(
 
     `texts`: features of the class texts, where they are given: then nothing encodes those of WordNet's nodes, and no
     class has a place in it.
-    Raises UserError where a seen class has no source image, or an unseen one no target image.
+    Raises UserError where a source image has no label, a seen class no source image, or an unseen one no target image.
     """
     rows = [row for domain in DOMAINS for row in rows if row[2] == domain]
     names, seen = classes.names, classes.seen
@@ -137,9 +139,13 @@ def read_classes(path: Path) -> ClassRows:
 
 
 def deal_roles(rows: Sequence[Row], seen: Sequence[bool]) -> list[Row]:
-    """Return the images of one domain with their roles: test images, and all of unseen classes, score the test."""
-    source = [row for row in rows if seen[row[1]] and row[3] != 2]
-    tested = [row for row in rows if not seen[row[1]] or row[3] == 2]
+    """Return the images of one domain with their roles: test images, and all of unseen classes, score the test.
+
+    Images without a label are the target's, too.
+    """
+    of_source = [row[1] != UNLABELLED and seen[row[1]] and row[3] != 2 for row in rows]
+    source = [row for row, is_source in zip(rows, of_source, strict=True) if is_source]
+    tested = [row for row, is_source in zip(rows, of_source, strict=True) if not is_source]
     return source + [(key, label, "target", 2, path, data) for key, label, _, _, path, data in tested]
 
 
@@ -165,13 +171,17 @@ def _roles(rows: Sequence[Row], seen: Sequence[bool]) -> list[str]:
     said = []
     for domain, role in zip(DOMAINS, ("labelled source", "unlabelled target"), strict=True):
         own = [row for row in rows if row[2] == domain]
-        images = Counter(seen[row[1]] for row in own)
-        classes = Counter(seen[label] for label in {row[1] for row in own})
+        labels = [row[1] for row in own if row[1] != UNLABELLED]
+        images = Counter(seen[label] for label in labels)
+        classes = Counter(seen[label] for label in set(labels))
+        without = len(own) - len(labels)
         shown = [own[i][0] for i in sorted({0, len(own) // 2, len(own) - 1})] if own else []
-        said.append(
-            f"{role}: {images[True]} images of {classes[True]} seen classes, {images[False]} of {classes[False]} "
-            f"unseen classes; {', '.join(shown)}"
-        )
+        counts = [
+            f"{images[True]} images of {classes[True]} seen classes, {images[False]} of {classes[False]} unseen classes"
+        ]
+        if without:
+            counts = [*(counts if labels else []), f"{without} images without a label, which are not scored"]
+        said.append(f"{role}: {', '.join(counts)}; {', '.join(shown)}")
     return said
 
 
@@ -197,14 +207,18 @@ def deal_by_class(keys: Sequence[str], labels: Sequence[int], domains: Sequence[
 
 
 def label_ids(given: np.ndarray, names: Sequence[str], where: str) -> list[int]:
-    """Return the class id of every image from names of classes, or rows of the class table. Raises UserError."""
+    """Return the class id of every image from names of classes, or rows of the class table; "" and -1 are no label.
+
+    Raises UserError.
+    """
     if given.dtype.kind in "iu":
-        wrong = given[(given < 0) | (given >= len(names))]
+        wrong = given[(given < UNLABELLED) | (given >= len(names))]
         if len(wrong):
-            raise UserError(f"{where}: label must be a row of {CLASSES}, 0 to {len(names) - 1}; got {wrong[0]}")
+            rule = f"label must be a row of {CLASSES}, 0 to {len(names) - 1}, or {UNLABELLED} of images without one"
+            raise UserError(f"{where}: {rule}; got {wrong[0]}")
         return given.tolist()
-    index = {name: c for c, name in enumerate(names)}
-    said = [spoken(str(label)) for label in given]
+    index = {"": UNLABELLED} | {name: c for c, name in enumerate(names)}
+    said = ["" if label is None else spoken(str(label)) for label in given]
     unknown = sorted({name for name in said if name not in index})
     if unknown:
         got = f"{some_of(unknown)}{nearest(unknown[0], names)}"
@@ -219,9 +233,16 @@ def spoken(name: str) -> str:
 
 
 def _check_coverage(name: str, names: Sequence[str], seen: Sequence[bool], rows: Sequence[Row]) -> None:
-    """Raise UserError where a seen class has no source image or an unseen one no target image."""
+    """Raise UserError where a source image has no label, a seen class no source image or an unseen one no target image.
+
+    Images without a label may be of any class.
+    """
     present = {(label, domain) for _, label, domain, *_ in rows}
-    for is_seen, domain, kind in ((True, "source", "seen"), (False, "target", "unseen")):
+    if (UNLABELLED, "source") in present:
+        bare = [key for key, label, domain, *_ in rows if label == UNLABELLED and domain == "source"]
+        raise UserError(f"{name}: every source image needs a label; none for {some_of(bare)}")
+    of_unseen = () if (UNLABELLED, "target") in present else ((False, "target", "unseen"),)
+    for is_seen, domain, kind in ((True, "source", "seen"), *of_unseen):
         bare = [n for c, n in enumerate(names) if seen[c] == is_seen and (c, domain) not in present]
         if bare:
             raise UserError(f"{name}: every {kind} class needs {domain} images; none for {some_of(bare)}")

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data_prep.benchmarks.base import UNLABELLED
+from data_prep.errors import UserError
 from data_prep.feature_store import FeatureSet, load_target_labels
 from models.baselines import nearest_prototype, zero_shot_prototypes
 from models.stacked import chunks, in_chunks
@@ -41,6 +43,7 @@ from study.protocol.scores import (
     selection_score,
     summarise,
 )
+from study.protocol.target_split import with_target
 from study.protocol.trial_data import TrialData, oracle_data, seen_classes
 from study.training.pack import Division
 
@@ -55,9 +58,11 @@ class Scored:
     row: Row
     """The row."""
     predictions_ST: Tensor
-    """Predicted class of every target image, for every seed."""
+    """Predicted class of every target image that has a label, for every seed."""
+    everywhere_ST: Tensor
+    """Predicted class of all target images."""
     division: Division
-    """The same images at any threshold between seen and unseen classes, a lane per seed."""
+    """Those with a label at any threshold between seen and unseen classes, a lane per seed."""
     curves: list[Curve]
     """Seen against unseen accuracy at every threshold, for every seed."""
     unseen_GT: Tensor | None = None
@@ -65,19 +70,34 @@ class Scored:
 
 
 class Evaluation:
-    """The test split of one rotation, on which predictions are scored."""
+    """The test split of one rotation, on which predictions are scored: the target images that have a label.
+
+    Without any, rows have no test columns.
+    """
 
     def __init__(self, cache: Path | str, features: FeatureSet, data: TrialData, select: str) -> None:
-        self.labels_T = load_target_labels(cache, features.target)
-        self.features, self.data, self.selection = features, data, select
+        """`features`, `data`: of all target images."""
+        self._every_label_T = load_target_labels(cache, features.target)
+        labelled_T = self._every_label_T != UNLABELLED
+        self._rows_T = labelled_T.nonzero().flatten()
+        self.every_key = features.target.keys
+        self.labels_T = self._every_label_T[self._rows_T]
+        self.features = features if labelled_T.all() else with_target(features, labelled_T)
+        self.data, self.selection = data, select
         self.prototypes = zero_shot_prototypes(
             features.name_features_CPD, features.node_features_ND[features.graph.class_node_C]
         )
-        self.baseline_1T = self._zero_shot_predictions(self.prototypes[BASELINE])
+        self.baseline_1T = self._zero_shot_predictions(self.prototypes[BASELINE])[:, self._rows_T]
+
+    @property
+    def every_label(self) -> list[str]:
+        """Names of the classes of all target images, "" where nobody has said it."""
+        names = self.features.classes.names
+        return ["" if label == UNLABELLED else names[label] for label in self._every_label_T.tolist()]
 
     def metrics(self, predictions_ST: Tensor) -> list[dict[str, float]]:
-        """Return the test metrics of each seed's predictions."""
-        return evaluate(*self.counted(predictions_ST))
+        """Return the test metrics of each seed's predictions; none without labels."""
+        return evaluate(*self.counted(predictions_ST)) if len(self.labels_T) else []
 
     def counted(self, predictions_ST: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return predictions (S, T), labels (T,) and the mask of seen classes as accuracies count them."""
@@ -86,7 +106,7 @@ class Evaluation:
     def _zero_shot_predictions(self, prototypes_CD: Tensor) -> Tensor:
         """Return the predicted class (1, T) of every target image."""
         classify = functools.partial(_nearest, self.data.target_features_TD, prototypes_CD)
-        return self.data.competing.predict_test(classify, self.labels_T, self.data.seen_C[None])
+        return self.data.competing.predict_test(classify, self._every_label_T, self.data.seen_C[None])
 
     def zero_shot(self, criterion: Criterion) -> list[Scored]:
         """Score zero-shot CLIP by the text of its prototypes, on the test images and folds of every other row."""
@@ -130,21 +150,23 @@ class Evaluation:
         train_seconds: float = 0.0,
         unseen_GT: Tensor | None = None,
     ) -> Scored:
-        """Return the leaderboard row of a configuration from the classes (S, T) predicted by its refits."""
-        own_seen_T = self.data.seen_C[self.labels_T]
-        predictions_ST = self.data.competing.predict_divided(
-            predictions_ST, division.seen_KI, division.unseen_KI, own_seen_T
+        """Return the leaderboard row of a configuration from what its refits predict for all target images (S, T)."""
+        everywhere_ST = self.data.competing.predict_divided(
+            predictions_ST, division.seen_KI, division.unseen_KI, self.data.seen_C[self._every_label_T]
         )
+        if len(self.labels_T) < len(self._every_label_T):
+            division = division.of_images(self._rows_T)
+            unseen_GT = None if unseen_GT is None else unseen_GT[:, self._rows_T]
+        predictions_ST = everywhere_ST[:, self._rows_T]
         gain, low, high = _compare([self], [predictions_ST], [self.baseline_1T])
         curves = self._curves(division)
-        measured: dict[str, Any] = {
-            **mean_over_seeds(self.metrics(predictions_ST)),
-            **_over_thresholds(curves),
-        }
-        measured = {name: None if math.isnan(value) else value for name, value in measured.items()}
-        measured["test_h_of_means"] = h_of_means(measured["test_seen_mean"], measured["test_unseen_mean"])
-        seen_C = self.data.seen_C
-        measured["test_other_side"] = float((seen_C[predictions_ST] != seen_C[self.baseline_1T]).float().mean())
+        measured: dict[str, Any] = {"n_seeds": len(predictions_ST)}
+        if len(self.labels_T):
+            seen_C = self.data.seen_C
+            measured |= {**mean_over_seeds(self.metrics(predictions_ST)), **_over_thresholds(curves)}
+            measured = {name: None if math.isnan(value) else value for name, value in measured.items()}
+            measured["test_h_of_means"] = h_of_means(measured["test_seen_mean"], measured["test_unseen_mean"])
+            measured["test_other_side"] = float((seen_C[predictions_ST] != seen_C[self.baseline_1T]).float().mean())
         partial = f" (partial: {self.features.partial})" if self.features.partial else ""
         row = Row(
             method=entry.method,
@@ -163,7 +185,14 @@ class Evaluation:
             params=json.dumps(dict(entry.params)),
             pareto=entry.pareto,
         )
-        return Scored(row=row, predictions_ST=predictions_ST, division=division, curves=curves, unseen_GT=unseen_GT)
+        return Scored(
+            row=row,
+            predictions_ST=predictions_ST,
+            everywhere_ST=everywhere_ST,
+            division=division,
+            curves=curves,
+            unseen_GT=unseen_GT,
+        )
 
     def _curves(self, division: Division) -> list[Curve]:
         """Return the seen-unseen curve of every seed; none where all images are of one kind."""
@@ -200,8 +229,26 @@ def _over_thresholds(curves: Sequence[Curve]) -> dict[str, float]:
 
 
 def with_test_labels(data: TrialData, cache: Path | str, features: FeatureSet) -> TrialData:
-    """Return the trial data of an oracle study: with the labels of the target images that it sees."""
-    return oracle_data(data, load_target_labels(cache, features.target))
+    """Return the trial data of an oracle study: with the labels of the target images that it sees.
+
+    Raises `UserError` where an image has none.
+    """
+    labels_T = load_target_labels(cache, features.target)
+    if without := int((labels_T == UNLABELLED).sum()):
+        raise UserError(
+            f"must be pseudo-unseen: an oracle needs the label of every target image; {without} of {len(labels_T)} "
+            "have none",
+            option="select",
+        )
+    return oracle_data(data, labels_T)
+
+
+def check_labels(cache: Path | str, features: FeatureSet) -> None:
+    """Raise `UserError` where no target image has a label, for a study that is nothing without a test: an ablation."""
+    if not (load_target_labels(cache, features.target) != UNLABELLED).any():
+        raise UserError(
+            "must be no ablation where no target image has a label: nothing can be compared", option="space"
+        )
 
 
 def average_rotations(rotations: Sequence[tuple[Evaluation, Sequence[Scored]]], reference: str) -> list[Row]:
@@ -239,8 +286,10 @@ def average_rotations(rotations: Sequence[tuple[Evaluation, Sequence[Scored]]], 
     return rank_rows(rows)
 
 
-def _deviation(evaluations: Sequence[Evaluation], chosen: Sequence[Scored]) -> float:
+def _deviation(evaluations: Sequence[Evaluation], chosen: Sequence[Scored]) -> float | None:
     """Return the deviation over seeds of a row's own number: of each seed's mean H over the rotations."""
+    if not len(evaluations[0].labels_T):
+        return None
     seeds_RS = [[m["test_h"] for m in e.metrics(s.predictions_ST)] for e, s in zip(evaluations, chosen, strict=True)]
     return sample_deviation([fmean(of_seed) for of_seed in zip(*seeds_RS, strict=False)])
 
@@ -248,7 +297,7 @@ def _deviation(evaluations: Sequence[Evaluation], chosen: Sequence[Scored]) -> f
 def resampled_rows(rotations: Sequence[tuple[Evaluation, Sequence[Scored]]]) -> dict[tuple[str, str], Tensor]:
     """Return H (1 + S,), observed and under resamples of the images, by method and configuration of each row.
 
-    Of several rotations the mean of each method's selected rows, as in `average_rotations`.
+    None without labels. Of several rotations the mean of each method's selected rows, as in `average_rotations`.
     """
     if len(rotations) == 1:
         rows = {(s.row.method, s.row.config_id): [s] for s in rotations[0][1]}
@@ -256,7 +305,9 @@ def resampled_rows(rotations: Sequence[tuple[Evaluation, Sequence[Scored]]]) -> 
         selected = [{s.row.method: s for s in scored if s.row.selected} for _, scored in rotations]
         everywhere = [method for method in selected[0] if all(method in of_one for of_one in selected)]
         rows = {(method, ""): [of_one[method] for of_one in selected] for method in everywhere}
-    found = {}
+    found: dict[tuple[str, str], Tensor] = {}
+    if not len(rotations[0][0].labels_T):
+        return found
     for name, chosen in rows.items():
         counted = [e.counted(s.predictions_ST) for (e, _), s in zip(rotations, chosen, strict=True)]
         found[name] = resampled_h([(rows_ST, seen_C) for rows_ST, _, seen_C in counted], counted[0][1])
@@ -281,7 +332,10 @@ def _behind(evaluations: Sequence[Evaluation], best: Sequence[Scored], other: Se
 
 def _compare(
     evaluations: Sequence[Evaluation], method: Sequence[Tensor], baseline: Sequence[Tensor]
-) -> tuple[float, float, float]:
+) -> tuple[float, float, float] | tuple[None, None, None]:
+    """Return the mean difference in H and its interval; None without labels."""
+    if not len(evaluations[0].labels_T):
+        return None, None, None
     tests = []
     for method_ST, baseline_ST, evaluation in zip(method, baseline, evaluations, strict=True):
         counted_ST, labels_T, seen_C = evaluation.counted(method_ST)

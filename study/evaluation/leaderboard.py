@@ -23,6 +23,11 @@ MANY_ON_THE_OTHER_SIDE = 1 / 3
 search_spaces/README.md have 0.3 at most, and PVA where it fails 0.39 and 0.61. On drawings, which look different, too,
 "Tip-Adapter, calibrated" has up to 0.41."""
 
+UNSCORED_NOTE = (
+    "NOT SCORED: no target image has a label. Selection needs none, but which row is best on the target is not known: "
+    "rows are not ranked, and the study's choice stands first."
+)
+
 INTERRUPTED_NOTE = "INTERRUPTED: the study was ended before it was finished. Its result comes when it is resumed."
 
 
@@ -71,7 +76,7 @@ class Row:
     """One line of the leaderboard; None where a number does not exist (a baseline has no selection score)."""
 
     rank: int = 0
-    """1 is the best `test_h_mean`; `rank_rows` sets it. Published rows have none: 0."""
+    """1 is the best `test_h_mean`; `rank_rows` sets it. Without any, rows are numbered. Published rows have none: 0."""
     method: str
     """Method's name."""
     config_id: str
@@ -189,7 +194,11 @@ def score_columns(score: Score | None) -> dict[str, Any]:
 
 def notes(rows: Sequence[Row], *, interrupted: bool) -> list[str]:
     """Return what must stand above every view of these rows. `interrupted`: whether their study was."""
-    marks = {ORACLE_NOTE: any(row.select == ORACLE for row in rows), INTERRUPTED_NOTE: interrupted}
+    marks = {
+        ORACLE_NOTE: any(row.select == ORACLE for row in rows),
+        INTERRUPTED_NOTE: interrupted,
+        UNSCORED_NOTE: bool(rows) and all(row.test_h_mean is None for row in rows),
+    }
     found = [note for note, holds in marks.items() if holds]
     shares = [(row.method, row.test_other_side or 0.0) for row in rows if row.selected]
     if astray := [f"{method} for {100 * share:.0f} %" for method, share in shares if share > MANY_ON_THE_OTHER_SIDE]:
@@ -228,6 +237,8 @@ def sample_deviation(values: Sequence[float]) -> float:
 
 def rank_rows(rows: Sequence[Row]) -> list[Row]:
     """Rank rows by mean test H, best first, and mark every method's selected row: the consensus' choice, or the best.
+
+    Rows without a test, where no image has a label, keep their order.
 
     Raises `ValueError` where rows of a method have scores of different criteria: none of them is the best.
     """

@@ -47,7 +47,7 @@ def write_adapter(
     """Write an adapter into a folder of the study. Raises `UserError` if the storage cannot be written.
 
     `row`: the configuration's row of the leaderboard, a mean over seeds. `metrics`: test metrics of the adapter's own
-    seed. `record`: how the refits were made.
+    seed, none where no image has a label. `record`: how the refits were made.
     """
     tensors = {name: getattr(adapter.data, name) for name in TEXTS}
     tensors |= {f"lane.{name}": value for name, value in adapter.weights.items()}
@@ -177,6 +177,7 @@ def _metadata(adapter: TrainedAdapter, row: Row, metrics: Mapping[str, float]) -
             metric_value=round(100 * metrics[key], 2),
         )
         for name, key in (("S", "test_seen_mean"), ("U", "test_unseen_mean"), ("H", "test_h"))
+        if key in metrics
     ]
     data = ModelCardData(
         license="other",
@@ -188,7 +189,7 @@ def _metadata(adapter: TrainedAdapter, row: Row, metrics: Mapping[str, float]) -
         tags=["clip", "adapter", "zero-shot", "domain-adaptation"],
         metrics=["accuracy"],
         model_name=row.config_id,
-        eval_results=results,
+        eval_results=results or None,
     )
     return data.to_yaml()
 
@@ -221,17 +222,24 @@ The licences of CLIP's weights and of the images that it was trained on hold for
 
 ## Metrics
 
-{table}
-The line is a mean over {row.n_seeds} seeds, ± their deviation; the interval comes from a paired bootstrap over test
-images against zero-shot CLIP. The weights are those of seed {adapter.seed}, which alone has
-S {100 * metrics["test_seen_mean"]:.2f}, U {100 * metrics["test_unseen_mean"]:.2f}, H {100 * metrics["test_h"]:.2f}.
+{_measured(table, row, adapter.seed, metrics)}
 
 ## Protocol
 
 - Selected with {option}{warning}, {folds} folds of seen classes; refitted on all seen classes with seeds
   {", ".join(map(str, record.seeds))} for {record.epochs} epochs; rotation {record.rotation}.
 - {sees}{constant}
-- Test labels were read once, after the choice.
+- {"Test labels were read once, after the choice." if metrics else "No target image had a label."}
 - Features: fingerprint `{row.feature_fingerprint}`; templates {", ".join(f"`{t}`" for t in adapter.templates)}.
 - Versions: {versions}.
 """
+
+
+def _measured(table: str, row: Row, seed: int, metrics: Mapping[str, float]) -> str:
+    if not metrics:
+        return f"None: no target image had a label. The weights are those of seed {seed}."
+    seen, unseen, h = (f"{100 * metrics[name]:.2f}" for name in ("test_seen_mean", "test_unseen_mean", "test_h"))
+    return f"""{table}
+The line is a mean over {row.n_seeds} seeds, ± their deviation; the interval comes from a paired bootstrap over test
+images against zero-shot CLIP. The weights are those of seed {seed}, which alone has
+S {seen}, U {unseen}, H {h}."""

@@ -1,6 +1,6 @@
 """Write and read the tables of the final test: Parquet beside the leaderboard, for the report and for people.
 
-    predictions.parquet  every test image under each method's selected configuration, by seed
+    predictions.parquet  every target image under each method's selected configuration, by seed; label "" without one
     curves.parquet       seen against unseen accuracy at thresholds between the two, same configurations
     landscape.parquet    H over tau and lambda, where the study's method has them
     errors.parquet       errors by their distance in WordNet, beside those of a guess
@@ -76,6 +76,8 @@ def write_prediction_tables(
     own = next((s for s in chosen if s.row.method == reference), None)
     distance_CC = wordnet_distance(evaluation.features.graph.path_similarity_CC)
     write_table(storage, "predictions", _predictions(evaluation, chosen))
+    if not len(evaluation.labels_T):
+        return
     if chosen and chosen[0].curves and evaluation.data.competing.thresholded:
         write_table(storage, "curves", _curves(chosen))
     if own and own.unseen_GT is not None and evaluation.data.competing.thresholded:
@@ -87,11 +89,16 @@ def write_prediction_tables(
 
 
 def write_resamples(storage: Storage, rotations: Sequence[tuple[Evaluation, Sequence[Scored]]]) -> None:
-    """Write every row's H under resamples of the test images. Raises `UserError` if the storage cannot be written."""
+    """Write every row's H under resamples of the test images, if they have labels.
+
+    Raises `UserError` if the storage cannot be written.
+    """
     lines = [
         {"method": method, "config_id": config_id, "h": h.tolist()}
         for (method, config_id), h in resampled_rows(rotations).items()
     ]
+    if not lines:
+        return
     schema = pa.schema([("method", pa.string()), ("config_id", pa.string()), ("h", pa.list_(pa.float32()))])
     write_table(storage, "resamples", pa.Table.from_pylist(lines, schema=schema))
 
@@ -107,19 +114,19 @@ def wordnet_distance(path_similarity_CC: Tensor) -> Tensor:
 
 
 def _predictions(evaluation: Evaluation, chosen: Sequence[Scored]) -> pa.Table:
-    names, keys = evaluation.features.classes.names, evaluation.features.target.keys.to_pylist()
+    names, keys = evaluation.features.classes.names, evaluation.every_key.to_pylist()
     lines = [
         {
             "key": key,
-            "label": names[label],
+            "label": label,
             "method": s.row.method,
             "config_id": s.row.config_id,
             "seed": seed,
             "predicted": names[predicted],
         }
         for s in chosen
-        for seed, predicted_T in enumerate(s.predictions_ST.tolist())
-        for key, label, predicted in zip(keys, evaluation.labels_T.tolist(), predicted_T, strict=True)
+        for seed, predicted_T in enumerate(s.everywhere_ST.tolist())
+        for key, label, predicted in zip(keys, evaluation.every_label, predicted_T, strict=True)
     ]
     return pa.Table.from_pylist(lines)
 

