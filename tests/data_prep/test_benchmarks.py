@@ -107,6 +107,28 @@ def test_one_domain_without_splits_is_dealt(folder: Path) -> None:
     assert bench.notes[0].startswith("labelled source: 6 images of 2 seen classes, 0 of 0 unseen classes; anchor/")
 
 
+def test_target_images_outside_of_class_folders_have_no_label(folder: Path) -> None:
+    for file in [*(folder / "target" / "anchor").iterdir(), folder / "target" / "bear" / "0.png"]:
+        file.rename(folder / "target" / f"{file.parent.name}-{file.name}")
+    (folder / "target" / "anchor").rmdir()
+    bench = get_benchmark(f"folder:{folder}")
+    labels = dict(zip(*(bench.domain("target")[name].to_pylist() for name in ("key", "label")), strict=True))
+    assert {key for key, label in labels.items() if label == -1} == {
+        *(f"target/anchor-{i}.png" for i in range(4)), "target/bear-0.png",
+    }  # fmt: skip
+    assert len(labels) == 16 and sorted(set(labels.values())) == [-1, 1, 2, 3]
+    assert bench.notes[1].startswith(
+        "unlabelled target: 4 images of 1 seen classes, 7 of 2 unseen classes, 5 images without a label, which are not"
+    )
+    shutil.rmtree(folder / "target" / "bed")  # it may be among them
+    for name in ("banana", "bear"):
+        shutil.rmtree(folder / "target" / name)
+    assert get_benchmark(f"folder:{folder}").notes[1].startswith("unlabelled target: 5 images without a label, which")
+    (folder / "target" / "bear-0.png").rename(folder / "source" / "bear-0.png")
+    with pytest.raises(UserError, match="source/bear-0.png must be in the folder of its class, .*/source/<class>/"):
+        get_benchmark(f"folder:{folder}")
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -70,6 +70,17 @@ def test_unseen_classes_may_be_given_or_dealt_by_a_seed(tmp_path: Path) -> None:
     assert dealt[0] == dealt[1] and len(set(dealt)) > 1
 
 
+def test_an_unseen_class_needs_no_folder_where_images_have_no_label(tmp_path: Path) -> None:
+    root = folders(tmp_path, ["dog", "cat"])
+    with pytest.raises(UserError, match="unseen must be classes of .*; got 'okapi'"):
+        write_class_table(root, unseen=["okapi"])
+    (root / "target" / "1.png").write_bytes(b"")
+    write_class_table(root, unseen=["okapi", "polar_bear"])
+    assert {name: row["seen"] for name, row in read(root).items()} == {
+        "cat": "1", "dog": "1", "okapi": "0", "polar bear": "0",
+    }  # fmt: skip
+
+
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     root = folders(tmp_path / "images", ["dog", "cat"])
     with pytest.raises(UserError, match=r"unseen must be classes of .*; got 'dgo' \(nearest: dog\)"):

@@ -99,6 +99,28 @@ def test_rows_of_classes_csv_and_roles_that_are_said(columns: dict[str, Any], wr
     assert said.notes[-1] == "left out: 1 images of domain paintings"
 
 
+def test_target_images_may_lack_a_label_and_source_images_may_not(columns: dict[str, Any], write: Write) -> None:
+    order, plain = ["anchor", "banana", "bear", "bed"], get_benchmark(write(columns)).images.to_pandas()
+    rows = np.array([order.index(x) for x in columns["label"]])
+    is_bed = (columns["domain"] == "target") & (columns["label"] == "bed")
+    expected = plain.label.where(~is_bed, -1)
+    for suffix, labels in (
+        ("npz", np.where(is_bed, -1, rows)),
+        ("npz", np.where(is_bed, "", columns["label"])),
+        ("parquet", np.where(is_bed, None, columns["label"])),  # type: ignore[call-overload]
+    ):
+        assert get_benchmark(write(columns | {"label": labels}, suffix)).images.to_pandas().label.equals(expected)
+        for file in Path(write(columns).removeprefix("features:")).glob("features.*"):
+            file.unlink()
+    nobody = columns | {"label": np.where(columns["domain"] == "source", -1, rows)}
+    with pytest.raises(UserError, match="every source image needs a label; none for source/anchor/0.png"):
+        get_benchmark(write(nobody))
+    # in one domain they are the target's
+    one = {"feature": columns["feature"], "label": np.where(is_bed, -1, rows)}
+    dealt = get_benchmark(write(one)).images.to_pandas()
+    assert set(dealt[dealt.label == -1].domain) == {"target"} and (dealt.label == -1).sum() == is_bed.sum()
+
+
 def test_without_domains_splits_say_the_roles_and_without_both_they_are_dealt(
     columns: dict[str, Any], write: Write
 ) -> None:
@@ -131,7 +153,7 @@ def test_features_that_are_no_features_are_rejected(
         ({"feature": np.ones((32, 8), int)}, "feature must be floats, images x dimension; got int64, 32 x 8"),
         ({"feature": np.ones((31, 192))}, "all arrays must have a row for each image; got"),
         ({"label": np.array(["bare"] * 32)}, "label must be a name of classes.csv; got bare .nearest: bear"),
-        ({"label": np.full(32, 4)}, "label must be a row of classes.csv, 0 to 3; got 4"),
+        ({"label": np.full(32, 4)}, "label must be a row of classes.csv, 0 to 3, or -1 of images without one; got 4"),
         ({"split": np.array(["all"] * 32)}, "split must be one of train, .*; got all"),
         ({"key": np.array(["a"] * 32)}, "key must be unique; 'a' is there twice"),
         ({"domain": np.array(["source"] * 32)}, "every unseen class needs target images; none for bear, bed"),

@@ -117,6 +117,20 @@ def test_roles_are_said_or_the_one_split_is_dealt(small_folder: Path, tmp_path: 
     assert set(dealt.domain("source")["label"].to_pylist()) == {0, 1} and len(dealt.images) == 16
 
 
+@pytest.mark.parametrize("unknown", [-1, None])
+def test_labels_of_a_test_split_may_be_hidden(unknown: int | None, small_folder: Path, tmp_path: Path) -> None:
+    """As the hub's data sets of competitions have them."""
+    root = tmp_path / "pets"
+    parquet(small_folder, root)
+    shutil.copy(small_folder / "classes.csv", root)
+    file = next(root.rglob("*test*.parquet"))
+    part = datasets.Dataset.from_parquet(str(file))
+    write_parquet(part.map(lambda _: {"label": unknown}, features=part.features), file)
+    bench = get_benchmark(f"hf:{root}")
+    assert set(bench.domain("target")["label"].to_pylist()) == {-1}
+    assert set(bench.domain("source")["label"].to_pylist()) == {0, 1, 2, 3}
+
+
 def test_mistakes_are_one_line(small_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="hf:/no/where cannot be loaded: "):
         get_benchmark("hf:/no/where")
