@@ -72,7 +72,7 @@ def headline_section(results: Results) -> Section:
 def _unscored(own: Row) -> str:
     """Say what is known of a choice where no target image has a label."""
     score = own.score
-    chosen = f" It was chosen by {score.criterion}: {percent(score.value)}." if score else ""
+    chosen = f" Its score in selection ({score.criterion}) is {percent(score.value)}." if score else ""
     return (
         f"No target image has a label, so nothing is scored. {own.method} with configuration {own.config_id} is what "
         f"selection chose.{chosen} Its predictions for all target images are in predictions.parquet, and its adapter "
@@ -175,7 +175,7 @@ def of_own_method(row: Row, results: Results) -> bool:
 
 def _about(results: Results) -> str:
     """Say in short what was done, for a reader who has not seen the project."""
-    parts = results.rotations or [results]
+    parts, own = results.rotations or [results], results.own
     configurations, search, data = sum(len(r.configurations) for r in parts), parts[0].search, results.run.data
     words = "Given configurations were scored"
     if configurations:
@@ -191,15 +191,14 @@ def _about(results: Results) -> str:
     sees = results.run.criterion not in ("", "h")
     if not results.is_oracle:
         words += TRANSDUCTIVE if sees else ". Neither training nor selection saw a test image"
+        if sees and own and own.test_h_mean is not None:
+            words += ": the numbers say how well these images are labelled"
     if results.run.scorings > 1:
         words += f". The test images were scored {results.run.scorings} times, since the study was extended"
     return f"{words}. H is the harmonic mean of the accuracies on seen and on unseen classes."
 
 
-TRANSDUCTIVE = (
-    ". Training and selection saw the unlabelled test images themselves (transductive): the numbers say how well these "
-    "images are labelled"
-)
+TRANSDUCTIVE = ". Training and selection saw the unlabelled test images themselves (transductive)"
 """What is said of a study whose method may look at the target."""
 
 
