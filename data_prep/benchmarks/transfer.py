@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from data_prep.benchmarks.base import Benchmark
+from data_prep.benchmarks.base import UNLABELLED, Benchmark
 from data_prep.feature_store import ClassTable
 
 ARROW = "->"
@@ -51,5 +51,6 @@ def _classes(bench: Benchmark) -> list[tuple[str, tuple[str, str | None]]]:
 
 def _relabelled(images: pa.Table, domain: str, new_C: list[int]) -> pa.Table:
     keys = pc.binary_join_element_wise(domain, images["key"], "/")  # two trees may share names
-    labels = pa.array(np.array(new_C)[images["label"].to_numpy()], pa.int64())
-    return images.set_column(0, "key", keys).set_column(1, "label", labels)
+    label_I = images["label"].to_numpy()
+    label_I = np.where(label_I == UNLABELLED, UNLABELLED, np.array(new_C)[label_I])
+    return images.set_column(0, "key", keys).set_column(1, "label", pa.array(label_I, pa.int64()))

@@ -351,6 +351,9 @@ def test_training_on_one_benchmark_and_testing_on_another(folder: Path) -> None:
         pets.classes.wnids[c] for c in pets.domain("target")["label"].to_pylist()
     ]
     assert source["key"][0].as_py().startswith("source/") and target["key"][0].as_py().startswith("target/")
+    (folder / "target" / "bear" / "0.png").rename(folder / "target" / "0.png")  # without a label it stays so
+    target = get_benchmark("icons2emoji-gzsl->folder:pets", data_root=folder.parent).domain("target")
+    assert dict(zip(*(target[name].to_pylist() for name in ("key", "label")), strict=True))["target/target/0.png"] == -1
     assert (bench.slug, bench.templates, bench.halves) == ("icons2emoji-gzsl-to-folder-pets", emoji.templates, False)
 
 
