@@ -80,7 +80,7 @@ class Evaluation:
         self._every_label_T = load_target_labels(cache, features.target)
         labelled_T = self._every_label_T != UNLABELLED
         self._rows_T = labelled_T.nonzero().flatten()
-        self.every_key = features.target.keys
+        self._every_image = features.target
         self.labels_T = self._every_label_T[self._rows_T]
         self.features = features if labelled_T.all() else with_target(features, labelled_T)
         self.data, self.selection = data, select
@@ -88,6 +88,11 @@ class Evaluation:
             features.name_features_CPD, features.node_features_ND[features.graph.class_node_C]
         )
         self.baseline_1T = self._zero_shot_predictions(self.prototypes[BASELINE])[:, self._rows_T]
+
+    @property
+    def every_key(self) -> list[str]:
+        """Keys of all target images."""
+        return self._every_image.keys.to_pylist()
 
     @property
     def every_label(self) -> list[str]:

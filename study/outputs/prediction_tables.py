@@ -114,7 +114,8 @@ def wordnet_distance(path_similarity_CC: Tensor) -> Tensor:
 
 
 def _predictions(evaluation: Evaluation, chosen: Sequence[Scored]) -> pa.Table:
-    names, keys = evaluation.features.classes.names, evaluation.every_key.to_pylist()
+    names = evaluation.features.classes.names
+    images = list(zip(evaluation.every_key, evaluation.every_label, strict=True))
     lines = [
         {
             "key": key,
@@ -126,7 +127,7 @@ def _predictions(evaluation: Evaluation, chosen: Sequence[Scored]) -> pa.Table:
         }
         for s in chosen
         for seed, predicted_T in enumerate(s.everywhere_ST.tolist())
-        for key, label, predicted in zip(keys, evaluation.every_label, predicted_T, strict=True)
+        for (key, label), predicted in zip(images, predicted_T, strict=True)
     ]
     return pa.Table.from_pylist(lines)
 

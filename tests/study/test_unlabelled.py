@@ -73,11 +73,10 @@ def test_those_with_a_label_are_scored(studies: dict[str, Path], features: Simpl
     own = predictions(studies["half"]).query("method == 'SRE-CLIP'")
     labelled = own[own.label != ""]
     assert 0 < len(labelled) < len(own)
-    of_seeds = [
-        (torch.tensor(of_seed[name].map(index).to_numpy()) for name in ("predicted", "label"))
-        for _, of_seed in labelled.groupby("seed")
-    ]
-    h = [float(seen_unseen(predicted_T[None], labels_T, seen_C)[2]) for predicted_T, labels_T in of_seeds]
+    h = []
+    for _, of_seed in labelled.groupby("seed"):
+        predicted_T, labels_T = (torch.tensor(of_seed[name].map(index).to_numpy()) for name in ("predicted", "label"))
+        h.append(float(seen_unseen(predicted_T[None], labels_T, seen_C)[2]))
     row = table[table.selected & (table.method == "SRE-CLIP")].iloc[0]
     assert row.test_h_mean == pytest.approx(np.mean(h), abs=1e-6) and row.h_gain_lo <= row.h_gain <= row.h_gain_hi
     assert row.new_h_mean >= 0 and (studies["half"] / "per_class.parquet").exists()
