@@ -87,7 +87,12 @@ class Evaluation:
         self.prototypes = zero_shot_prototypes(
             features.name_features_CPD, features.node_features_ND[features.graph.class_node_C]
         )
-        self.baseline_1T = self._zero_shot_predictions(self.prototypes[BASELINE])[:, self._rows_T]
+        self.baseline_everywhere_1T = self._zero_shot_predictions(self.prototypes[BASELINE])
+
+    @property
+    def baseline_1T(self) -> Tensor:
+        """Classes that zero-shot CLIP predicts for the images with a label."""
+        return self.baseline_everywhere_1T[:, self._rows_T]
 
     @property
     def every_key(self) -> list[str]:
@@ -165,13 +170,14 @@ class Evaluation:
         predictions_ST = everywhere_ST[:, self._rows_T]
         gain, low, high = _compare([self], [predictions_ST], [self.baseline_1T])
         curves = self._curves(division)
-        measured: dict[str, Any] = {"n_seeds": len(predictions_ST)}
+        seen_C = self.data.seen_C
+        other_side_ST = seen_C[everywhere_ST] != seen_C[self.baseline_everywhere_1T]  # takes no label
+        measured: dict[str, Any] = {}
         if len(self.labels_T):
-            seen_C = self.data.seen_C
             measured |= {**mean_over_seeds(self.metrics(predictions_ST)), **_over_thresholds(curves)}
             measured = {name: None if math.isnan(value) else value for name, value in measured.items()}
             measured["test_h_of_means"] = h_of_means(measured["test_seen_mean"], measured["test_unseen_mean"])
-            measured["test_other_side"] = float((seen_C[predictions_ST] != seen_C[self.baseline_1T]).float().mean())
+        measured |= {"n_seeds": len(predictions_ST), "test_other_side": float(other_side_ST.float().mean())}
         partial = f" (partial: {self.features.partial})" if self.features.partial else ""
         row = Row(
             method=entry.method,

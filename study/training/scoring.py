@@ -213,6 +213,8 @@ def _on_folds(heads: Sequence[FittedHead], features_FID: Tensor, seen_FC: Tensor
         divide = functools.partial(_divided, head, seen_FC[fold])
         parts = in_chunks(divide, features_FID[fold, rows_B.to(features_FID.device)])
         lead_FI[fold, rows_B], seen_FI[fold, rows_B], unseen_FI[fold, rows_B] = (part[0].cpu() for part in parts)
+    if not lead_FI.isfinite().all():
+        return {}  # diverged in its last step
     division = Division(lead_KI=lead_FI, seen_KI=seen_FI, unseen_KI=unseen_FI)
     plain = pseudo_unseen_scores(division.at(0.0).to(features_FID.device), folds, data)
     return {**summarise(*plain, {}), **_constant(division, seen_FC, scored_FI, folds, data)}

@@ -47,8 +47,8 @@ def test_all_classes_compete(features: SimpleNamespace, data: TrialData, monkeyp
 def test_images_on_the_other_side_are_counted_without_labels(
     features: SimpleNamespace, data: TrialData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done, scored = evaluate(features, data, monkeypatch)
-    done.baseline_1T = torch.tensor([[0, 1, 0, 3, 7, 0]])  # seen, seen, seen, seen, unseen, seen
+    done, _ = evaluate(features, data, monkeypatch)
+    done.baseline_everywhere_1T = torch.tensor([[0, 1, 0, 3, 7, 0]])  # seen, seen, seen, seen, unseen, seen
     entry = Entry(method="Method", config_id="m-0")
     for predictions_ST, share in ((PREDICTED_1T, 2 / 6), (torch.cat([PREDICTED_1T, done.baseline_1T]), 1 / 6)):
         assert done.score(entry, predictions_ST, DIVISION).row.test_other_side == pytest.approx(share)
