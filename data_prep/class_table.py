@@ -83,14 +83,14 @@ def write_class_table(
     names = hf.class_names(str(root).removeprefix(hf.PREFIX)) if is_hf else class_names(Path(root))
     if len(names) < 2:
         raise UserError(f"must hold a folder for each of at least two classes; {root} has {len(names)}", option="path")
-    unlabelled = not is_hf and holds_unlabelled(Path(root))
-    if unlabelled:  # an unseen class may have no folder
-        names = sorted({*names, *map(spoken, unseen)})
+    unseen = [spoken(name) for name in unseen]
+    if not is_hf and holds_unlabelled(Path(root)):  # an unseen class may have no folder
+        names = sorted({*names, *unseen})
     for name in unseen:
-        if spoken(name) not in names:
+        if name not in names:
             raise UserError(f"must be classes of {root}; got {name!r}{nearest(name, names)}", option="unseen")
     guesses = guess_senses(names, wordnet())
-    not_seen = set(map(spoken, unseen)) or deal_unseen(guesses, wordnet(), seed)
+    not_seen = set(unseen) or deal_unseen(guesses, wordnet(), seed)
     if len(not_seen) == len(names):
         raise UserError(f"must leave a seen class; got all {len(names)}", option="unseen")
     rows = [

@@ -143,9 +143,13 @@ def deal_roles(rows: Sequence[Row], seen: Sequence[bool]) -> list[Row]:
 
     Images without a label are the target's, too.
     """
-    of_source = [row[1] != UNLABELLED and seen[row[1]] and row[3] != 2 for row in rows]
-    source = [row for row, is_source in zip(rows, of_source, strict=True) if is_source]
-    tested = [row for row, is_source in zip(rows, of_source, strict=True) if not is_source]
+
+    def is_tested(row: Row) -> bool:
+        _, label, _, split, *_ = row
+        return label == UNLABELLED or not seen[label] or split == 2
+
+    source = [row for row in rows if not is_tested(row)]
+    tested = [row for row in rows if is_tested(row)]
     return source + [(key, label, "target", 2, path, data) for key, label, _, _, path, data in tested]
 
 

@@ -43,7 +43,6 @@ from study.protocol.scores import (
     selection_score,
     summarise,
 )
-from study.protocol.target_split import with_target
 from study.protocol.trial_data import TrialData, oracle_data, seen_classes
 from study.training.pack import Division
 
@@ -76,14 +75,10 @@ class Evaluation:
     """
 
     def __init__(self, cache: Path | str, features: FeatureSet, data: TrialData, select: str) -> None:
-        """`features`, `data`: of all target images."""
         self._every_label_T = load_target_labels(cache, features.target)
-        labelled_T = self._every_label_T != UNLABELLED
-        self._rows_T = labelled_T.nonzero().flatten()
-        self._every_image = features.target
+        self._rows_T = (self._every_label_T != UNLABELLED).nonzero().flatten()
         self.labels_T = self._every_label_T[self._rows_T]
-        self.features = features if labelled_T.all() else with_target(features, labelled_T)
-        self.data, self.selection = data, select
+        self.features, self.data, self.selection = features, data, select
         self.prototypes = zero_shot_prototypes(
             features.name_features_CPD, features.node_features_ND[features.graph.class_node_C]
         )
@@ -95,9 +90,14 @@ class Evaluation:
         return self.baseline_everywhere_1T[:, self._rows_T]
 
     @property
-    def every_key(self) -> list[str]:
-        """Keys of all target images."""
-        return self._every_image.keys.to_pylist()
+    def has_labels(self) -> bool:
+        """Whether any target image has a label."""
+        return len(self.labels_T) > 0
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of the images with a label."""
+        return self.features.target.keys.take(self._rows_T.numpy()).to_pylist()
 
     @property
     def every_label(self) -> list[str]:
@@ -107,7 +107,7 @@ class Evaluation:
 
     def metrics(self, predictions_ST: Tensor) -> list[dict[str, float]]:
         """Return the test metrics of each seed's predictions; none without labels."""
-        return evaluate(*self.counted(predictions_ST)) if len(self.labels_T) else []
+        return evaluate(*self.counted(predictions_ST)) if self.has_labels else []
 
     def counted(self, predictions_ST: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return predictions (S, T), labels (T,) and the mask of seen classes as accuracies count them."""
@@ -173,7 +173,7 @@ class Evaluation:
         seen_C = self.data.seen_C
         other_side_ST = seen_C[everywhere_ST] != seen_C[self.baseline_everywhere_1T]  # takes no label
         measured: dict[str, Any] = {}
-        if len(self.labels_T):
+        if self.has_labels:
             measured |= {**mean_over_seeds(self.metrics(predictions_ST)), **_over_thresholds(curves)}
             measured = {name: None if math.isnan(value) else value for name, value in measured.items()}
             measured["test_h_of_means"] = h_of_means(measured["test_seen_mean"], measured["test_unseen_mean"])
@@ -299,7 +299,7 @@ def average_rotations(rotations: Sequence[tuple[Evaluation, Sequence[Scored]]], 
 
 def _deviation(evaluations: Sequence[Evaluation], chosen: Sequence[Scored]) -> float | None:
     """Return the deviation over seeds of a row's own number: of each seed's mean H over the rotations."""
-    if not len(evaluations[0].labels_T):
+    if not evaluations[0].has_labels:
         return None
     seeds_RS = [[m["test_h"] for m in e.metrics(s.predictions_ST)] for e, s in zip(evaluations, chosen, strict=True)]
     return sample_deviation([fmean(of_seed) for of_seed in zip(*seeds_RS, strict=False)])
@@ -317,7 +317,7 @@ def resampled_rows(rotations: Sequence[tuple[Evaluation, Sequence[Scored]]]) -> 
         everywhere = [method for method in selected[0] if all(method in of_one for of_one in selected)]
         rows = {(method, ""): [of_one[method] for of_one in selected] for method in everywhere}
     found: dict[tuple[str, str], Tensor] = {}
-    if not len(rotations[0][0].labels_T):
+    if not rotations[0][0].has_labels:
         return found
     for name, chosen in rows.items():
         counted = [e.counted(s.predictions_ST) for (e, _), s in zip(rotations, chosen, strict=True)]
@@ -345,7 +345,7 @@ def _compare(
     evaluations: Sequence[Evaluation], method: Sequence[Tensor], baseline: Sequence[Tensor]
 ) -> tuple[float, float, float] | tuple[None, None, None]:
     """Return the mean difference in H and its interval; None without labels."""
-    if not len(evaluations[0].labels_T):
+    if not evaluations[0].has_labels:
         return None, None, None
     tests = []
     for method_ST, baseline_ST, evaluation in zip(method, baseline, evaluations, strict=True):

@@ -76,7 +76,7 @@ def write_prediction_tables(
     own = next((s for s in chosen if s.row.method == reference), None)
     distance_CC = wordnet_distance(evaluation.features.graph.path_similarity_CC)
     write_table(storage, "predictions", _predictions(evaluation, chosen))
-    if not len(evaluation.labels_T):
+    if not evaluation.has_labels:
         return
     if chosen and chosen[0].curves and evaluation.data.competing.thresholded:
         write_table(storage, "curves", _curves(chosen))
@@ -114,8 +114,8 @@ def wordnet_distance(path_similarity_CC: Tensor) -> Tensor:
 
 
 def _predictions(evaluation: Evaluation, chosen: Sequence[Scored]) -> pa.Table:
-    names = evaluation.features.classes.names
-    images = list(zip(evaluation.every_key, evaluation.every_label, strict=True))
+    names, keys = evaluation.features.classes.names, evaluation.features.target.keys.to_pylist()
+    images = list(zip(keys, evaluation.every_label, strict=True))
     lines = [
         {
             "key": key,
@@ -227,7 +227,7 @@ def _confusions(evaluation: Evaluation, own: Scored, distance_CC: Tensor, images
     prototypes_CD = evaluation.prototypes[BASELINE]
     nearness_CC = (prototypes_CD @ prototypes_CD.T).fill_diagonal_(-1)
     row_of_key = {key: i for i, key in enumerate(images["key"].to_pylist())}
-    keys = evaluation.features.target.keys.to_pylist()
+    keys = evaluation.keys
 
     def thumbnails(chosen_T: Tensor) -> list[bytes]:
         rows = [row_of_key[keys[t]] for t in chosen_T.nonzero().flatten()[:EXAMPLES].tolist()]

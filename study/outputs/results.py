@@ -78,6 +78,11 @@ class Results:
         return any(row.select == ORACLE for row in self.rows)
 
     @property
+    def is_scored(self) -> bool:
+        """Whether any target image had a label."""
+        return any(row.test_h_mean is not None for row in self.rows)
+
+    @property
     def interrupted(self) -> bool:
         """Whether the study, or one of its rotations, was ended before it had done all it was asked to."""
         return self.run.status == "interrupted" or any(rotation.interrupted for rotation in self.rotations)

@@ -34,18 +34,17 @@ def split_target(features: FeatureSet, share: TestShare, seed: int) -> tuple[Fea
     if not 0 < held_out < count:
         found = f"{share} holds {held_out} of {count} of {features.benchmark} out"
         raise UserError(f"must leave target images on both sides, {found}", option="test_share")
-    return with_target(features, ~held_out_T), with_target(features, held_out_T)
+    return _with_target(features, ~held_out_T), _with_target(features, held_out_T)
 
 
-def with_target(features: FeatureSet, chosen_T: Tensor) -> FeatureSet:
+def _with_target(features: FeatureSet, chosen_T: Tensor) -> FeatureSet:
     """Return a benchmark with some of its target images."""
     target, rows_T = features.target, chosen_T.nonzero().flatten()
-    of_cache_T = rows_T if target.rows_I is None else target.rows_I[rows_T]
     part = replace(
         target,
         features_ID=target.features_ID[rows_T],
         split_I=target.split_I[rows_T],
         keys=target.keys.take(rows_T.numpy()),
-        rows_I=of_cache_T,
+        rows_I=rows_T,
     )
     return replace(features, target=part)

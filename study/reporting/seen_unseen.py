@@ -15,7 +15,7 @@ from study.search.records import Configuration
 def seen_unseen_section(results: Results) -> Section:
     """Show accuracy on seen against accuracy on unseen classes: on the folds, on the test, and at all thresholds."""
     charts = [configurations_chart(results.configurations)] if results.configurations else []
-    if any(row.test_h_mean is not None for row in results.rows):
+    if results.is_scored:
         charts.append(tested_chart(results))
     if results.tables.curves is not None:
         charts.append(curves_chart(results, results.tables.curves))

@@ -35,7 +35,7 @@ def trust_section(results: Results, others: Sequence[Results]) -> Section:
             f"{'' if requested is None else f', {requested} were requested'}. The choice was made among those."
         )
     charts = score_chart(results)
-    if any(row.test_h_mean is not None for row in results.rows):
+    if results.is_scored:
         charts.append(honest_chart(results, list(oracles.values())))
     return Section(id="trust", title="Can I trust it?", paragraphs=paragraphs, charts=charts)
 
@@ -91,13 +91,12 @@ def selection_in_words(results: Results) -> list[str]:
     words += _CRITERIA.get(results.run.criterion, ())
     top, seeds = ("" if n is None else n for n in (options.top, options.seeds))
     times = "once" if results.run.scorings == 1 else f"{results.run.scorings} times, since the study was extended"
-    scored = any(row.test_h_mean is not None for row in results.rows)
     refitted = "Each variant was" if is_ablation else f"The best {top} configurations were"
     words.append(
         f"{refitted} then trained again on all seen classes with {seeds} seeds each"
         + (
             f", and the test images were scored {times}."
-            if scored
+            if results.is_scored
             else ". No target image has a label: none was scored."
         )
     )

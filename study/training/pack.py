@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from models.data_parallel import average, over_workers, share
-from models.stacked import CHUNK, MethodConfig, chunks, in_chunks, unit_features
+from models.stacked import CHUNK, MethodConfig, StackedModule, chunks, in_chunks, unit_features
 from models.sweeps import Curve, seen_unseen_curve
 from study.protocol.task import best_class
 from study.protocol.trial_data import TrialData, seen_classes, trainable_images
@@ -91,7 +91,7 @@ class Pack:
         # step (by all source images, an image was seen 1.8 times per epoch in a search, and once in a refit)
         self.steps_per_epoch = math.ceil(int(trainable_KI.sum(1).max()) / self.batch)
         self.method = method_of_config(type(configs[0]))
-        self.takes_head = hasattr(configs[0], "head")
+        self.takes_head = hasattr(configs[0], "head")  # else none could be chosen, whatever the module embeds
         self.module = self.method.build(configs, seeds, seen_KC.cpu(), trainable_KI.cpu(), data.to("cpu"))
         self.module.to(device)
         self.module.run_steps = epochs * self.steps_per_epoch
@@ -204,17 +204,11 @@ class Pack:
             for images_BD in chunks(features_ID, self._chunk):
                 yield self.module.logits(images_BD)
 
-    def embed(self, lanes: Sequence[int], features_ID: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return some lanes' features (K, I, D) of images and prototypes (K, C, D), where a head takes them.
-
-        Of some lanes only: those of all lanes on a large target would not fit. None where no head could be chosen: the
-        configuration has no field `head`, or the module embeds nothing.
-        """
-        if not self.takes_head:
-            return None
+    def part(self, lanes: Sequence[int]) -> StackedModule:
+        """Return a copy of some lanes: what all lanes embed of a large target would not fit."""
         module = copy.deepcopy(self.module)
         module.keep(torch.tensor(lanes, device=self.diverged_K.device))
-        return module.embed(features_ID)
+        return module
 
     @property
     def _chunk(self) -> int:

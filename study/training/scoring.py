@@ -186,25 +186,28 @@ def _votes(pack: Pack, lanes: Sequence[int], predicted_FT: Tensor, data: TrialDa
 
     `lanes`: those of the configuration, fold by fold. `predicted_FT`: what it predicts without a head.
     """
-    embedded = pack.embed(lanes, data.target_features_TD)
+    module = pack.part(lanes)
+    embedded = module.embed(data.target_features_TD) if pack.takes_head else None
     if embedded is None:
         return votes_of(predicted_FT, [], data)
     heads = [fitted_heads(*fold, data.logit_scale) for fold in zip(*embedded, strict=True)]
     votes = votes_of(predicted_FT, heads, data)
-    of_source = pack.embed(lanes, data.source_features_ID)
-    if of_source is None or not data.competing.thresholded:
+    of_source = module.embed(data.source_features_ID) if data.competing.thresholded else None
+    if of_source is None:
         return votes
+    scored_FI = torch.stack([scored_images(data, fold) for fold in range(len(heads))]).cpu()
     of_heads: dict[Head, dict[str, float]] = {
-        head: _on_folds([of_fold[head] for of_fold in heads], of_source[0], pack.seen_KC[lanes], data)
+        head: _on_folds([of_fold[head] for of_fold in heads], of_source[0], pack.seen_KC[lanes], scored_FI, data)
         for head in heads[0]
     }
     return replace(votes, metrics=of_heads)
 
 
-def _on_folds(heads: Sequence[FittedHead], features_FID: Tensor, seen_FC: Tensor, data: TrialData) -> dict[str, float]:
+def _on_folds(
+    heads: Sequence[FittedHead], features_FID: Tensor, seen_FC: Tensor, scored_FI: Tensor, data: TrialData
+) -> dict[str, float]:
     """Return H, S and U of a head on the folds, and its constant, by the adapted features of the source images."""
-    folds = list(range(len(heads)))
-    scored_FI = torch.stack([scored_images(data, fold) for fold in folds]).cpu()
+    folds = range(len(heads))
     # images that no fold is scored on are not classified: on a large source most of the work
     lead_FI = torch.zeros(scored_FI.shape)
     seen_FI, unseen_FI = lead_FI.long(), lead_FI.long()
