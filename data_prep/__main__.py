@@ -100,7 +100,8 @@ def classes(
 
     guesses = write_class_table(path, unseen=unseen, seed=seed, force=force)
     for guess in guesses:
-        text = f"  {guess.name}: {guess.wnid}  {guess.gloss}" + (f"  (1 of {guess.senses})" if guess.senses > 1 else "")
+        text = f"  {guess.name}: {guess.wnid}  {guess.gloss}"
+        text += f"  ({guess.place} of {guess.senses})" if guess.senses > 1 else ""
         console.print(text.rstrip(), markup=False, highlight=False, soft_wrap=True)
     console.print(f"{table_of(path)}: look at the senses before you use it", markup=False, soft_wrap=True)
     if all(guess.wnid == NOT_IN_WORDNET for guess in guesses):

@@ -10,6 +10,7 @@ from data_prep.benchmarks import hf
 from data_prep.benchmarks.folder import class_names, holds_unlabelled
 from data_prep.benchmarks.own_data import CLASSES, spoken
 from data_prep.errors import UserError, nearest
+from data_prep.word_senses import likely_senses
 from data_prep.wordnet import NOT_IN_WORDNET, WordNet, wordnet
 
 UNSEEN = 4
@@ -24,27 +25,39 @@ class Guess:
     name: str
     """Name of its folder, with spaces."""
     wnid: str
-    """The first noun sense that no other class has, by WordNet's own order; "-" outside WordNet."""
+    """The likeliest noun sense that no class before it has; "-" outside WordNet."""
     senses: int
     """Noun senses of the name."""
+    place: int = 0
+    """Place of the sense among them, in WordNet's own order, from 1."""
     others: tuple[str, ...] = ()
     """The other senses, wnid and gloss."""
     gloss: str = ""
     """Definition of the sense."""
+
+    @property
+    def why(self) -> str:
+        """Where the sense is from: its place among the name's senses, or why there is none."""
+        if self.place:
+            return f"{self.place} of {self.senses}"
+        return "other classes have its senses" if self.senses else "not in WordNet"
 
 
 def guess_senses(names: Sequence[str], net: WordNet) -> list[Guess]:
     """Return a sense for every name; each synset is one class's only."""
     taken: set[str] = set()
     found = []
-    for name in names:
-        senses = net.lookup(name)
-        free = [sense for sense in senses if sense.wnid not in taken]
-        wnid = free[0].wnid if free else NOT_IN_WORDNET
-        taken.add(wnid)
-        others = [f"{s.wnid} {s.gloss}" for s in senses if s.wnid != wnid][:SHOWN_SENSES]
-        gloss = free[0].gloss if free else ""
-        found.append(Guess(name=name, wnid=wnid, senses=len(senses), gloss=gloss, others=tuple(others)))
+    for name, likely in zip(names, likely_senses(names, net), strict=True):
+        sense = next((sense for sense in likely if sense.wnid not in taken), None)
+        others = tuple(f"{s.wnid} {s.gloss}" for s in likely if s is not sense)[:SHOWN_SENSES]
+        if sense is None:
+            found.append(Guess(name=name, wnid=NOT_IN_WORDNET, senses=len(likely), others=others))
+            continue
+        taken.add(sense.wnid)
+        place = net.lookup(name).index(sense) + 1
+        found.append(
+            Guess(name=name, wnid=sense.wnid, senses=len(likely), place=place, gloss=sense.gloss, others=others)
+        )
     return found
 
 
@@ -52,11 +65,7 @@ def deal_unseen(guesses: Sequence[Guess], net: WordNet, seed: int) -> set[str]:
     """Return the names of a quarter of the classes, spread over WordNet: every fourth in the order of its tree."""
 
     def place(guess: Guess) -> tuple[str, ...]:
-        path, wnid = [guess.name], guess.wnid
-        while wnid in net.synsets:
-            path.append(wnid)
-            wnid = next(iter(net.synsets[wnid].hypernyms + net.synsets[wnid].instance_hypernyms), "")
-        return tuple(reversed(path))
+        return (*reversed(net.path_to_root(guess.wnid)), guess.name)
 
     first = random.Random(seed).randrange(UNSEEN)
     in_order = [guess.name for guess in sorted(guesses, key=place)]
@@ -98,7 +107,7 @@ def write_class_table(
             "name": guess.name,
             "wnid": guess.wnid,
             "seen": int(guess.name not in not_seen),
-            "guess": "not in WordNet" if guess.wnid == NOT_IN_WORDNET else f"first of {guess.senses}",
+            "guess": guess.why,
             "gloss": guess.gloss,
             "other senses": " | ".join(guess.others),
         }

@@ -3,6 +3,7 @@
 import gc
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -61,11 +62,14 @@ class WordNet:
     def lookup(self, name: str) -> tuple[Synset, ...]:
         """Return the noun synsets that `name` may mean, commonest sense first; () if there is none.
 
-        `_`, `+` and `-` may stand for spaces; a plural finds its singular. The singular comes from WordNet's morphy,
-        done here with NLTK's detachment rules and WordNet's exception list out of the Parquet file, because NLTK's own
-        method needs the whole corpus on disk. Like NLTK's, an irregular form is not also taken apart by rule.
+        `_`, `+` and `-` may stand for spaces, accents do not matter, a plural finds its singular, and two words find
+        the one that WordNet makes of them. The singular comes from WordNet's morphy, done here with NLTK's detachment
+        rules and WordNet's exception list out of the Parquet file, because NLTK's own method needs the whole corpus on
+        disk. Like NLTK's, an irregular form is not also taken apart by rule.
         """
-        spoken = " ".join(name.replace("_", " ").replace("+", " ").lower().split())
+        decomposed = unicodedata.normalize("NFKD", name.replace("’", "'").replace("_", " ").replace("+", " "))
+        plain = decomposed.encode("ascii", "ignore").decode()  # as lemmas are: "piñata" is "pinata"
+        spoken = " ".join(plain.lower().split())
         forms = [spoken]
         if "-" in spoken:
             forms.append(" ".join(spoken.replace("-", " ").split()))
@@ -73,7 +77,18 @@ class WordNet:
             singulars = self._exceptions.get(form)
             forms += singulars or [form.removesuffix(old) + new for old, new in self._rules if form.endswith(old)]
         wnids = dict.fromkeys(wnid for form in forms for wnid in self._wnids_of.get(form, ()))
+        if not wnids:  # "wine glass" is "wineglass" there
+            wnids = dict.fromkeys(wnid for form in forms for wnid in self._wnids_of.get(form.replace(" ", ""), ()))
         return tuple(self.synsets[wnid] for wnid in wnids)
+
+    def path_to_root(self, wnid: str) -> tuple[str, ...]:
+        """Return a synset and its ancestors up to the root, by the first parent of each; () for what is no synset."""
+        path = []
+        while wnid in self.synsets:
+            path.append(wnid)
+            synset = self.synsets[wnid]
+            wnid = next(iter(synset.hypernyms + synset.instance_hypernyms), "")
+        return tuple(path)
 
     def spelled(self, given: str) -> str:
         """Return a wnid, whichever way it is written: n02084071, 02084071, 2084071, N02084071, dog.n.01.

@@ -28,14 +28,12 @@ def read(root: Path) -> dict[str, dict[str, str]]:
 EVERYDAY = ["dog", "cat", "car", "chair", "mouse", "apple", "orange", "guitar", "bus", "tiger", "fire_engine", "crane"]
 
 
-def test_everyday_names_take_their_first_sense_and_show_the_others(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_everyday_names_take_a_sense_and_show_the_others(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     root = folders(tmp_path, EVERYDAY)
     classes(root)
     table = read(root)
     assert sorted(table) == sorted(name.replace("_", " ") for name in EVERYDAY)
-    assert table["dog"]["wnid"] == "n02084071" and table["dog"]["guess"] == "first of 7"
+    assert table["dog"]["wnid"] == "n02084071" and table["dog"]["guess"] == "1 of 7"
     assert table["dog"]["other senses"].count(" | n") == 4 and "n02084071" not in table["dog"]["other senses"]
     assert sum(row["seen"] == "0" for row in table.values()) == 3
     assert "look at the senses" in capsys.readouterr().out
@@ -55,8 +53,16 @@ def test_names_outside_wordnet_are_said_to_be(tmp_path: Path, capsys: pytest.Cap
 def test_a_synset_is_one_class_only(tmp_path: Path) -> None:
     root = folders(tmp_path, ["bus", "autobus", "dog"])
     write_class_table(root)
-    wnids = [row["wnid"] for row in read(root).values()]
-    assert len(set(wnids)) == 3
+    table = read(root)
+    assert len({row["wnid"] for row in table.values()}) == 3
+    assert table["autobus"]["guess"] == "1 of 1" and table["bus"]["wnid"] != table["autobus"]["wnid"]
+
+
+def test_a_class_whose_senses_others_have_has_none(tmp_path: Path) -> None:
+    write_class_table(folders(tmp_path, ["wine glass", "wineglass", "dog"]))
+    table = read(tmp_path)
+    assert (table["wine glass"]["wnid"], table["wine glass"]["guess"]) == ("n04592099", "1 of 1")
+    assert (table["wineglass"]["wnid"], table["wineglass"]["guess"]) == ("-", "other classes have its senses")
 
 
 def test_unseen_classes_may_be_given_or_dealt_by_a_seed(tmp_path: Path) -> None:

@@ -48,7 +48,11 @@ def test_synset_row() -> None:
         ("glasses", ["spectacles.n.01", "glass.n.01", "glass.n.02"]),
         ("T-shirt", ["jersey.n.03"]),
         ("alarm-clock", ["alarm_clock.n.01"]),
+        ("crème brûlée", ["creme_brulee.n.01"]),
+        ("Adam’s apple", ["crape_jasmine.n.01", "thyroid_cartilage.n.01"]),
+        ("wine glasses", ["wineglass.n.01"]),
         ("emojo", []),
+        ("猫", []),
     ],
 )
 def test_lookup(name: str, synsets: list[str]) -> None:
