@@ -86,12 +86,13 @@ def classes(
     seed: int = 0,
     force: bool = False,
 ) -> None:
-    """Write PATH/classes.csv for a folder of your own images: names of its class folders, their first noun sense in
+    """Write PATH/classes.csv for a folder of your own images: names of its class folders, a noun sense of each in
     WordNet (look at the column gloss, and at the other senses beside it), and which classes are seen.
 
     Args:
         path: Folder with CLASS/*, or with source/CLASS/*, target/CLASS/* and the like; or hf:PATH_OR_NAME.
-        unseen: Names of the unseen classes. By default every fourth in the order of WordNet's tree.
+        unseen: Names of the unseen classes, beside those that only the target (or test) has. By default every fourth in
+            the order of WordNet's tree, where the target has none of its own.
         seed: Deals other unseen classes.
         force: Write over a classes.csv that is there.
     """

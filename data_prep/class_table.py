@@ -2,13 +2,13 @@
 
 import csv
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.benchmarks import hf
-from data_prep.benchmarks.folder import class_names, holds_unlabelled
-from data_prep.benchmarks.own_data import CLASSES, spoken
+from data_prep.benchmarks.folder import class_places, holds_unlabelled
+from data_prep.benchmarks.own_data import CLASSES, DOMAIN_NAMES, spoken
 from data_prep.errors import UserError, nearest
 from data_prep.word_senses import likely_senses
 from data_prep.wordnet import NOT_IN_WORDNET, WordNet, wordnet
@@ -72,6 +72,11 @@ def deal_unseen(guesses: Sequence[Guess], net: WordNet, seed: int) -> set[str]:
     return set(in_order[first::UNSEEN]) or {in_order[-1]}
 
 
+def _only_in(domain: str, places: Mapping[str, set[str]]) -> set[str]:
+    """Return the classes that one domain alone has, where the names of folders or splits say which that is."""
+    return {name for name, of_class in places.items() if {DOMAIN_NAMES.get(p.lower()) for p in of_class} == {domain}}
+
+
 def table_of(root: str | Path) -> Path:
     """Return where the class table of a folder, or of a data set "hf:...", is."""
     path = Path(str(root).removeprefix(hf.PREFIX))
@@ -83,23 +88,29 @@ def write_class_table(
 ) -> list[Guess]:
     """Write the class table of a folder, or of a data set "hf:...", from the names of its classes.
 
+    Unseen are the classes that the target alone has, and those of `unseen`; where there are none, a quarter is dealt.
     Return what was guessed. Raises UserError.
     """
     path = table_of(root)
     if path.exists() and not force:
         raise UserError(f"must be given to write over {path}, which is there", option="force")
     is_hf = str(root).startswith(hf.PREFIX)
-    names = hf.class_names(str(root).removeprefix(hf.PREFIX)) if is_hf else class_names(Path(root))
+    places = hf.class_places(str(root).removeprefix(hf.PREFIX)) if is_hf else class_places(Path(root))
+    names = sorted(places)
     if len(names) < 2:
         raise UserError(f"must hold a folder for each of at least two classes; {root} has {len(names)}", option="path")
     unseen = [spoken(name) for name in unseen]
-    if not is_hf and holds_unlabelled(Path(root)):  # an unseen class may have no folder
+    unlabelled = not is_hf and holds_unlabelled(Path(root))
+    if unlabelled:  # an unseen class may have no folder
         names = sorted({*names, *unseen})
     for name in unseen:
         if name not in names:
             raise UserError(f"must be classes of {root}; got {name!r}{nearest(name, names)}", option="unseen")
     guesses = guess_senses(names, wordnet())
-    not_seen = set(unseen) or deal_unseen(guesses, wordnet(), seed)
+    not_seen = set(unseen) | _only_in("target", places)
+    if not not_seen:
+        untested = set() if unlabelled else _only_in("source", places)
+        not_seen = deal_unseen([guess for guess in guesses if guess.name not in untested] or guesses, wordnet(), seed)
     if len(not_seen) == len(names):
         raise UserError(f"must leave a seen class; got all {len(names)}", option="unseen")
     rows = [

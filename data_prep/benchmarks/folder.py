@@ -73,15 +73,20 @@ def read(name: str, root: Path) -> Benchmark:
     return make_benchmark(name, f"folder-{root.name}", classes, rows, notes=_litter(passed_over))
 
 
-def class_names(root: Path) -> list[str]:
-    """Return the names of classes that have a folder, sorted. Raises UserError where there is no folder `root`."""
+def class_places(root: Path) -> dict[str, set[str]]:
+    """Return the names of classes that have a folder, and the domains or splits ("" without) in which each has one.
+
+    Raises UserError where there is no folder `root`.
+    """
     if not root.is_dir():
         raise UserError(f"must be a folder of images; got {root}", option="path")
     folders = _folders(root)
-    below = [folder for domain in folders for folder in _folders(domain)]  # of domains or splits
-    for folder in below or folders:
+    below = [(folder, domain.name) for domain in folders for folder in _folders(domain)]  # of domains or splits
+    places: dict[str, set[str]] = {}
+    for folder, place in below or [(folder, "") for folder in folders]:
         _check_utf8(str(folder.relative_to(root)))
-    return sorted({spoken(folder.name) for folder in below or folders})
+        places.setdefault(spoken(folder.name), set()).add(place)
+    return places
 
 
 def holds_unlabelled(root: Path) -> bool:

@@ -67,12 +67,13 @@ def class_table(path: Path) -> Path:
     return path / CLASSES if path.is_dir() else Path(f"{path.name}.csv")
 
 
-def class_names(path: str) -> list[str]:
-    """Return the names of a data set's classes, sorted. Raises UserError."""
-    names: set[str] = set()
+def class_places(path: str) -> dict[str, set[str]]:
+    """Return the names of a data set's classes, and the splits that have images of each. Raises UserError."""
+    places: dict[str, set[str]] = {}
     for split, part in _load(path).items():
-        names |= {spoken(str(label)) for label in _columns(part, f"{PREFIX}{path}, split {split}")[1]}
-    return sorted(names - {""})
+        for name in {spoken(str(label)) for label in _columns(part, f"{PREFIX}{path}, split {split}")[1]} - {""}:
+            places.setdefault(name, set()).add(split)
+    return places
 
 
 def _load(place: str) -> "dict[str, Dataset]":

@@ -40,6 +40,8 @@ SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing"), 2),
 }
 """What splits are called: index into feature_store.SPLITS."""
+DOMAIN_NAMES = {name: DOMAINS[split == 2] for name, split in SPLIT_NAMES.items()} | {name: name for name in DOMAINS}
+"""The domain that the name of a folder or split says, where it says one."""
 ROLES = "::"
 """Between the path, the source and the target in a benchmark's name."""
 
@@ -249,4 +251,6 @@ def _check_coverage(name: str, names: Sequence[str], seen: Sequence[bool], rows:
     for is_seen, domain, kind in ((True, "source", "seen"), *of_unseen):
         bare = [n for c, n in enumerate(names) if seen[c] == is_seen and (c, domain) not in present]
         if bare:
-            raise UserError(f"{name}: every {kind} class needs {domain} images; none for {some_of(bare)}")
+            raise UserError(
+                f"{name}: every {kind} class needs {domain} images; none for {some_of(bare)}: change seen in {CLASSES}"
+            )

@@ -76,6 +76,27 @@ def test_unseen_classes_may_be_given_or_dealt_by_a_seed(tmp_path: Path) -> None:
     assert dealt[0] == dealt[1] and len(set(dealt)) > 1
 
 
+@pytest.mark.parametrize("domains", [("source", "target"), ("train", "test")])
+def test_classes_that_the_target_alone_has_are_the_unseen_ones(tmp_path: Path, domains: tuple[str, str]) -> None:
+    root = folders(tmp_path, EVERYDAY, domains)
+    for name in ("okapi", "polar_bear"):
+        (root / domains[1] / name).mkdir()
+        (root / domains[1] / name / "0.png").write_bytes(b"x")
+    write_class_table(root)
+    assert {name for name, row in read(root).items() if row["seen"] == "0"} == {"okapi", "polar bear"}
+    write_class_table(root, unseen=["dog"], force=True)
+    assert {name for name, row in read(root).items() if row["seen"] == "0"} == {"dog", "okapi", "polar bear"}
+    assert len(get_benchmark(f"folder:{root}").classes.names) == len(EVERYDAY) + 2
+
+
+def test_a_class_without_target_images_is_not_dealt_as_unseen(tmp_path: Path) -> None:
+    root = folders(tmp_path, ["dog", "cat"])
+    folders(root, EVERYDAY[2:], domains=("source",))
+    for seed in range(3):
+        write_class_table(root, seed=seed, force=True)
+        assert {name for name, row in read(root).items() if row["seen"] == "0"} <= {"dog", "cat"}
+
+
 def test_an_unseen_class_needs_no_folder_where_images_have_no_label(tmp_path: Path) -> None:
     root = folders(tmp_path, ["dog", "cat"])
     with pytest.raises(UserError, match="unseen must be classes of .*; got 'okapi'"):
