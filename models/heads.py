@@ -19,7 +19,17 @@ from torch import Tensor
 
 from models.baselines import BaselineConfig
 from models.prompts import ClassTexts
-from models.transductive import InMaP, InMaPConfig, TransCLIP, TransCLIPConfig, Transductive, ZLaP, ZLaPConfig
+from models.stacked import unit_features
+from models.transductive import (
+    InMaP,
+    InMaPConfig,
+    NearestImages,
+    TransCLIP,
+    TransCLIPConfig,
+    Transductive,
+    ZLaP,
+    ZLaPConfig,
+)
 
 Head = Literal["none", "inmap", "transclip", "zlap", "vote"]
 
@@ -59,14 +69,17 @@ def fitted_heads(
 ) -> dict[Head, FittedHead]:
     """Return heads on a lane's features (T, D) and prototypes (C, D), both L2-normalised.
 
-    Each method is fitted once, when logits are first asked for: `vote` has the fits of the others.
+    Each method is fitted once, when logits are first asked for: `vote` has the fits of the others. Those that need the
+    nearest images of each image share them.
     """
     texts = ClassTexts(features_CD=prototypes_CD, logit_scale=logit_scale)
-    methods: dict[Head, Transductive] = {
-        name: method([config], texts=texts, target_features_TD=features_TD).to(features_TD.device)
-        for name, (method, config) in _METHODS.items()
-        if name in heads or "vote" in heads
-    }
+    near_images = NearestImages(unit_features(features_TD))
+    methods: dict[Head, Transductive] = {}
+    for name, (method, config) in _METHODS.items():
+        if name in heads or "vote" in heads:
+            shared = {} if method is InMaP else {"near_images": near_images}
+            head = method([config], texts=texts, target_features_TD=features_TD, **shared)
+            methods[name] = head.to(features_TD.device)
     return {
         head: FittedHead(list(methods.values()) if head == "vote" else [methods[head]], len(features_TD))
         for head in heads

@@ -36,7 +36,7 @@ Q queries, E edges.
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -52,41 +52,63 @@ CLASSES_AT_ONCE = 512
 """Classes whose labels are propagated at once."""
 STILL = 1e-6
 """Largest change in a step, of unit vectors, from which proxies count as still."""
+KEPT = 8
+"""Nearest images that are kept of each: more than any method's default."""
 SAME = 1e-5
 """Distance of a cosine to 1 up to which two features are of the same image."""
 SMALLEST = 1e-12
 """Probability of classes that nothing reaches, so that logarithms stay finite."""
 
 
-def nearest(queries_QD: Tensor, keys_ND: Tensor, count: int, *, apart: bool = False) -> tuple[Tensor, Tensor]:
+def nearest(queries_QD: Tensor, keys_ND: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the cosines with the nearest keys (Q, count) and the keys' rows, largest cosine first.
 
-    Both inputs are L2-normalised. `apart`: queries are the keys themselves, and none is its own neighbour. With fewer
-    keys than `count`, all of them.
+    Both inputs are L2-normalised. With fewer keys than `count`, all of them.
     """
-    count = min(count, len(keys_ND) - apart)
+    count = min(count, len(keys_ND))
     rows = max(1, BLOCK // max(1, len(keys_ND)))
     cosines, places = [], []
     for start in range(0, len(queries_QD), rows):
-        cosine_BN = queries_QD[start : start + rows] @ keys_ND.T
-        if apart:
-            own_B = torch.arange(len(cosine_BN), device=cosine_BN.device)
-            cosine_BN[own_B, start + own_B] = -torch.inf
-        top = cosine_BN.topk(count, dim=1)
+        top = (queries_QD[start : start + rows] @ keys_ND.T).topk(count, dim=1)
         cosines.append(top.values)
         places.append(top.indices)
     return torch.cat(cosines), torch.cat(places)
+
+
+class NearestImages:
+    """The images nearest to each image of a set: found when first asked for, once for all methods on the same images.
+
+    It is the only part whose cost grows with the square of the images: most of what ZLaP and TransCLIP take.
+    """
+
+    def __init__(self, images_TD: Tensor) -> None:
+        """`images_TD`: L2-normalised."""
+        self.images_TD = images_TD
+        self._found: tuple[Tensor, Tensor] | None = None
+
+    def of_each(self, count: int, *, apart: bool = False) -> tuple[Tensor, Tensor]:
+        """Return what `nearest` does for these images among themselves; `apart`: none is its own neighbour."""
+        if self._found is None or self._found[0].shape[1] < min(count + apart, len(self.images_TD)):
+            self._found = nearest(self.images_TD, self.images_TD, max(count + apart, KEPT))
+        cosine_TN, place_TN = self._found
+        if apart:  # itself to the end, where it is cut; of many equal images it may not be among the nearest
+            own_T1 = torch.arange(len(place_TN), device=place_TN.device)[:, None]
+            order_TN = (place_TN == own_T1).int().argsort(dim=1, stable=True)
+            count = min(count, place_TN.shape[1] - 1)
+            cosine_TN, place_TN = cosine_TN.gather(1, order_TN), place_TN.gather(1, order_TN)
+        return cosine_TN[:, :count], place_TN[:, :count]
 
 
 # --- ZLaP -----------------------------------------------------------------------------------------------------------
 
 
 def label_propagation(
-    images_TD: Tensor, texts_CD: Tensor, *, neighbours: int = 5, gamma: float = 5.0, alpha: float = 0.3
+    near_images: NearestImages, texts_CD: Tensor, *, neighbours: int = 5, gamma: float = 5.0, alpha: float = 0.3
 ) -> Tensor:
     """Compute ZLaP's F (C + T, C), texts first: how much of each class's label reaches each node."""
+    images_TD, found = near_images.images_TD, near_images.of_each(neighbours)
     classes, nodes = len(texts_CD), len(texts_CD) + len(images_TD)
-    rows_TN, columns_TN, weights_TN = _graph_edges(images_TD, images_TD, texts_CD, neighbours, gamma)
+    rows_TN, columns_TN, weights_TN = _graph_edges(images_TD, found, texts_CD, neighbours, gamma)
     edges_2E = torch.stack([classes + rows_TN.flatten(), columns_TN.flatten()])
     weights_E = weights_TN.flatten() * (edges_2E[0] != edges_2E[1])  # an image is no neighbour of itself
     edges_2E, weights_E = torch.cat([edges_2E, edges_2E.flip(0)], dim=1), weights_E.repeat(2)
@@ -103,10 +125,10 @@ def label_propagation(
 
 
 def _graph_edges(
-    queries_QD: Tensor, images_TD: Tensor, texts_CD: Tensor, neighbours: int, gamma: float
+    queries_QD: Tensor, near_images: tuple[Tensor, Tensor], texts_CD: Tensor, neighbours: int, gamma: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return query, node and weight of each query's edges to its nearest images and texts, (Q, N) each."""
-    image_QN, image_place_QN = nearest(queries_QD, images_TD, neighbours)
+    image_QN, image_place_QN = near_images
     text_QN, text_place_QN = nearest(queries_QD, texts_CD, neighbours)
     nodes_QN = torch.cat([len(texts_CD) + image_place_QN, text_place_QN], dim=1)
     weights_QN = torch.cat([image_QN.clamp_min(0), text_QN.clamp_min(0) ** gamma], dim=1)
@@ -149,7 +171,7 @@ class Mixture:
 
 
 def transclip(
-    images_TD: Tensor,
+    near_images: NearestImages,
     texts_CD: Tensor,
     logit_scale: float,
     *,
@@ -161,10 +183,11 @@ def transclip(
     text_weight: float = 1.0,
 ) -> Mixture:
     """Fit TransCLIP's mixture to the target images; `temperature` is tau / s, `text_weight` lambda."""
+    images_TD = near_images.images_TD
     images, dim = images_TD.shape
     prior_TC = text_weight * (logit_scale * images_TD @ texts_CD.T).log_softmax(-1)
     z_TC = (logit_scale * images_TD @ texts_CD.T).softmax(-1)
-    weights_TN, places_TN = nearest(images_TD, images_TD, neighbours, apart=True)
+    weights_TN, places_TN = near_images.of_each(neighbours, apart=True)
     rows_TN = torch.arange(images, device=places_TN.device)[:, None].expand_as(places_TN)
     edges_2E = torch.stack([rows_TN.flatten(), places_TN.flatten()])
     both_2E, weights_E = torch.cat([edges_2E, edges_2E.flip(0)], dim=1), weights_TN.flatten().repeat(2)
@@ -347,14 +370,28 @@ class OnNeighbours(Transductive):
 
     target_KTD: Tensor
 
-    def __init__(self, configs: Sequence[BaselineConfig], *, texts: ClassTexts, target_features_TD: Tensor) -> None:
+    def __init__(
+        self,
+        configs: Sequence[BaselineConfig],
+        *,
+        texts: ClassTexts,
+        target_features_TD: Tensor,
+        near_images: NearestImages | None = None,
+    ) -> None:
+        """`near_images`: those of the target, where another method has them, too."""
         super().__init__(configs, texts=texts)
         self.register_lane("target_KTD", target_features_TD.expand(len(configs), -1, -1))
+        self._near_images = near_images
 
     @property
     def target_TD(self) -> Tensor:
         """Return the target's features as they are computed with."""
         return unit_features(self.target_KTD[0])
+
+    @property
+    def near_images(self) -> NearestImages:
+        """Return the nearest of the target's images to each of them."""
+        return self._near_images or NearestImages(self.target_TD)
 
     @torch.no_grad()
     def logits(self, images_BD: Tensor) -> Tensor:
@@ -366,8 +403,8 @@ class OnNeighbours(Transductive):
 class ZLaP(OnNeighbours):
     """ZLaP: an image of the target takes its node's labels, any other image those of its neighbours."""
 
-    def __init__(self, configs: Sequence[ZLaPConfig], *, texts: ClassTexts, target_features_TD: Tensor) -> None:
-        super().__init__(configs, texts=texts, target_features_TD=target_features_TD)
+    def __init__(self, configs: Sequence[ZLaPConfig], **images: Any) -> None:
+        super().__init__(configs, **images)
         self.config = configs[0]
         self.propagated_NC: Tensor | None = None
 
@@ -375,7 +412,7 @@ class ZLaP(OnNeighbours):
         if self.propagated_NC is None:
             c = self.config
             self.propagated_NC = label_propagation(
-                self.target_TD, self.text_features_CD, neighbours=c.neighbours, gamma=c.gamma, alpha=c.alpha
+                self.near_images, self.text_features_CD, neighbours=c.neighbours, gamma=c.gamma, alpha=c.alpha
             )
         return self.propagated_NC
 
@@ -384,7 +421,8 @@ class ZLaP(OnNeighbours):
 
     def other_logits(self, images_BD: Tensor) -> Tensor:
         c, labels_NC = self.config, self._propagated()
-        _, nodes_BN, weights_BN = _graph_edges(images_BD, self.target_TD, self.text_features_CD, c.neighbours, c.gamma)
+        near_images = nearest(images_BD, self.target_TD, c.neighbours)
+        _, nodes_BN, weights_BN = _graph_edges(images_BD, near_images, self.text_features_CD, c.neighbours, c.gamma)
         reached_BC = labels_NC.new_zeros(len(images_BD), labels_NC.shape[1])
         for nodes_B, weights_B in zip(nodes_BN.T, weights_BN.T, strict=True):  # (B, N, C) would be ten times larger
             reached_BC += weights_B[:, None] * labels_NC[nodes_B]
@@ -394,8 +432,8 @@ class ZLaP(OnNeighbours):
 class TransCLIP(OnNeighbours):
     """TransCLIP: an image of the target takes its own assignment, any other image one by the fitted mixture."""
 
-    def __init__(self, configs: Sequence[TransCLIPConfig], *, texts: ClassTexts, target_features_TD: Tensor) -> None:
-        super().__init__(configs, texts=texts, target_features_TD=target_features_TD)
+    def __init__(self, configs: Sequence[TransCLIPConfig], **images: Any) -> None:
+        super().__init__(configs, **images)
         self.config = configs[0]
         self.mixture: Mixture | None = None
 
@@ -403,7 +441,7 @@ class TransCLIP(OnNeighbours):
         if self.mixture is None:
             c = self.config
             self.mixture = transclip(
-                self.target_TD,
+                self.near_images,
                 self.text_features_CD,
                 self.logit_scale,
                 neighbours=c.neighbours,

@@ -27,36 +27,52 @@ from study import read_leaderboard, run_study  # noqa: E402
 from study.evaluation.leaderboard_text import difference, percent  # noqa: E402
 
 SIZE = 192
+HEAD = [
+    "| task | zero-shot | defaults | selected | gain, 95 % | calibrated | consensus | best baseline | best |",
+    "|---|--:|--:|--:|---|--:|--:|---|--:|",
+]
 DIRECTIONS = {"icons to drawn emoji": ("icon", "emoji"), "emoji to drawn icons": ("emoji", "icon")}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--style", choices=["lines", "shading"], default="lines")
-    parser.add_argument("--rotations", type=int, nargs="+", default=[0, 1], help="which classes are unseen")
-    parser.add_argument("--storage", type=Path, default=Path("results"), help="finished studies there are read")
-    parser.add_argument("--cache", default=".cache")
+    add_study_options(parser, rotations=[0, 1])
     args = parser.parse_args()
-    lines = ["| task | zero-shot | defaults | selected | gain, 95 % | calibrated | consensus | best baseline | best |"]
-    lines.append("|---|--:|--:|--:|---|--:|--:|---|--:|")
+    lines = [*HEAD]
     for task, (labelled, drawn) in DIRECTIONS.items():
         folder = args.storage / f"drawings-{args.style}-{drawn}"
         if not (folder / "target").exists():
             write_images(folder, labelled, args.style)
-        for rotation in args.rotations:
-            name = f"{folder.name}-{rotation}"
-            if not (args.storage / name / "leaderboard.parquet").exists():
-                write_classes(folder, rotation)
-                run_study(
-                    space="sre",
-                    benchmark=f"folder:{folder}",
-                    clip=str(ASSETS / "clip"),
-                    name=name,
-                    storage=str(args.storage),
-                    cache=args.cache,
-                )
-            lines.append(f"| {task}, {rotation} {line(read_leaderboard(args.storage / name))}")
+        for rotation, table in leaderboards(folder, args).items():
+            lines.append(f"| {task}, {rotation} {line(table)}")
     print(*lines, sep="\n")
+
+
+def add_study_options(parser: argparse.ArgumentParser, rotations: list[int]) -> None:
+    """Add what the studies of this benchmark and of other_artists.py can be told."""
+    parser.add_argument("--rotations", type=int, nargs="+", default=rotations, help="which classes are unseen")
+    parser.add_argument("--storage", type=Path, default=Path("results"), help="finished studies there are read")
+    parser.add_argument("--cache", default=".cache")
+
+
+def leaderboards(folder: Path, args: argparse.Namespace) -> dict[int, pd.DataFrame]:
+    """Run a study on a folder of images for each choice of unseen classes; return the leaderboards."""
+    tables = {}
+    for rotation in args.rotations:
+        name = f"{folder.name}-{rotation}"
+        if not (args.storage / name / "leaderboard.parquet").exists():
+            write_classes(folder, rotation)
+            run_study(
+                space="sre",
+                benchmark=f"folder:{folder}",
+                clip=str(ASSETS / "clip"),
+                name=name,
+                storage=str(args.storage),
+                cache=args.cache,
+            )
+        tables[rotation] = read_leaderboard(args.storage / name)
+    return tables
 
 
 def line(table: pd.DataFrame) -> str:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from models import transductive
 from models.heads import HEADS, Head, fitted_heads, voted
 from models.prompts import ClassTexts
 from models.sre_clip import ClassGraph, SREClip, SREConfig
@@ -49,6 +50,22 @@ def test_on_an_untrained_adapter_a_head_is_the_baseline(head: Head, graph: Class
     found = module(graph, target, head).logits(target)
     assert found.argmax(-1).tolist() == expected.argmax(-1).tolist()
     assert not torch.allclose(found, module(graph, target, "none").logits(target))
+
+
+def test_heads_find_the_nearest_images_once(
+    graph: ClassGraph, target: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def counted(queries_QD: torch.Tensor, keys_ND: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.append(len(keys_ND))
+        return nearest(queries_QD, keys_ND, count)
+
+    nearest = transductive.nearest
+    monkeypatch.setattr(transductive, "nearest", counted)
+    for head in fitted_heads(target, graph.name_features_CD, graph.logit_scale).values():
+        head.target_logits()
+    assert sorted(asked) == [6, 40]  # ZLaP's nearest texts, and the nearest images
 
 
 @pytest.mark.parametrize("head", HEADS[1:])

@@ -13,6 +13,7 @@ from models.prompts import ClassTexts
 from models.transductive import (
     InMaP,
     InMaPConfig,
+    NearestImages,
     OnNeighbours,
     TransCLIP,
     TransCLIPConfig,
@@ -20,7 +21,6 @@ from models.transductive import (
     ZLaPConfig,
     intra_modal_proxies,
     label_propagation,
-    nearest,
     sinkhorn,
     transclip,
 )
@@ -50,15 +50,27 @@ def ranked(query_D: Tensor, keys_ND: Tensor, without: int | None = None) -> list
 
 @pytest.mark.parametrize("block", [1, 40, 2**24])
 @pytest.mark.parametrize("apart", [False, True])
-def test_nearest_in_blocks_is_nearest(block: int, apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("asked_before", [0, 20])
+def test_nearest_images_in_blocks_are_the_nearest(
+    block: int, apart: bool, asked_before: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(transductive, "BLOCK", block)
     images_TD, _, _ = world()
-    cosines_QN, places_QN = nearest(images_TD, images_TD, 3, apart=apart)
+    near_images = NearestImages(images_TD)
+    if asked_before:
+        assert near_images.of_each(asked_before)[1].shape == (IMAGES, asked_before)
+    cosines_QN, places_QN = near_images.of_each(3, apart=apart)
     for i in range(IMAGES):
         expected = ranked(images_TD[i], images_TD, i if apart else None)[:3]
         assert places_QN[i].tolist() == expected
         assert cosines_QN[i].tolist() == pytest.approx([float(images_TD[i] @ images_TD[j]) for j in expected], abs=1e-6)
-    assert nearest(images_TD[:2], images_TD[:2], 5, apart=apart)[1].shape == (2, 1 if apart else 2)
+    assert NearestImages(images_TD[:2]).of_each(5, apart=apart)[1].shape == (2, 1 if apart else 2)
+
+
+def test_an_image_is_not_its_own_neighbour_among_many_equal_ones() -> None:
+    images_TD = F.normalize(torch.cat([torch.ones(20, 4), torch.eye(4)]), dim=-1)
+    _, places_TN = NearestImages(images_TD).of_each(3, apart=True)
+    assert places_TN.shape == (24, 3) and bool((places_TN != torch.arange(24)[:, None]).all())
 
 
 def naive_graph(images_TD: Tensor, texts_CD: Tensor, k: int, gamma: float) -> Tensor:
@@ -86,7 +98,7 @@ def test_label_propagation_solves_its_equation(
         for b in range(CLASSES + IMAGES):
             system_NN[a, b] -= alpha * scale_N[a] * float(weights_NN[a, b]) * scale_N[b]
     expected_NC = torch.linalg.solve(system_NN, torch.eye(CLASSES + IMAGES, CLASSES, dtype=torch.float64)).float()
-    propagated_NC = label_propagation(images_TD, texts_CD, neighbours=3, gamma=gamma, alpha=alpha)
+    propagated_NC = label_propagation(NearestImages(images_TD), texts_CD, neighbours=3, gamma=gamma, alpha=alpha)
     torch.testing.assert_close(propagated_NC, expected_NC, atol=1e-5, rtol=1e-4)
 
     config = ZLaPConfig(neighbours=3, gamma=gamma, alpha=alpha)
@@ -135,7 +147,9 @@ def test_transclip_is_its_block_updates_written_as_loops() -> None:
                     for d in range(DIM)
                 ]
             )
-    fit = transclip(images_TD.float(), texts_CD.float(), SCALE, neighbours=k, rounds=2, temperature=tau / SCALE)
+    fit = transclip(
+        NearestImages(images_TD.float()), texts_CD.float(), SCALE, neighbours=k, rounds=2, temperature=tau / SCALE
+    )
     torch.testing.assert_close(fit.logits_TC.softmax(-1), z_TC.float(), atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(fit.mean_CD, torch.stack(means).float(), atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(fit.variance_D, variance_D.float(), atol=1e-5, rtol=1e-3)
