@@ -149,7 +149,7 @@ def to_terminal(rows: Sequence[Row], *, interrupted: bool = False) -> Table:
     title = "\n".join(notes(rows, interrupted=interrupted)) or None
     alike = next((row.val_alike for row in rows if row.selected and row.val_alike), None)
     caption = "* selected: its method's best by validation" + (
-        f"; {100 * alike:.0f} % of the search's other choices are as good, within noise" if alike else ""
+        f"; {100 * alike:.0f} % of the other choices agree with the consensus as well, within noise" if alike else ""
     )
     table = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     # the interval gives way to the second test: a terminal of 80 characters has no room for both

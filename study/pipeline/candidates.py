@@ -51,7 +51,7 @@ def make_candidate(
     """Return the candidate with these knobs, and with the inference-time knobs that selection found for it.
 
     `space_name`: of the space that `--rerun` can load, where `space` is made for one variant of an ablation. `head`:
-    the transductive head that was chosen with it. `alike`: share of the other choices that are as good, within noise.
+    the transductive head that was chosen with it. `alike`: share of the other choices that agree as well, within noise.
     """
     swept: dict[str, Value] = {name: metrics[name] for name in method_of(space).swept if name in metrics}
     if head != "none":

@@ -86,6 +86,13 @@ def in_turn(works: dict[str, Callable[[], None]], *, rounds: int, device: str = 
     return best
 
 
+def product_rate(device: str = "cpu") -> float:
+    """Floating-point operations per second of a large float32 matrix product: the machine's peak, for our purposes."""
+    n = 8192 if device == "cuda" else 2048
+    a = torch.randn(n, n, device=device)
+    return 2 * n**3 / in_turn({"product": lambda: a @ a}, rounds=3, device=device)["product"]
+
+
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """Options of every benchmark: threads and the JSON file."""
     options = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)

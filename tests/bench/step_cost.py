@@ -1,9 +1,10 @@
 """One training step of our engine, per lane, against a naive dense step of one model.
 
 The naive step (`plain_sre.py`): dense adjacency, all nodes through every layer, `A_hat T` recomputed, no fused kernel.
-`python tests/bench/step_cost.py` prints one ratio per line and writes step_cost.json. Last it counts each method's
-arithmetic with many classes (I2WebV has 5,000), which depends on no clock: it grows with the classes, never with their
-square.
+`python tests/bench/step_cost.py` prints one ratio per line and writes step_cost.json. Then it sets the votes of a
+configuration on a fold, by which a consensus ranks, beside its training: three heads on all target images. Last it
+counts each method's arithmetic with many classes (I2WebV has 5,000), which depends on no clock: it grows with the
+classes, never with their square.
 """
 
 import sys
@@ -13,16 +14,17 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests/study"), str(Path(__file__).parent)]
 
 import torch  # noqa: E402
-from common import SIZES, in_turn, parser, synthetic, write  # noqa: E402
+from common import SIZES, in_turn, parser, product_rate, synthetic, write  # noqa: E402
 from plain_sre import PlainTraining  # noqa: E402
 from tiny_configs import pack_of  # noqa: E402
 from torch.nn.functional import normalize  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from models.baselines import CLIPAdapterConfig, LinearProbeConfig, TipAdapterConfig  # noqa: E402
+from models.heads import fitted_heads  # noqa: E402
 from models.pva import PVAConfig  # noqa: E402
 from models.sre_clip import SREConfig  # noqa: E402
-from models.stacked import MethodConfig  # noqa: E402
+from models.stacked import MethodConfig, unit_features  # noqa: E402
 from study.protocol.trial_data import TrialData  # noqa: E402
 from study.training.pack import Pack  # noqa: E402
 
@@ -71,16 +73,25 @@ def gflop_per_image(config: MethodConfig, data: TrialData) -> float:
     return counter.get_total_flops() / 1e9 / config.batch_size
 
 
+def vote(data: TrialData) -> None:
+    """Let the three heads classify all target images, as at the end of a fold's training."""
+    heads = fitted_heads(unit_features(data.target_features_TD), data.name_features_CD, data.logit_scale)
+    for head in heads.values():
+        head.target_logits()
+
+
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--sizes", nargs="+", default=["embedded", "i2awa"], choices=list(SIZES))
     options.add_argument("--layers", nargs="+", type=int, default=[1, 2], help="graph layers")
     options.add_argument("--lanes", type=int, default=12)
     options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--epochs", type=int, default=20, help="of a training, beside which votes are set")
     options.add_argument("--classes", nargs="+", type=int, default=[200, 1000, 5000], help="of steps that are counted")
     args = options.parse_args()
     torch.set_num_threads(args.threads)
-    results = []
+    rate, results = product_rate(), []
+    print(f"step_cost: products take {rate / 1e9:.0f} GFLOP/s on {args.threads} threads", flush=True)
     for size in args.sizes:
         data = synthetic(size)
         for layers in args.layers:
@@ -100,6 +111,14 @@ def main() -> None:
                 f"(naive {ms['naive']:.2f} ms, plain sparse {ms['plain']:.2f} ms, ours {ms['ours']:.2f} ms per lane)",
                 flush=True,
             )
+        votes = in_turn({"votes": lambda data=data: vote(data)}, rounds=1)["votes"]
+        training = args.epochs * pack.steps_per_epoch * ms["ours"] / 1e3
+        results.append({"size": size, "votes_seconds": round(votes, 2), "training_seconds": round(training, 2)})
+        print(
+            f"step_cost {size}, votes of a fold: {votes / training:.2f} of its training in {args.epochs} epochs "
+            f"({votes:.1f} s and {training:.1f} s)",
+            flush=True,
+        )
     counted: dict[str, list[float]] = {name: [] for name in METHODS}
     for classes in args.classes:
         data = wide_data(classes)
@@ -109,7 +128,7 @@ def main() -> None:
         results.append({"method": name, "gflop_per_image": dict(zip(args.classes, gflops, strict=True))})
         shown = ", ".join(f"{1000 * g:.1f} of {n:,}" for n, g in zip(args.classes, gflops, strict=True))
         print(f"step_cost MFLOP for an image of a batch, by classes: {name} {shown}")
-    write(args.out, results, lanes=args.lanes, threads=args.threads)
+    write(args.out, results, lanes=args.lanes, threads=args.threads, flop_per_second=rate)
 
 
 if __name__ == "__main__":

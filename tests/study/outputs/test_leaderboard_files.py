@@ -68,14 +68,12 @@ def test_an_oracle_is_marked_everywhere(tmp_path: Path) -> None:
     assert "ORACLE: " in shown and "SRE-CLIP (oracle)" in shown
 
 
-def test_the_terminal_says_how_many_choices_are_as_good_as_the_selected_one() -> None:
+def test_the_terminal_says_how_many_choices_agree_as_well_as_the_selected_one() -> None:
     def said(**fields: Any) -> str:
         shown = io.StringIO()
         rows = rank_rows([replace(ROWS[1], **fields)])
         Console(file=shown, width=160).print(to_terminal(rows))
         return " ".join(shown.getvalue().split())
 
-    assert "* selected: its method's best by validation; 4 % of the search's other choices are as good" in said(
-        val_alike=0.04
-    )
-    assert "as good" not in said()
+    assert "best by validation; 4 % of the other choices agree with the consensus as well" in said(val_alike=0.04)
+    assert "as well" not in said()
