@@ -3,7 +3,7 @@
 import functools
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -12,7 +12,9 @@ import torch
 from rich.console import Console
 
 from data_prep.errors import UserError
-from models.stacked import MethodConfig
+from models.heads import fitted_heads
+from models.stacked import MethodConfig, unit_features
+from models.transductive import NearestImages
 from search_spaces import Space
 from study.cluster.capacity import WaitingLine, needs
 from study.cluster.session import single_node
@@ -27,6 +29,8 @@ from study.training.scoring import LaneResult
 
 LANES_TIMED = 4
 """Lanes of the pack whose epoch is timed."""
+IMAGES_TIMED = 1024
+"""Target images whose votes are timed."""
 
 R = TypeVar("R", covariant=True)
 
@@ -137,57 +141,62 @@ def _look_at_gpu() -> tuple[str, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpochTimes:
-    """How long an epoch takes on a worker."""
+class Times:
+    """How long the parts of a search take on a worker, for one lane: seconds on one thread, or on the GPU."""
 
-    seconds: Mapping[str, float]
-    """Seconds that one lane's epoch of the default configuration takes, by space."""
+    epoch: Mapping[str, float]
+    """An epoch of the default configuration, by space."""
+    votes: float
+    """The heads' predictions for all target images, at the end of a training; 0 where there are none."""
     no_cuda: str = ""
     """Name of the worker's machine, if Ray counts a GPU there that torch does not see; nothing is timed then."""
 
 
-def time_epochs(
-    spaces: Sequence[Space], data: TrialData, resources: ResourceOptions, console: Console
-) -> Mapping[str, float]:
-    """Return the seconds that one lane's epoch of each space's default configuration takes where packs will run.
+def time_lanes(
+    spaces: Sequence[Space], data: TrialData, resources: ResourceOptions, console: Console, *, votes: bool
+) -> Times:
+    """Return how long the parts of a search take where packs will run.
 
     On this machine's processors in this process, on one thread: a worker would take seconds to start. Elsewhere on a
     worker with a pack's resources, for which this waits; the console says so. Raises `UserError` where it has no CUDA.
     """
     if not resources.gpus and single_node():
-        return time_epochs_here(spaces, data)
-    task = ray.remote(_time_epochs).options(num_cpus=resources.cpus_per_pack, num_gpus=resources.gpus)
-    done: Any = task.remote(list(spaces), data.to_arrays(), resources)
+        return time_lanes_here(spaces, data, votes=votes)
+    task = ray.remote(_time_lanes).options(num_cpus=resources.cpus_per_pack, num_gpus=resources.gpus)
+    done: Any = task.remote(list(spaces), data.to_arrays(), resources, votes)
     waiting = WaitingLine(console, f"a worker with {needs(resources)} that times an epoch")
     while not ray.wait([done], timeout=1.0)[0]:
         waiting.say()
-    times: EpochTimes = ray.get(done)
+    times: Times = ray.get(done)
     if times.no_cuda:
         raise UserError(
             f"must be 0 where workers have no CUDA, got {resources.gpus:g}: Ray counts GPUs on "
             f"{times.no_cuda}, but torch sees none there",
             option="gpus_per_pack",
         )
-    return times.seconds
+    return times
 
 
-def time_epochs_here(spaces: Sequence[Space], data: TrialData) -> Mapping[str, float]:
-    """Return the seconds that one lane's epoch of each space's default configuration takes in this process."""
-    return {space.name: _seconds_per_epoch(space, data) for space in spaces}
+def time_lanes_here(spaces: Sequence[Space], data: TrialData, *, votes: bool) -> Times:
+    """Return how long the parts of a search take in this process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        epoch = {space.name: _seconds_per_epoch(space, data) for space in spaces}
+        return Times(epoch=epoch, votes=_seconds_of_votes(data) if votes else 0.0)
+    finally:
+        torch.set_num_threads(threads)
 
 
-def _time_epochs(spaces: Sequence[Space], arrays: Mapping[str, Any], resources: ResourceOptions) -> EpochTimes:
+def _time_lanes(spaces: Sequence[Space], arrays: Mapping[str, Any], resources: ResourceOptions, votes: bool) -> Times:
     if resources.gpus and not torch.cuda.is_available():
-        return EpochTimes(seconds={}, no_cuda=socket.gethostname())
-    data = data_on_worker(arrays, resources.cpus_per_pack, resources.gpus)
-    return EpochTimes(seconds={space.name: _seconds_per_epoch(space, data) for space in spaces})
+        return Times(epoch={}, votes=0.0, no_cuda=socket.gethostname())
+    return time_lanes_here(spaces, data_on_worker(arrays, resources.cpus_per_pack, resources.gpus), votes=votes)
 
 
 def _seconds_per_epoch(space: Space, data: TrialData) -> float:
-    """Return the seconds that one lane's epoch of the default configuration takes on one thread, or on the GPU."""
+    """Return the seconds that one lane's epoch of the default configuration takes."""
     config = space.config(**space.defaults())
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     pack = Pack(
         [config] * LANES_TIMED,
         seeds=list(range(LANES_TIMED)),
@@ -196,15 +205,32 @@ def _seconds_per_epoch(space: Space, data: TrialData) -> float:
         data=data,
         epochs=2,
     )
-    seconds = 0.0
-    for _ in range(2):  # the first one also allocates
-        started = time.perf_counter()
-        pack.train_epoch()
-        if data.source_labels_I.is_cuda:
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - started
-    torch.set_num_threads(threads)
-    return seconds / LANES_TIMED
+    _seconds(pack.train_epoch, data)  # the first one also allocates
+    return _seconds(pack.train_epoch, data) / LANES_TIMED
+
+
+def _seconds_of_votes(data: TrialData) -> float:
+    """Return the seconds of a lane's votes, from those of some images.
+
+    To find the nearest images takes time with the square of the images, the rest with their number.
+    """
+    images_TD = unit_features(data.target_features_TD[:IMAGES_TIMED])
+
+    def vote() -> None:
+        for head in fitted_heads(images_TD, data.name_features_CD, data.logit_scale).values():
+            head.target_logits()
+
+    nearest = _seconds(lambda: NearestImages(images_TD).of_each(1), data)
+    times = len(data.target_features_TD) / len(images_TD)
+    return nearest * times**2 + max(0.0, _seconds(vote, data) - nearest) * times
+
+
+def _seconds(work: Callable[[], object], data: TrialData) -> float:
+    started = time.perf_counter()
+    work()
+    if data.source_labels_I.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 def map_packs(

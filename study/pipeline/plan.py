@@ -11,7 +11,7 @@ from data_prep.errors import UserError
 from data_prep.feature_store import FeatureSet
 from search_spaces import Space
 from study.cluster.capacity import Capacity, find_capacity, gpu_share, local_capacity
-from study.cluster.tasks import find_gpus, time_epochs, time_epochs_here
+from study.cluster.tasks import find_gpus, time_lanes, time_lanes_here
 from study.outputs.provenance import Clock, DataCounts, RecordedOptions, RunRecord, command, current_environment
 from study.pipeline.spec import StudySpec
 from study.protocol.trial_data import TrialData
@@ -28,6 +28,9 @@ ACTORS_OF_SINGLES = 8
 
 LITTLE_WORK = 4e10
 """Bytes that refits move on two cores in the 20 s that a Ray Train run takes to start; SRE-CLIP's: 1.7e10 in 9 s."""
+
+COMPLETE = 0.3
+"""Share of configurations that halving trains to the end, about: these vote."""
 
 MOST_REQUESTED = 64
 """Packs that `--max-packs auto` asks an autoscaler for at most."""
@@ -51,6 +54,8 @@ class Plan:
     """Workers of the refits' Ray Train run; 0: plain Ray tasks."""
     seconds: float
     """Training time of a rotation with that many packs at a time, baselines included."""
+    votes: float
+    """Time of a rotation in which configurations predict all target images, under every head; 0 without a consensus."""
 
     def text(self, rotations: int, rejected: int) -> str:
         """Return the plan for the terminal; `rejected`: images that could not be read."""
@@ -65,7 +70,8 @@ class Plan:
                 f"  rotations  {rotations}",
                 f"  memory     about {max(self.packs[s] * self.megabytes[s] for s in self.packs):.0f} MB of tensors "
                 f"in the largest pack",
-                f"  time       about {max(1, rotations * self.seconds):.0f} s of training",
+                f"  time       about {max(1, rotations * self.seconds):.0f} s of training"
+                f"{f', {max(1, rotations * self.votes):.0f} s of votes' if self.votes else ''}",
             ]
         )
 
@@ -167,14 +173,20 @@ def make_plan(spec: StudySpec, data: TrialData, console: Console, *, here: bool 
     bytes_of = {s.name: _bytes(s, data) for s in (space, *spec.baselines)}
     packs = {name: _pack_size(spec, bytes_, capacity) for name, bytes_ in bytes_of.items()}
     timed = [space, *spec.baselines]
-    seconds_of = time_epochs_here(timed, data) if here else time_epochs(timed, data, resources, console)
+    votes = spec.votes(space) and hasattr(space.config(**space.defaults()), "head")
+    if here:
+        times = time_lanes_here(timed, data, votes=votes)
+    else:
+        times = time_lanes(timed, data, resources, console, votes=votes)
     pruned = 0.5 if search.prunes else 1.0
 
     def training(of: Space, searches: int, refits: int) -> float:
         configs = searches * search.configs * pruned if of.knobs else 1
         lanes = configs * selection.folds + refits * selection.seeds
-        return lanes * search.epochs * seconds_of[of.name] / at_once
+        return lanes * search.epochs * times.epoch[of.name] / at_once
 
+    complete = searches * search.configs * (COMPLETE if search.prunes else 1.0)
+    voters = complete * selection.folds + refits * selection.seeds
     also = "".join(f", {baseline.method}" for baseline in spec.baselines if baseline.knobs)
     searched = (
         f"{search.configs} configurations{' of each variant' if ablation else ''}"
@@ -199,6 +211,7 @@ def make_plan(spec: StudySpec, data: TrialData, console: Console, *, here: bool 
         ],
         refit_workers=_refit_workers(spec, data, bytes_of, refits),
         seconds=training(space, searches, refits) + sum(training(b, 1, 1) for b in spec.baselines),
+        votes=times.votes * voters / at_once,
     )
 
 

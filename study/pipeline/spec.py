@@ -92,8 +92,11 @@ class StudySpec:
 
         A consensus needs voters that err in different ways: a sampler that learns draws ever more of the same.
         """
-        votes = self.criterion == "consensus" and method_of(space).uses_target
-        return self.options.search.sampler or ("random" if votes else "tpe")
+        return self.options.search.sampler or ("random" if self.votes(space) else "tpe")
+
+    def votes(self, space: Space) -> bool:
+        """Return whether a space's configurations are ranked by the consensus of what they predict for the target."""
+        return self.criterion == "consensus" and method_of(space).uses_target
 
     @property
     def refit_seeds(self) -> list[int]:

@@ -149,7 +149,7 @@ def main(address: str) -> dict[str, Any]:
     from study.cluster.jobs import Search
     from study.cluster.search_run import run_searches
     from study.cluster.session import alive_nodes
-    from study.cluster.tasks import time_epochs
+    from study.cluster.tasks import time_lanes
     from study.options import ResourceOptions
     from study.search.ledger import open_ledger, read_ledger
     from study.search.pack_queue import PackQueue
@@ -198,7 +198,7 @@ def main(address: str) -> dict[str, Any]:
     found["workers afterwards"] = workers()
     step("workers are gone")
     gpu = ResourceOptions(gpus_per_pack=1)
-    found["no CUDA"] = refusal(lambda: time_epochs([], toy.trial_data(), gpu, console))
+    found["no CUDA"] = refusal(lambda: time_lanes([], toy.trial_data(), gpu, console, votes=False))
     step(found["no CUDA"])
     print(said.getvalue(), file=sys.stderr)
     ray.shutdown()
