@@ -7,6 +7,7 @@ import pandas as pd
 import pyarrow as pa
 
 from study.reporting.classes import classes_section
+from study.reporting.page import render
 
 
 def section(*rows: tuple[str, bool, int, float, float]):  # type: ignore[no-untyped-def]
@@ -30,6 +31,13 @@ def test_losses_are_named_first() -> None:
 def test_classes_that_are_never_recognised_are_counted() -> None:
     found = section(("ox", True, 4, 0.5, 0.0), ("cow", False, 2, 0.0, 0.0), ("bus", False, 8, 0.25, 0.5))
     assert found.paragraphs[1] == "It never recognises 2 of the 3 classes."
+
+
+def test_a_table_of_many_classes_scrolls_by_itself() -> None:
+    def page(classes: int) -> str:
+        return render("t", [section(*((f"class {c}", True, 2, 0.5, 0.5) for c in range(classes)))])
+
+    assert '<div class="scroll long">' in page(228) and '<div class="scroll long">' not in page(10)
 
 
 def test_the_table_of_a_study_is_its_predictions(small_study: Path) -> None:
