@@ -67,7 +67,10 @@ from models.stacked import (
     normalise,
     unit_features,
 )
-from models.transductive import target_rows
+from models.transductive import logits_of, target_rows
+
+TOKENS = 4
+"""Tokens that the tokens adapter makes of a feature, unless their width is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +90,8 @@ class SREConfig:
     """Learned key/value slots of the memory adapter."""
     attention_width: int = 64
     """Width of queries, keys and values of the memory adapter."""
-    token_dim: int = 48
-    """Width of one token of the tokens adapter; divides D."""
+    token_dim: int = 0
+    """Width of one token of the tokens adapter; divides D. 0: a quarter of D."""
     gcn_layers: int = 1
     """Graph layers, 0 for none (ablation)."""
     gcn_width: int = 128
@@ -140,9 +143,9 @@ class SREConfig:
     def __post_init__(self) -> None:
         check_fields(
             self,
-            at_least_one=("heads", "slots", "attention_width", "token_dim", "gcn_width", "batch_size", "align_texts"),
+            at_least_one=("heads", "slots", "attention_width", "gcn_width", "batch_size", "align_texts"),
             positive=("lr", "rho", "residual_scale", "relation_temperature", "target_temperature", "unseen_prior"),
-            not_negative=("weight_decay", "w_srs", "w_align", "w_ent", "w_div", "w_bal"),
+            not_negative=("token_dim", "weight_decay", "w_srs", "w_align", "w_ent", "w_div", "w_bal"),
         )
         if not 0 <= self.gcn_layers <= 3:
             raise ValueError(f"gcn_layers must be 0 to 3, got {self.gcn_layers}")
@@ -205,13 +208,12 @@ class TokensAdapter(LaneModule):
 
     def __init__(self, config: SREConfig, dim: int, generators: Sequence[torch.Generator]) -> None:
         super().__init__()
-        if dim % config.token_dim or config.token_dim % config.heads:
+        width = config.token_dim or dim // TOKENS
+        if dim % width or width % config.heads:
             raise ValueError(
-                f"token_dim must divide the CLIP dimension {dim} and be a multiple of heads={config.heads}, "
-                f"got {config.token_dim}"
+                f"token_dim must divide the CLIP dimension {dim} and be a multiple of heads={config.heads}, got {width}"
             )
-        self.heads, self.token_dim = config.heads, config.token_dim
-        width = config.token_dim
+        self.heads, self.token_dim = config.heads, width
         self.position_KTE = nn.Parameter(lane_normal(generators, dim // width, width, std=width**-0.5))
         self.qkv_KEF = nn.Parameter(lane_normal(generators, width, 3 * width, std=1.0))
         self.out_KEE = nn.Parameter(torch.zeros(len(generators), width, width))
@@ -338,7 +340,7 @@ class SREClip(StackedModule):
         rows_B, known_B = target_rows(images_BD, target_TD)
         return torch.stack(
             [
-                torch.where(known_B[:, None], head.target_logits(rows_B), head.logits(features_BD))
+                logits_of(rows_B, known_B, head.target_logits, head.logits, features_BD)
                 for head, features_BD in zip(self._heads, features_KBD, strict=True)
             ]
         )

@@ -29,12 +29,12 @@ InMaP (Qian et al., NeurIPS 2023). Class proxies among the images, learned from 
 
 Memory: T x C numbers and a few neighbours per image; no T x T matrix is formed (`nearest` works in blocks).
 
-Suffixes: T target images, C classes, D CLIP dimension, K lanes, B batch, N neighbours or nodes, M classes of a block,
-Q queries, E edges.
+Suffixes: T target images, C classes, D CLIP dimension, K lanes, B batch, R rest of a batch, N neighbours or nodes, M
+classes of a block, Q queries, E edges.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -353,13 +353,39 @@ class Transductive(StackedModule):
 def target_rows(images_BD: Tensor, target_TD: Tensor) -> tuple[Tensor, Tensor]:
     """Return which target image each image is (B,), and whether it is one at all: by its features.
 
-    Features of the same image, encoded again in another batch, differ in their last digits.
+    Features of the same image, encoded again in another batch, differ in their last digits: only those that equal none
+    by every digit are compared with all.
     """
-    cosine_BN, place_BN = nearest(images_BD, target_TD, 4)
-    # of images that are nearly the same, rounding may put another one first
-    equal_BN = torch.stack([(images_BD == target_TD[place_B]).all(-1) for place_B in place_BN.T], dim=1)
-    rows_B = place_BN.gather(1, equal_BN.int().argmax(1, keepdim=True))[:, 0]  # without an equal one, the nearest
-    return rows_B, equal_BN.any(1) | (cosine_BN[:, 0] > 1 - SAME)
+    first_T, order_T = target_TD[:, 0].sort(stable=True)
+    place_B = torch.searchsorted(first_T, images_BD[:, 0].contiguous()).clamp_max(len(first_T) - 1)
+    rows_B = order_T[place_B]
+    known_B = (images_BD == target_TD[rows_B]).all(-1)
+    rest_R = (~known_B).nonzero().flatten()
+    if len(rest_R):
+        images_RD = images_BD[rest_R]
+        cosine_RN, place_RN = nearest(images_RD, target_TD, 4)
+        # of images that are nearly the same, rounding may put another one first
+        equal_RN = torch.stack([(images_RD == target_TD[place_R]).all(-1) for place_R in place_RN.T], dim=1)
+        # without an equal one, the nearest
+        rows_B[rest_R] = place_RN.gather(1, equal_RN.int().argmax(1, keepdim=True))[:, 0]
+        known_B[rest_R] = equal_RN.any(1) | (cosine_RN[:, 0] > 1 - SAME)
+    return rows_B, known_B
+
+
+def logits_of(
+    rows_B: Tensor,
+    known_B: Tensor,
+    of_target: Callable[[Tensor], Tensor],
+    of_others: Callable[[Tensor], Tensor],
+    features_BD: Tensor,
+) -> Tensor:
+    """Return logits (B, C): of target images by their rows, of others by their features.
+
+    `rows_B`, `known_B`: what `target_rows` says. What others would get costs a comparison with all target images.
+    """
+    logits_BC = of_target(rows_B)
+    others_R = (~known_B).nonzero().flatten()
+    return logits_BC.index_copy(0, others_R, of_others(features_BD[others_R])) if len(others_R) else logits_BC
 
 
 class OnNeighbours(Transductive):
@@ -396,7 +422,7 @@ class OnNeighbours(Transductive):
     @torch.no_grad()
     def logits(self, images_BD: Tensor) -> Tensor:
         rows_B, known_B = target_rows(images_BD, self.target_TD)
-        logits_BC = torch.where(known_B[:, None], self.target_logits(rows_B), self.other_logits(images_BD))
+        logits_BC = logits_of(rows_B, known_B, self.target_logits, self.other_logits, images_BD)
         return logits_BC.expand(len(self.target_KTD), -1, -1)
 
 

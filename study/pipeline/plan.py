@@ -9,13 +9,13 @@ from rich.console import Console
 
 from data_prep.errors import UserError
 from data_prep.feature_store import FeatureSet
-from search_spaces import Space
+from search_spaces import Space, Value
 from study.cluster.capacity import Capacity, find_capacity, gpu_share, local_capacity
 from study.cluster.tasks import find_gpus, time_lanes, time_lanes_here
 from study.outputs.provenance import Clock, DataCounts, RecordedOptions, RunRecord, command, current_environment
 from study.pipeline.spec import StudySpec
 from study.protocol.trial_data import TrialData
-from study.training.pack import pack_on_folds
+from study.training.pack import Pack, pack_on_folds
 
 LARGEST_AUTO_PACK = 16
 """`--pack auto` goes no further: the sampler learns between packs, not within one."""
@@ -259,11 +259,25 @@ def _useful_packs(spec: StudySpec) -> int:
 
 
 def _bytes(space: Space, data: TrialData) -> int:
-    """Return the memory of a configuration in training. Raises `UserError` where the method cannot be built."""
+    """Return the memory of the default configuration in training.
+
+    Raises `UserError` where the method, or a value of a static knob that the search may draw, cannot be built.
+    """
+
+    def pack_with(values: Mapping[str, Value]) -> Pack:
+        return pack_on_folds([space.config(**{**space.defaults(), **values})], seeds=[0], data=data, epochs=1)
+
+    tried = ""
     try:
-        return pack_on_folds([space.config(**space.defaults())], seeds=[0], data=data, epochs=1).bytes()
+        bytes_ = pack_with({}).bytes()
+        for knob in space.knobs:
+            needed = {knob.when[0]: knob.when[1][0]} if knob.when else {}
+            for value in knob.choices or () if knob.scope == "static" else ():
+                tried = f" with {knob.name}={value}"
+                pack_with({**needed, knob.name: value})
+        return bytes_
     except ValueError as error:  # its module refuses this benchmark or checkpoint
-        raise UserError(f"{space.method} cannot be trained on this benchmark and checkpoint: {error}") from error
+        raise UserError(f"{space.method}{tried} cannot be trained on this benchmark and checkpoint: {error}") from error
 
 
 def _pack_size(spec: StudySpec, bytes_: int, capacity: Capacity) -> int:

@@ -41,7 +41,7 @@ class PlainSRE(nn.Module):
             self.values = normal(config.slots, config.attention_width)
             self.out = nn.Parameter(torch.zeros(config.attention_width, dim))
         else:
-            width = config.token_dim
+            width = self.token_dim = config.token_dim or dim // 4
             self.position = normal(dim // width, width, std=width**-0.5)
             self.qkv = normal(width, 3 * width)
             self.out = nn.Parameter(torch.zeros(width, width))
@@ -65,7 +65,7 @@ class PlainSRE(nn.Module):
             )
             attended = F.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1) @ self.out
         else:
-            tokens = x_BD.unflatten(-1, (-1, c.token_dim)) + self.position
+            tokens = x_BD.unflatten(-1, (-1, self.token_dim)) + self.position
             q, k, v = (t.unflatten(-1, (c.heads, -1)).transpose(1, 2) for t in (tokens @ self.qkv).chunk(3, dim=-1))
             attended = (F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2) @ self.out).flatten(1)
         return F.normalize(x_BD + c.rho * attended, dim=-1)

@@ -66,6 +66,9 @@ def test_heads_find_the_nearest_images_once(
     for head in fitted_heads(target, graph.name_features_CD, graph.logit_scale).values():
         head.target_logits()
     assert sorted(asked) == [6, 40]  # ZLaP's nearest texts, and the nearest images
+    asked.clear()
+    module(graph, target, "vote").logits(target)  # no more for images that are the target's
+    assert sorted(asked) == [6, 40]
 
 
 @pytest.mark.parametrize("head", HEADS[1:])

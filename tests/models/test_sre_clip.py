@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.sre_clip import ClassGraph, SREClip, SREConfig, estimated_prior, soft_labels
+from models.sre_clip import ClassGraph, SREClip, SREConfig, TokensAdapter, estimated_prior, soft_labels
 
 SEEN = torch.tensor([True, True, True, True, False, False])
 SMALL = dict(heads=2, slots=3, attention_width=4, token_dim=4, gcn_width=5, batch_size=4)
@@ -210,6 +210,13 @@ def test_lanes_that_differ_in_a_static_knob_are_refused(graph: ClassGraph) -> No
 def test_a_bad_value_is_named_with_its_rule(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SREConfig(**change)
+
+
+@pytest.mark.parametrize("dim", [192, 512, 640, 768, 1024, 1152])  # of common checkpoints
+def test_the_tokens_adapter_fits_every_usual_dimension(dim: int) -> None:
+    adapter = TokensAdapter(SREConfig(adapter="tokens"), dim, [torch.Generator().manual_seed(0)])
+    assert adapter.position_KTE.shape == (1, 4, dim // 4)
+    assert adapter(torch.ones(1, 2, dim), torch.ones(1, 1, 1)).shape == (1, 2, dim)
 
 
 def test_a_token_width_that_does_not_fit_the_feature_is_refused(graph: ClassGraph) -> None:

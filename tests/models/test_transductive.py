@@ -22,6 +22,7 @@ from models.transductive import (
     intra_modal_proxies,
     label_propagation,
     sinkhorn,
+    target_rows,
     transclip,
 )
 
@@ -248,3 +249,18 @@ def test_bad_settings() -> None:
         TransCLIPConfig(neighbours=0)
     with pytest.raises(ValueError, match="hard_from must be finite and not negative, got -0.1"):
         InMaPConfig(hard_from=-0.1)
+
+
+def test_images_of_the_target_are_found_without_comparing_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    images_TD, _, others_ND = world()
+    images_TD[7, 0] = images_TD[3, 0]  # equal in the first number only
+    again_TD = images_TD * (1 + 1e-7)  # encoded once more, in another batch
+    again_TD[0, 1] += 1e-7
+    rows_B, known_B = target_rows(torch.cat([again_TD[:2], others_ND, images_TD[5:9]]), images_TD)
+    assert known_B.tolist() == [True, True] + [False] * len(others_ND) + [True] * 4
+    assert rows_B[known_B].tolist() == [0, 1, 5, 6, 7, 8]
+    monkeypatch.setattr(transductive, "nearest", lambda *_: pytest.fail("all were compared"))
+    shuffled_T = torch.randperm(IMAGES)
+    without_7 = shuffled_T[shuffled_T != 7]
+    rows_B, known_B = target_rows(images_TD[without_7], images_TD)
+    assert bool(known_B.all()) and torch.equal(rows_B, without_7)

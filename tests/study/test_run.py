@@ -307,6 +307,8 @@ def test_a_plan_of_this_machine_starts_no_ray_and_prepares_nothing(
     shown = capsys.readouterr().out
     assert "4 configurations x 2 folds x 2 epochs in packs of 2, 2 at once (2 CPUs" in shown
     assert re.search(r"time +about \d+ s of training, \d+ s of votes", shown)
+    assert run(tmp_path, embedded_cache, "--name", "plan", "--dry-run", "--set", "token_dim=7") == 2
+    assert "SRE-CLIP with adapter=tokens cannot be trained" in " ".join(capsys.readouterr().err.split())
     assert run(tmp_path, tmp_path / "none" / "cache", "--name", "plan", "--dry-run") == 0
     assert "icons2emoji: its features are not prepared yet. --prep-only prepares them" in capsys.readouterr().out
     assert not list(tmp_path.rglob("manifest.json"))
