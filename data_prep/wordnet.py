@@ -68,7 +68,7 @@ class WordNet:
         disk. Like NLTK's, an irregular form is not also taken apart by rule.
         """
         decomposed = unicodedata.normalize("NFKD", name.replace("’", "'").replace("_", " ").replace("+", " "))
-        plain = decomposed.encode("ascii", "ignore").decode()  # as lemmas are: "piñata" is "pinata"
+        plain = "".join(letter for letter in decomposed if not unicodedata.combining(letter))  # "piñata" is "pinata"
         spoken = " ".join(plain.lower().split())
         forms = [spoken]
         if "-" in spoken:
