@@ -9,8 +9,8 @@ faster so: on a ViT-B/32 that doubles the images per second of a CPU core, on th
 of the whole job and moves 12 of 3,060 zero-shot predictions.
 
 With GPUs, CPU workers decode and one actor per GPU encodes; Ray Data holds the decoders back when the object store
-fills. Without GPUs it fuses both stages into the actors, as they ask for the same resources: no pixel crosses a process
-boundary, and one import of transformers (seconds) is saved per core.
+fills. Without GPUs each actor does both: no pixel crosses a process boundary, one import of transformers (seconds) is
+saved per core, and decoders do not wait for CPUs that the actors hold.
 
 Shapes: I images, T texts, D CLIP dimension, P image patches.
 """
@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -422,6 +422,17 @@ class Encode:
         return torch.autocast(self._device, self._precision, enabled=self._precision != torch.float32)
 
 
+class PreprocessAndEncode(Encode):
+    """Both stages in one actor, where no GPU is."""
+
+    def __init__(self, checkpoint: Checkpoint, *encoding: Any) -> None:
+        super().__init__(checkpoint, *encoding)
+        self._preprocess = Preprocess(checkpoint)
+
+    def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
+        return super().__call__(self._preprocess(unit))
+
+
 def _normalised(features: Any) -> np.ndarray:
     import torch
 
@@ -455,17 +466,17 @@ def _run(
     restarts: dict[str, Any] = {"max_restarts": 0} if own_ray() else {}
     with warnings.catch_warnings():  # of a name for it that Ray does not have yet
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-        dataset = (
-            ray.data.from_items(units, override_num_blocks=len(units))
-            .map(Preprocess(checkpoint).__call__, num_cpus=1)
-            .map(
-                cast(Any, Encode),
-                fn_constructor_args=(checkpoint, 1, batch, tokens, gpu),
-                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=most),
-                num_cpus=1,
-                num_gpus=1 if gpus or gpu else None,
-                **restarts,
-            )
+        dataset: ray.data.Dataset = ray.data.from_items(units, override_num_blocks=len(units))
+        stage: Any = PreprocessAndEncode
+        if gpus or gpu:
+            dataset, stage = dataset.map(Preprocess(checkpoint).__call__, num_cpus=1), Encode
+        dataset = dataset.map(
+            stage,
+            fn_constructor_args=(checkpoint, 1, batch, tokens, gpu),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=most),
+            num_cpus=1,
+            num_gpus=1 if gpus or gpu else None,
+            **restarts,
         )
     # Its plan and its own progress bars are noise here: the caller shows progress in shards. (Not the logger
     # "ray.data": Ray configures that one again for every run.)

@@ -18,7 +18,7 @@ import pytest
 from data_prep import FeatureOptions, cache_build, clip_features, prepare
 from data_prep.benchmarks.icons2emoji import ASSETS
 from data_prep.checkpoint import Checkpoint
-from data_prep.clip_features import Encode, Preprocess, Progress
+from data_prep.clip_features import PreprocessAndEncode, Progress
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -54,7 +54,7 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("images") / "pets")
 
 
-stages: dict[str, tuple[Preprocess, Encode]] = {}
+actors: dict[str, PreprocessAndEncode] = {}
 """By the checkpoint's content: loading a model takes longer than a test's images."""
 
 
@@ -63,11 +63,9 @@ def run_here(
 ) -> Iterator[dict[str, Any]]:
     """What Ray Data runs, without Ray: starting its actors takes longer than all the work of these tests."""
     content = json.dumps([checkpoint.identity, batch, tokens])
-    if content not in stages:
-        stages[content] = Preprocess(checkpoint), Encode(checkpoint, threads=1, batch=batch, tokens=tokens, gpu=gpu)
-    preprocess, encode = stages[content]
-    for unit in units:
-        yield encode(preprocess(unit))
+    if content not in actors:
+        actors[content] = PreprocessAndEncode(checkpoint, 1, batch, tokens, gpu)
+    yield from map(actors[content], units)
 
 
 @pytest.fixture

@@ -274,3 +274,21 @@ def test_features_are_compared_with_the_checkpoint(small_cache: Path, tmp_path: 
         recompute(cache, clip=str(CLIP), samples=5)
     with pytest.raises(UserError, match="^clip must be a folder or a Hugging Face id"):
         recompute(cache, clip="no/clip", samples=5)
+
+
+def test_actors_on_all_processors_leave_nobody_waiting(
+    prepare_small: Callable[..., Path], ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large checkpoint has an actor on each CPU: a stage of its own for the images would wait for a CPU for ever."""
+
+    def too_long(*_: object) -> None:
+        raise TimeoutError("the job does nothing")
+
+    monkeypatch.setattr(clip_features, "WORK_PER_ACTOR", 1)
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(120)
+    try:
+        prepare_small(tmp_path)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
