@@ -19,7 +19,6 @@ from torch import Tensor
 
 from models.baselines import BaselineConfig
 from models.prompts import ClassTexts
-from models.stacked import unit_features
 from models.transductive import (
     InMaP,
     InMaPConfig,
@@ -73,7 +72,7 @@ def fitted_heads(
     nearest images of each image share them.
     """
     texts = ClassTexts(features_CD=prototypes_CD, logit_scale=logit_scale)
-    near_images = NearestImages(unit_features(features_TD))
+    near_images = NearestImages(features_TD)
     methods: dict[Head, Transductive] = {}
     for name, (method, config) in _METHODS.items():
         if name in heads or "vote" in heads:

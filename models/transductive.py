@@ -36,7 +36,7 @@ classes of a block, Q queries, E edges.
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -407,7 +407,7 @@ class OnNeighbours(Transductive):
         """`near_images`: those of the target, where another method has them, too."""
         super().__init__(configs, texts=texts)
         self.register_lane("target_KTD", target_features_TD.expand(len(configs), -1, -1))
-        self._near_images = near_images
+        self.config, self._near_images = configs[0], near_images
 
     @property
     def target_TD(self) -> Tensor:
@@ -429,10 +429,8 @@ class OnNeighbours(Transductive):
 class ZLaP(OnNeighbours):
     """ZLaP: an image of the target takes its node's labels, any other image those of its neighbours."""
 
-    def __init__(self, configs: Sequence[ZLaPConfig], **images: Any) -> None:
-        super().__init__(configs, **images)
-        self.config = configs[0]
-        self.propagated_NC: Tensor | None = None
+    config: ZLaPConfig
+    propagated_NC: Tensor | None = None
 
     def _propagated(self) -> Tensor:
         if self.propagated_NC is None:
@@ -458,10 +456,8 @@ class ZLaP(OnNeighbours):
 class TransCLIP(OnNeighbours):
     """TransCLIP: an image of the target takes its own assignment, any other image one by the fitted mixture."""
 
-    def __init__(self, configs: Sequence[TransCLIPConfig], **images: Any) -> None:
-        super().__init__(configs, **images)
-        self.config = configs[0]
-        self.mixture: Mixture | None = None
+    config: TransCLIPConfig
+    mixture: Mixture | None = None
 
     def _fitted(self) -> Mixture:
         if self.mixture is None:

@@ -7,7 +7,7 @@ shapes or the graph of operations, so all lanes of a pack share its value.
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -54,6 +54,13 @@ class Knob:
                 raise ValueError(f"knob {self.name}: default must lie in [{self.low}, {self.high}], got {self.default}")
             if self.log and self.low <= 0:
                 raise ValueError(f"knob {self.name}: a log scale needs low > 0, got {self.low}")
+
+    @property
+    def ends(self) -> tuple[Value, ...]:
+        """Smallest and largest value of a numeric knob; () of a categorical one."""
+        if self.low is None or self.high is None:
+            return ()
+        return (int(self.low), int(self.high)) if self.is_int else (self.low, self.high)
 
     @property
     def is_int(self) -> bool:
@@ -107,6 +114,14 @@ class Space:
         """Return the default configuration's active knobs and their values."""
         every = {k.name: k.default for k in self.knobs}
         return {k.name: k.default for k in self.active(every)}
+
+    def static_values(self) -> Iterator[tuple[Knob, dict[str, Value]]]:
+        """Yield every choice of every static knob, and the ends of its range, beside the defaults of the others."""
+        for knob in self.knobs:
+            needed = {knob.when[0]: knob.when[1][0]} if knob.when else {}
+            if knob.scope == "static":
+                for value in knob.choices or knob.ends:
+                    yield knob, {**self.defaults(), **needed, knob.name: value}
 
     def static(self, params: Mapping[str, Value]) -> dict[str, Value]:
         """Return the part of `params` that all lanes of a pack share."""

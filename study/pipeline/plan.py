@@ -171,6 +171,8 @@ def make_plan(spec: StudySpec, data: TrialData, console: Console, *, here: bool 
     capacity = local_capacity(resources) if here else find_capacity(resources, useful, console)
     at_once = capacity.most
     bytes_of = {s.name: _bytes(s, data) for s in (space, *spec.baselines)}
+    for searched_space in (space, *spec.baselines) if searches else spec.baselines:
+        _check_static_values(searched_space, data)
     packs = {name: _pack_size(spec, bytes_, capacity) for name, bytes_ in bytes_of.items()}
     timed = [space, *spec.baselines]
     votes = spec.votes(space) and hasattr(space.config(**space.defaults()), "head")
@@ -259,23 +261,19 @@ def _useful_packs(spec: StudySpec) -> int:
 
 
 def _bytes(space: Space, data: TrialData) -> int:
-    """Return the memory of the default configuration in training.
+    """Return the memory of a configuration in training. Raises `UserError` where the method cannot be built."""
+    return _build(space, space.defaults(), data).bytes()
 
-    Raises `UserError` where the method, or a value of a static knob that the search may draw, cannot be built.
-    """
 
-    def pack_with(values: Mapping[str, Value]) -> Pack:
-        return pack_on_folds([space.config(**{**space.defaults(), **values})], seeds=[0], data=data, epochs=1)
+def _check_static_values(space: Space, data: TrialData) -> None:
+    """Raise `UserError` where a value of a static knob, which the search may draw, cannot be built."""
+    for knob, params in space.static_values():
+        _build(space, params, data, tried=f" with {knob.name}={params[knob.name]}")
 
-    tried = ""
+
+def _build(space: Space, params: Mapping[str, Value], data: TrialData, *, tried: str = "") -> Pack:
     try:
-        bytes_ = pack_with({}).bytes()
-        for knob in space.knobs:
-            needed = {knob.when[0]: knob.when[1][0]} if knob.when else {}
-            for value in knob.choices or () if knob.scope == "static" else ():
-                tried = f" with {knob.name}={value}"
-                pack_with({**needed, knob.name: value})
-        return bytes_
+        return pack_on_folds([space.config(**params)], seeds=[0], data=data, epochs=1)
     except ValueError as error:  # its module refuses this benchmark or checkpoint
         raise UserError(f"{space.method}{tried} cannot be trained on this benchmark and checkpoint: {error}") from error
 

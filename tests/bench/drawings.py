@@ -101,12 +101,18 @@ def write_images(folder: Path, labelled: str, style: str) -> None:
     """Write source/CLASS/*, the images of the labelled domain, and target/CLASS/*, drawings of the other's."""
     names = pd.read_parquet(ASSETS / "classes.parquet").set_index("class_id").name
     for row in pd.read_parquet(ASSETS / "images.parquet").itertuples():
-        of_class = folder / ("source" if row.domain == labelled else "target") / names[row.class_id]
-        of_class.mkdir(parents=True, exist_ok=True)
+        of_class = class_folder(folder, "source" if row.domain == labelled else "target", names[row.class_id])
         if row.domain == labelled:
             (of_class / f"{row.Index}.png").write_bytes(row.image)
         else:
             draw(row.image, style, np.random.default_rng(zlib.crc32(row.image))).save(of_class / f"{row.Index}.png")
+
+
+def class_folder(root: Path, domain: str, name: str) -> Path:
+    """Return the folder of a class's images, which is there then."""
+    folder = root / domain / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def write_classes(folder: Path, rotation: int) -> None:

@@ -24,7 +24,7 @@ from PIL import Image
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
-from drawings import HEAD, SIZE, add_study_options, leaderboards, line  # noqa: E402
+from drawings import HEAD, SIZE, add_study_options, class_folder, leaderboards, line  # noqa: E402
 
 from data_prep.benchmarks.icons2emoji import ASSETS  # noqa: E402
 from study.evaluation.leaderboard_text import percent  # noqa: E402
@@ -111,18 +111,14 @@ def write_images(folder: Path, labelled: str | list[Artist], drawn: list[Artist]
     embedded = pd.read_parquet(ASSETS / "images.parquet")
     if isinstance(labelled, str):
         for row in embedded[embedded.domain == labelled].itertuples():
-            of_class = folder / "source" / names[row.class_id]
-            of_class.mkdir(parents=True, exist_ok=True)
-            (of_class / f"{row.Index}.png").write_bytes(row.image)
+            (class_folder(folder, "source", names[row.class_id]) / f"{row.Index}.png").write_bytes(row.image)
     emoji = list(codes(packages, embedded))
     for side, artists in (("source", [] if isinstance(labelled, str) else labelled), ("target", drawn)):
         for a, artist in enumerate(artists):
             for code, class_id in emoji:
                 picture = artist(packages, code)
                 if picture is not None:
-                    of_class = folder / side / names[class_id]
-                    of_class.mkdir(parents=True, exist_ok=True)
-                    picture.save(of_class / f"{a}-{code}.png")
+                    picture.save(class_folder(folder, side, names[class_id]) / f"{a}-{code}.png")
 
 
 def codes(packages: Path, embedded: pd.DataFrame) -> Iterator[tuple[str, int]]:

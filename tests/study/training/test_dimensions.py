@@ -1,6 +1,5 @@
 """Every value that a search may draw trains on features as wide as those of real checkpoints."""
 
-from collections.abc import Iterator
 from dataclasses import fields, replace
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 import search_spaces
-from search_spaces import Space, Value
+from search_spaces import Space
 from study.protocol.trial_data import TrialData
 from study.training.pack import pack_on_folds
 
@@ -31,21 +30,12 @@ def widened(data: TrialData, dim: int) -> TrialData:
     return replace(data, **wide)
 
 
-def drawn(space: Space) -> Iterator[dict[str, Value]]:
-    """The defaults, and each value of each static knob beside them."""
-    yield space.defaults()
-    for knob in space.knobs:
-        needed = {knob.when[0]: knob.when[1][0]} if knob.when else {}
-        for value in knob.choices or () if knob.scope == "static" else ():
-            yield {**space.defaults(), **needed, knob.name: value}
-
-
 @pytest.mark.parametrize("dim", [512, 768])  # ViT-B/32 and ViT-L/14
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: space.name)
 def test_what_a_search_draws_trains_on_features_of_real_checkpoints(space: Space, dim: int, data: TrialData) -> None:
     wide = widened(data, dim)
     assert wide.source_features_ID.shape[1] == wide.node_features_ND.shape[1] == dim
-    for params in drawn(space):
+    for params in (space.defaults(), *(params for _, params in space.static_values())):
         pack = pack_on_folds([space.config(**params)], seeds=[0], data=wide, epochs=1)
         pack.train_epoch()
         assert not bool(pack.diverged_K.any()), params
