@@ -5,12 +5,13 @@ in the place of CLIP's image and text features, and classifies all target images
 equations). It sees no label and changes no weight. The article of SRE-CLIP has none: this is ours.
 
 `vote` lets the three heads vote. An image's logits are the votes of each class plus, to decide between equals, the mean
-of the heads' probabilities.
+of the heads' probabilities. On CLIP's own features it is a baseline of its own, `TransductiveVote`.
 
 Suffixes: T target images, C classes, D CLIP dimension, B batch.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -23,6 +24,7 @@ from models.transductive import (
     InMaP,
     InMaPConfig,
     NearestImages,
+    OnNeighbours,
     TransCLIP,
     TransCLIPConfig,
     Transductive,
@@ -92,3 +94,28 @@ def voted(logits: Sequence[Tensor]) -> Tensor:
     one_hot = [F.one_hot(of_one.argmax(-1), of_one.shape[-1]) for of_one in logits]
     mean_BC = torch.stack([of_one.softmax(-1) for of_one in logits]).mean(0)
     return torch.stack(one_hot).sum(0) + mean_BC
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransductiveVoteConfig(BaselineConfig):
+    """The head `vote` on CLIP's own features: ZLaP, TransCLIP and InMaP at their authors' settings."""
+
+
+class TransductiveVote(OnNeighbours):
+    """The vote of ZLaP, TransCLIP and InMaP: what SRE-CLIP's strongest head gives without anything trained.
+
+    Not of an article: the rival with the same rights as a method under this head.
+    """
+
+    fitted: FittedHead | None = None
+
+    def _vote(self) -> FittedHead:
+        if self.fitted is None:
+            self.fitted = fitted_heads(self.target_TD, self.text_features_CD, self.logit_scale, ["vote"])["vote"]
+        return self.fitted
+
+    def target_logits(self, rows_B: Tensor) -> Tensor:
+        return self._vote().target_logits(rows_B)
+
+    def other_logits(self, images_BD: Tensor) -> Tensor:
+        return self._vote().logits(images_BD)

@@ -15,7 +15,7 @@ SPACE = Space(
     benchmark="icons2emoji",
     criterion="consensus",
     # the quick ones (the others take minutes: --baselines LIST), and those that see the target images, as SRE-CLIP does
-    baselines=("calibrated-stacking", "tip-adapter", "linear-probe", "zlap", "transclip", "inmap"),
+    baselines=("calibrated-stacking", "tip-adapter", "linear-probe", "zlap", "transclip", "inmap", "transductive-vote"),
     knobs=(
         Knob(
             name="adapter",

@@ -24,6 +24,7 @@ from models.baselines import (
     TipAdapter,
     TipAdapterConfig,
 )
+from models.heads import TransductiveVote, TransductiveVoteConfig
 from models.prompts import ClassTexts, FrozenTextEncoder
 from models.pva import PVA, PVAConfig
 from models.sre_clip import SREClip, SREConfig
@@ -139,6 +140,7 @@ METHODS: dict[type[MethodConfig], Method] = {
     ZLaPConfig: Method(build=_on_target(ZLaP), uses_target=True),
     TransCLIPConfig: Method(build=_on_target(TransCLIP), uses_target=True),
     InMaPConfig: Method(build=_on_target(InMaP), uses_target=True),
+    TransductiveVoteConfig: Method(build=_on_target(TransductiveVote), uses_target=True),
 }
 
 

@@ -7,13 +7,18 @@ import torch
 import torch.nn.functional as F
 
 from models import transductive
-from models.heads import HEADS, Head, fitted_heads, voted
+from models.heads import HEADS, Head, TransductiveVote, TransductiveVoteConfig, fitted_heads, voted
 from models.prompts import ClassTexts
 from models.sre_clip import ClassGraph, SREClip, SREConfig
 from models.transductive import InMaP, InMaPConfig, TransCLIP, TransCLIPConfig, ZLaP, ZLaPConfig
 
 SMALL = SREConfig(heads=2, slots=4, attention_width=8, gcn_width=8)
-BASELINES = {"inmap": (InMaP, InMaPConfig()), "transclip": (TransCLIP, TransCLIPConfig()), "zlap": (ZLaP, ZLaPConfig())}
+BASELINES = {
+    "inmap": (InMaP, InMaPConfig()),
+    "transclip": (TransCLIP, TransCLIPConfig()),
+    "zlap": (ZLaP, ZLaPConfig()),
+    "vote": (TransductiveVote, TransductiveVoteConfig()),
+}
 
 
 @pytest.fixture

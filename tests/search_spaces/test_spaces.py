@@ -6,6 +6,7 @@ import pytest
 
 import search_spaces
 from data_prep.errors import UserError
+from models.heads import HEADS
 from search_spaces import Ablation, Knob, Space
 from study.training.methods import METHODS
 
@@ -23,6 +24,7 @@ KNOBS = {
     "tip-adapter": "4f53cda18c2baa0c",
     "tip-adapter-f": "2fd69850190cd2aa",
     "transclip": "4f53cda18c2baa0c",
+    "transductive-vote": "4f53cda18c2baa0c",
     "zlap": "4f53cda18c2baa0c",
 }
 """Hashes of all that a space says of its knobs."""
@@ -117,3 +119,10 @@ def test_a_variant_of_a_winner_without_a_graph_network_takes_the_default_one() -
         ablation.space.config(**ablation.params(variant, winner))
     (layers,) = [k for k in ablation.researched(alone).knobs if k.name == "gcn_layers"]
     assert layers.choices == (1, 2) and layers.default == 1
+
+
+def test_every_head_stands_beside_the_method_that_may_choose_it() -> None:
+    """On CLIP's own features a head is a rival with the same rights: without its row nobody sees what training adds."""
+    baselines = set(search_spaces.load("sre").baselines)
+    alone = {head: "transductive-vote" if head == "vote" else head for head in HEADS if head != "none"}
+    assert set(alone.values()) <= baselines

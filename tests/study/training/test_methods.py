@@ -13,6 +13,7 @@ from models.baselines import (
     LinearProbeConfig,
     TipAdapterConfig,
 )
+from models.heads import TransductiveVoteConfig
 from models.pva import PVAConfig
 from models.sre_clip import SREConfig
 from models.transductive import InMaPConfig, TransCLIPConfig, ZLaPConfig
@@ -40,6 +41,7 @@ CONFIGS: list[Any] = [
     ZLaPConfig(neighbours=3),
     TransCLIPConfig(),
     InMaPConfig(),
+    TransductiveVoteConfig(),
 ]
 IDS = [f"{type(c).__name__}-{i}" for i, c in enumerate(CONFIGS)]
 
