@@ -121,12 +121,12 @@ def resolve_wnids(names: Sequence[str], wnids: Sequence[str], *, where: str) -> 
 
     names, wnids: (C,), an empty wnid means "look it up". where: the file and column an override goes to.
     Raises UserError on unknown or duplicate wnids, and one that lists, for every ambiguous or missing name, the
-    candidates with their glosses.
+    candidates with their glosses, the likeliest beside the other names first.
     """
     net = wordnet()
     resolved: list[str | None] = []
-    open_questions: list[str] = []
-    for name, given in zip(names, wnids, strict=True):
+    open_places: list[int] = []
+    for place, (name, given) in enumerate(zip(names, wnids, strict=True)):
         if given.strip():
             wnid = net.spelled(given)
             if wnid != NOT_IN_WORDNET and wnid not in net.synsets:
@@ -139,16 +139,27 @@ def resolve_wnids(names: Sequence[str], wnids: Sequence[str], *, where: str) -> 
         if len(candidates) == 1:
             resolved.append(candidates[0].wnid)
             continue
-        question = f"{name!r} {'is ambiguous' if candidates else 'is no noun of WordNet'}"
-        shown = [f"    {c.wnid}  {', '.join(c.lemmas)}: {c.gloss}" for c in candidates[:SHOWN_CANDIDATES]]
-        open_questions.append("\n".join([f"  {question}", *shown]))
-    if open_questions:
+        open_places.append(place)
+    if open_places:
         raise UserError(
-            f"{len(open_questions)} of {len(names)} class names need a wnid in {where} "
-            f"('{NOT_IN_WORDNET}' for a class that WordNet lacks):\n" + "\n".join(open_questions)
+            f"{len(open_places)} of {len(names)} class names need a wnid in {where} "
+            f"('{NOT_IN_WORDNET}' for a class that WordNet lacks):\n" + _questions(names, open_places, net)
         )
     check_unique(names, resolved, where=where)
     return tuple(resolved)
+
+
+def _questions(names: Sequence[str], places: Sequence[int], net: WordNet) -> str:
+    """Return the senses of the names at `places`, the likeliest first, and a line with the likeliest of each."""
+    from data_prep.word_senses import likely_senses  # which reads WordNet from here
+
+    likely, lines, first = likely_senses(names, net), list[str](), list[str]()
+    for place in places:
+        name, senses = names[place], likely[place]
+        lines.append(f"  {name!r} {'is ambiguous' if senses else 'is no noun of WordNet'}")
+        lines += [f"    {s.wnid}  {', '.join(s.lemmas)}: {s.gloss}" for s in senses[:SHOWN_CANDIDATES]]
+        first.append(f"{name} {senses[0].wnid if senses else NOT_IN_WORDNET}")
+    return "\n".join([*lines, f"The likeliest beside the other names: {', '.join(first)}"])
 
 
 def check_unique(names: Sequence[str], wnids: Sequence[str | None], *, where: str) -> None:

@@ -68,6 +68,7 @@ def test_ambiguous_and_missing_names_are_listed_with_candidates() -> None:
     with pytest.raises(UserError) as error:
         resolve_wnids(["mouse", "zebra", "emojo"], ["", "", ""], where="column wnid of classes.csv")
     message = str(error.value)
+    assert message.endswith("\nThe likeliest beside the other names: mouse n02330245, emojo -")
     assert message.startswith("2 of 3 class names need a wnid in column wnid of classes.csv ('-' for a class")
     assert "'mouse' is ambiguous" in message and "'emojo' is no noun of WordNet" in message
     assert "n03793489  mouse, computer mouse: a hand-operated electronic device" in message
