@@ -1,5 +1,6 @@
 """Write and read the folder of an exported adapter."""
 
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -90,6 +91,14 @@ def write_adapter(
         storage.write(f"{folder}/{name}", content)
 
 
+def read_adapters(storage: Storage) -> list[TrainedAdapter]:
+    """Read the adapter in a folder, or the members of an ensemble, in its folders 1, 2, ... Raises `UserError`."""
+    if storage.read("config.json") is not None or storage.read("1/config.json") is None:
+        return [read_adapter(storage)]
+    members = itertools.takewhile(lambda i: storage.read(f"{i}/config.json") is not None, itertools.count(1))
+    return [read_adapter(storage / str(i)) for i in members]
+
+
 def read_adapter(storage: Storage) -> TrainedAdapter:
     """Read the adapter in a folder. Raises `UserError` if there is none, or if it is damaged."""
     files = {name: storage.read(name) for name in ("config.json", "adapter.safetensors", "classes.csv", "nodes.csv")}
@@ -152,7 +161,8 @@ def _others(storage: Storage) -> str:
         return ""
     files = beside.names(recursive=True)
     found = [name.removesuffix("/config.json") for name in files if name.endswith("/config.json")]
-    names = sorted((name for name in found if "/" not in name), key=lambda name: (len(name), name))
+    # an ensemble has its members in folders of its own
+    names = sorted({name.partition("/")[0] for name in found}, key=lambda name: (len(name), name))
     return f"; beside it are {some_of(names)}" if names else ""
 
 

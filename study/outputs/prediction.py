@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, one_hot
 
 from data_prep.benchmarks.features import TEXTS
 from data_prep.benchmarks.folder import is_litter
@@ -28,7 +28,8 @@ from data_prep.clip_features import IMAGES_PER_SHARD, Encode, Preprocess
 from data_prep.errors import UserError
 from data_prep.storage import locate
 from study.outputs.adapter import TrainedAdapter
-from study.outputs.adapter_files import read_adapter
+from study.outputs.adapter_files import read_adapters
+from study.protocol.consensus import vote_weights
 
 ImageLike = str | Path | Image.Image
 """An image file, or an image that is opened."""
@@ -47,11 +48,15 @@ class Prediction:
 
 
 class Adapter:
-    """An exported adapter with its checkpoint, ready to classify images; on a GPU, if there is one."""
+    """An exported adapter with its checkpoint, ready to classify images; on a GPU, if there is one.
 
-    def __init__(self, trained: TrainedAdapter, encoder: "Encoder") -> None:
-        self._trained, self._encoder = trained, encoder
-        self._module = trained.module(str(encoder.checkpoint.folder)).to(encoder.device)
+    Of an ensemble, all members: they vote, and the probability of a class is its share of the votes.
+    """
+
+    def __init__(self, members: Sequence[TrainedAdapter], encoder: "Encoder") -> None:
+        """`members`: one or more with the same classes and checkpoint, the best in selection first."""
+        self._members, self._encoder = members, encoder
+        self._modules = [of_one.module(str(encoder.checkpoint.folder)).to(encoder.device) for of_one in members]
 
     @classmethod
     def load(cls, path: str | Path, *, clip: str | Path | None = None, allow_download: bool = False) -> "Adapter":
@@ -60,19 +65,20 @@ class Adapter:
         `clip`: the checkpoint it was trained with, where it is neither embedded nor on this machine.
         `allow_download`: whether the Hugging Face repository that the adapter names may be downloaded.
         """
-        trained = read_adapter(locate(path, option="adapter"))
-        return cls(trained, Encoder(_checkpoint(trained, clip, allow_download=allow_download)))
+        members = read_adapters(locate(path, option="adapter"))
+        return cls(members, Encoder(_checkpoint(members[0], clip, allow_download=allow_download)))
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes that compete."""
-        return self._trained.names
+        return self._members[0].names
 
     def with_classes(self, *added: str) -> "Adapter":
         """Return the adapter with more classes, each NAME or NAME=WNID. Raises `UserError`."""
         pairs = [part.partition("=") for part in added]
         named = [(name.strip(), wnid.strip()) for name, _, wnid in pairs]
-        return Adapter(self._trained.with_classes(named, self._encoder.texts), self._encoder)
+        grown = [of_one.with_classes(named, self._encoder.texts) for of_one in self._members]
+        return Adapter(grown, self._encoder)
 
     def predict(self, images: ImageLike | Iterable[ImageLike], *, top: int = 5) -> list[Prediction]:
         """Return the `top` likeliest classes of every image. Raises `UserError` for a folder without images.
@@ -104,12 +110,27 @@ class Adapter:
     def _likeliest(self, features_ID: Tensor, top: int) -> list[tuple[tuple[str, float], ...]]:
         if not len(features_ID):
             return []
-        probabilities_IC = self._trained.logits(self._module, features_ID.to(self._encoder.device)).softmax(-1).cpu()
-        best = probabilities_IC.topk(min(top, len(self.classes)))
+        features_ID = features_ID.to(self._encoder.device)
+        pairs = zip(self._members, self._modules, strict=True)
+        mean_IC, votes_IC = _votes([of_one.logits(module, features_ID).softmax(-1).cpu() for of_one, module in pairs])
+        # by votes; of equal ones, as those of the classes without any, by the mean probability
+        order_IC = mean_IC.argsort(dim=-1, descending=True, stable=True)
+        by_votes_IC = votes_IC.gather(1, order_IC).argsort(dim=-1, descending=True, stable=True)
+        best_IC = order_IC.gather(1, by_votes_IC)[:, :top]
         return [
             tuple((self.classes[c], p) for c, p in zip(of_image, values, strict=True))
-            for of_image, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            for of_image, values in zip(best_IC.tolist(), votes_IC.gather(1, best_IC).tolist(), strict=True)
         ]
+
+
+def _votes(probabilities: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return members' mean probabilities (I, C), and each class's share of their votes; of one, its own twice."""
+    mean_IC = torch.stack(list(probabilities)).mean(0)
+    if len(probabilities) == 1:
+        return mean_IC, mean_IC
+    weights = vote_weights(len(probabilities))
+    votes = [weight * one_hot(p.argmax(-1), p.shape[-1]) for weight, p in zip(weights, probabilities, strict=True)]
+    return mean_IC, torch.stack(votes).sum(0) / weights.sum()
 
 
 class Encoder:

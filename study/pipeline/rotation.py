@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import ray
+import torch
+from torch import Tensor
 
 from data_prep.manifest import read_manifest
 from data_prep.storage import Storage
@@ -21,11 +23,15 @@ from study.pipeline.candidates import Candidate, calibrated_entry
 from study.pipeline.choice import Consensus
 from study.pipeline.plan import Prepared
 from study.pipeline.search_stage import SearchStage
-from study.protocol.consensus import training_free_labels
+from study.protocol.consensus import agreement, divided_ensemble, training_free_labels
 from study.protocol.trial_data import InCache, TrialData, in_cache
 from study.reporting.report import write_report
+from study.training.pack import Division
 from study.training.refit import Refit
 from study.training.scoring import CONSTANT
+
+MAJORITY = 3
+"""Members from which an ensemble can outvote one of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,18 @@ class RotationResult:
     """Whether an interrupt ended its search."""
     storage: Storage
     """Its folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trained:
+    """What is behind a row that has an adapter."""
+
+    candidate: Candidate
+    """Its configuration."""
+    refit: Refit
+    """The configuration, refitted."""
+    constant: float = 0.0
+    """Of a calibrated row."""
 
 
 def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Storage) -> RotationResult:
@@ -76,7 +94,8 @@ def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Stora
     zero_shot, scored = evaluation.zero_shot(spec.criterion), list[Scored]()
     if on_new:
         zero_shot = [with_new_images(*pair) for pair in zip(zero_shot, on_new.zero_shot("h"), strict=True)]
-    trained: dict[str, tuple[Candidate, Refit, float]] = {}
+    trained: dict[str, _Trained] = {}
+    members: list[_Trained] = []
     methods: set[str] = set()
     storage.clear(CONFIGS)  # of rows that an extended search no longer has: `--enqueue` would try them
     for candidate, done in zip(candidates.found, refits, strict=True):
@@ -102,14 +121,18 @@ def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Stora
                 _, division = done.new
                 row = with_new_images(row, on_new.score(calibrated, division.at(constant), division))
             scored.append(row)
-            trained[calibrated.config_id] = candidate, done, constant
-        trained[entry.config_id] = candidate, done, 0.0
+            trained[calibrated.config_id] = _Trained(candidate=candidate, refit=done, constant=constant)
+        trained[entry.config_id] = _Trained(candidate=candidate, refit=done)
+        if entry.method == spec.space.method:
+            members.append(trained[entry.config_id])
     if candidates.consensus:
         scored.append(_consensus_row(study, candidates.consensus, evaluation))
+        if len(members) >= MAJORITY:
+            scored.append(_ensemble_row(study, members, candidates.consensus, evaluation, on_new))
     # the study's choice is the first of all: where nothing can be ranked, it stays so
     scored = select([*scored, *zero_shot], evaluation, spec.reference)
     with clock.stage("export"):
-        _export(study, storage, scored, trained, evaluation, record)
+        _export(study, storage, scored, trained, members, evaluation, record)
     write_prediction_tables(storage, evaluation, scored, spec.reference, spec.target_images)
     write_resamples(storage, [(evaluation, scored)])
     if own_folder:
@@ -129,6 +152,36 @@ def _consensus_row(study: Prepared, consensus: Consensus, evaluation: Evaluation
     return evaluation.score(entry, consensus.labels_T[None], consensus.division)
 
 
+def _ensemble_row(
+    study: Prepared,
+    members: Sequence[_Trained],
+    consensus: Consensus,
+    evaluation: Evaluation,
+    on_new: Evaluation | None,
+) -> Scored:
+    """Score what the method's refits predict together, seed by seed; the best in selection first."""
+    space, seen_C = study.spec.space, evaluation.data.seen_C
+    division = _voted([of_one.refit.predictions_ST for of_one in members], seen_C)
+    predictions_ST = division.at(0.0)
+    value = float(agreement(predictions_ST, consensus.labels_T, seen_C).mean())
+    score = Score(criterion="consensus", value=value)
+    entry = Entry(method=f"{space.method}, ensemble", config_id=f"{space.name}-ensemble", score=score)
+    seconds = sum(of_one.refit.train_seconds for of_one in members)
+    row = evaluation.score(entry, predictions_ST, division, train_seconds=seconds)
+    of_new = [of_one.refit.new[0] for of_one in members if of_one.refit.new]
+    if not (on_new and of_new):
+        return row
+    division = _voted(of_new, seen_C)
+    return with_new_images(row, on_new.score(entry, division.at(0.0), division))
+
+
+def _voted(predictions: Sequence[Tensor], seen_C: Tensor) -> Division:
+    """Return the division by the votes of members' predictions (S, I), a lane per seed."""
+    parts = [divided_ensemble(predicted_MI, seen_C) for predicted_MI in torch.stack(list(predictions), dim=1)]
+    lead_SI, seen_SI, unseen_SI = (torch.stack(of_seeds) for of_seeds in zip(*parts, strict=True))
+    return Division(lead_KI=lead_SI, seen_KI=seen_SI, unseen_KI=unseen_SI)
+
+
 def _in_cache(study: Prepared, data: TrialData) -> dict[str, InCache]:
     """Return what nodes map for themselves of large features: where all of them see the cache, or one is alone."""
     cache = str(study.cache)
@@ -140,32 +193,39 @@ def _export(
     study: Prepared,
     storage: Storage,
     scored: Sequence[Scored],
-    trained: Mapping[str, tuple[Candidate, Refit, float]],
+    trained: Mapping[str, _Trained],
+    members: Sequence[_Trained],
     evaluation: Evaluation,
     record: RefitRecord,
 ) -> None:
     """Write every refitted row's adapter, of its first seed, into adapters/<rank>; that of the study's choice twice.
 
-    The second is adapters/selected, a copy: ranks are by H on the test split, which selection never saw. `trained`:
-    each row's candidate, its refit, and the constant of a calibrated one.
+    The second is adapters/selected, a copy: ranks are by H on the test split, which selection never saw. Adapters of
+    the ensemble's members, copies as well, lie in adapters/<its rank>/1, 2, ... `trained`: by the rows' configurations.
     """
     storage.clear(ADAPTERS)  # an earlier run of the study may have ranked otherwise
     clip = read_manifest(study.cache).checkpoint
+    places: dict[str, list[str]] = {}
+    for row in (of_row.row for of_row in scored):
+        if row.config_id in trained:
+            is_choice = row.selected and row.method == study.spec.reference
+            places.setdefault(row.config_id, []).extend([str(row.rank), *([SELECTED] if is_choice else [])])
+        elif row.method == f"{study.spec.space.method}, ensemble":
+            for i, member in enumerate(members, start=1):
+                places.setdefault(member.candidate.entry.config_id, []).append(f"{row.rank}/{i}")
     for of_row in scored:
         if of_row.row.config_id not in trained:
             continue
-        candidate, done, constant = trained[of_row.row.config_id]
+        done = trained[of_row.row.config_id]
         adapter = make_adapter(
-            candidate.config,
+            done.candidate.config,
             record.seeds[0],
-            done.weights,
+            done.refit.weights,
             evaluation.data,
             study.features,
             clip,
-            seen_constant=constant,
+            seen_constant=done.constant,
         )
         metrics = next(iter(evaluation.metrics(of_row.predictions_ST[:1])), {})
-        is_choice = of_row.row.selected and of_row.row.method == study.spec.reference
-        for name in (str(of_row.row.rank), *([SELECTED] if is_choice else [])):
-            folder = f"{ADAPTERS}/{name}"
-            write_adapter(storage, folder, adapter, row=of_row.row, metrics=metrics, record=record)
+        for place in places[of_row.row.config_id]:
+            write_adapter(storage, f"{ADAPTERS}/{place}", adapter, row=of_row.row, metrics=metrics, record=record)

@@ -7,10 +7,13 @@ al. (2022) compare validators for unsupervised domain adaptation.
 
 Votes count alike, whatever their confidence: probabilities of different heads are not on one scale.
 
-Suffixes: V voters (configuration, fold and head), F folds, H heads, T target images, C classes, B images of a block.
+An *ensemble* are refitted configurations that vote in the same way. They can be exported; the consensus cannot.
+
+Suffixes: V voters (configuration, fold and head), F folds, H heads, T target images, C classes, B images of a block, M
+members of an ensemble.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -36,29 +39,52 @@ def compact(classes_FT: Tensor, classes: int) -> NDArray[np.integer]:
 
 def consensus(votes: Sequence[Votes], classes: int) -> Tensor:
     """Return the class (T,) with the most votes for each target image; of several the smallest."""
-    return torch.cat([counts_BC.argmax(1) for counts_BC in _counts(votes, classes)])
+    return torch.cat([counts_BC.argmax(1) for counts_BC in _counts(_voters(votes), classes)])
 
 
 def divided_consensus(votes: Sequence[Votes], seen_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the lead of the best seen over the best unseen class in votes, and both classes, (T,) each."""
+    return _divided(_counts(_voters(votes), len(seen_C)), seen_C)
+
+
+def divided_ensemble(predicted_MT: Tensor, seen_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `divided_consensus` does for the votes of members, the best in selection first."""
+    rows = [predicted_T[None] for predicted_T in predicted_MT.cpu().numpy()]
+    return _divided(_counts(rows, len(seen_C), vote_weights(len(rows))), seen_C)
+
+
+def vote_weights(members: int) -> Tensor:
+    """Return what each member's vote counts (M,): one, and so little more that of equal votes the first member decides.
+
+    Together, what they count more is less than one vote.
+    """
+    return 1 + 0.5 ** torch.arange(1, members + 1)
+
+
+def _divided(counts: Iterable[Tensor], seen_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     parts = []
-    for counts_BC in _counts(votes, len(seen_C)):
+    for counts_BC in counts:
         seen, unseen = counts_BC.masked_fill(~seen_C, -1).max(1), counts_BC.masked_fill(seen_C, -1).max(1)
         parts.append((seen.values - unseen.values, seen.indices, unseen.indices))
     lead_T, seen_T, unseen_T = (torch.cat(of_blocks) for of_blocks in zip(*parts, strict=True))
-    return lead_T.float(), seen_T, unseen_T
+    return lead_T, seen_T, unseen_T
 
 
-def _counts(votes: Sequence[Votes], classes: int) -> Iterator[Tensor]:
+def _voters(votes: Sequence[Votes]) -> list[NDArray[np.integer]]:
+    """Return all predicted classes (F, T) that count: the vote of the heads is no voter of its own, they have voted."""
+    return [rows_FT for of_one in votes for head, rows_FT in of_one.classes.items() if head != "vote"]
+
+
+def _counts(
+    predicted: Sequence[NDArray[np.integer]], classes: int, weights_V: Tensor | None = None
+) -> Iterator[Tensor]:
     """Yield each class's votes (B, C) for a block of target images: never for all of them."""
-    # the vote of the heads is not a voter of its own: they have voted
-    predicted = [rows_FT for of_one in votes for head, rows_FT in of_one.classes.items() if head != "vote"]
     size = max(1, BLOCK // classes)
     for start in range(0, predicted[0].shape[1], size):
         blocks = [rows_FT[:, start : start + size].astype(np.int64) for rows_FT in predicted]
         classes_BV = torch.from_numpy(np.concatenate(blocks)).T.contiguous()
-        counts_BC = torch.zeros(len(classes_BV), classes, dtype=torch.int32)
-        yield counts_BC.scatter_add_(1, classes_BV, torch.ones_like(classes_BV, dtype=torch.int32))
+        weights_BV = torch.ones(classes_BV.shape) if weights_V is None else weights_V.expand_as(classes_BV)
+        yield torch.zeros(len(classes_BV), classes).scatter_add_(1, classes_BV, weights_BV)
 
 
 def agreement(classes_FT: Tensor, labels_T: Tensor, seen_C: Tensor) -> Tensor:

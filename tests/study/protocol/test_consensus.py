@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from study.protocol import consensus as module
-from study.protocol.consensus import agreements, consensus, divided_consensus
+from study.protocol.consensus import agreements, consensus, divided_consensus, divided_ensemble, vote_weights
 from study.protocol.votes import Votes
 
 SEEN = torch.tensor([True, True, False, False])
@@ -36,6 +36,18 @@ def test_a_divided_consensus_leads_by_its_votes() -> None:
     lead, seen, unseen = divided_consensus([votes([0, 2, 2], [0, 2, 1], [3, 2, 1])], SEEN)
     assert lead.tolist() == [1, -3, 1]
     assert seen.tolist() == [0, 0, 1] and unseen.tolist() == [3, 2, 2]
+
+
+def test_of_equal_votes_of_an_ensemble_the_first_member_decides() -> None:
+    #                      majority, two against two, all differ
+    members = torch.tensor([[2, 0, 3], [1, 2, 1], [1, 2, 2], [1, 0, 0]])
+    lead, seen, unseen = divided_ensemble(members, SEEN)
+    assert torch.where(lead >= 0, seen, unseen).tolist() == [1, 0, 3]
+    assert lead.tolist() == [1.9375, 0.1875, -0.25]
+    for count in (1, 3, 20):
+        weights = vote_weights(count)
+        assert all(weights[i] > 1 + (weights[i + 1 :] - 1).sum() for i in range(count))
+        assert (weights - 1).sum() < 1
 
 
 def test_agreement_is_h_over_pseudo_classes() -> None:
