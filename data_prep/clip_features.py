@@ -468,13 +468,15 @@ def _run(
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
         dataset: ray.data.Dataset = ray.data.from_items(units, override_num_blocks=len(units))
         stage: Any = PreprocessAndEncode
+        cpus = 1
         if gpus or gpu:
             dataset, stage = dataset.map(Preprocess(checkpoint).__call__, num_cpus=1), Encode
+            cpus = 0  # on a node with a CPU for each GPU the first stage would wait for ever
         dataset = dataset.map(
             stage,
             fn_constructor_args=(checkpoint, 1, batch, tokens, gpu),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=most),
-            num_cpus=1,
+            num_cpus=cpus,
             num_gpus=1 if gpus or gpu else None,
             **restarts,
         )

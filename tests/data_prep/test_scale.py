@@ -5,6 +5,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -292,3 +294,15 @@ def test_actors_on_all_processors_leave_nobody_waiting(
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+def test_a_gpu_with_a_single_processor_beside_it_is_enough(small_folder: Path, tmp_path: Path) -> None:
+    """An actor on a GPU takes no CPU: the stage that opens images would wait for it for ever."""
+    code = f"""
+import ray
+from data_prep import FeatureOptions, prepare
+ray.init("local", num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False)  # torch sees no GPU, Ray does
+prepare(FeatureOptions(benchmark={f"folder:{small_folder}"!r}, clip={str(CLIP)!r}, cache_dir={str(tmp_path)!r}))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=150, cwd=Path(__file__).parents[2])
+    assert len(list(tmp_path.glob("folder-*/manifest.json"))) == 1
