@@ -36,8 +36,8 @@ class PredictOptions:
     list: Path | None = None
     """Text file (UTF-8) with a path on each line; - reads the standard input."""
     adapter: str
-    """Folder or URI of an adapter: <study>/adapters/selected is the one that selection chose, <study>/adapters/3
-    that of rank 3."""
+    """Folder or URI of an adapter: <study>/adapters/selected is the one that selection chose, <study>/adapters/ensemble
+    all refits of the method, which vote, <study>/adapters/3 that of rank 3."""
     plugin: UseAppendAction[tuple[str, ...]] = ()
     """File or module with the adapter's method, where it is one of your own."""
     output: Path | None = None

@@ -23,8 +23,9 @@ from study.outputs.adapter import TEXTS, TrainedAdapter, without_images
 from study.outputs.provenance import RefitRecord
 from study.training.methods import configurations, method_of_config
 
-ADAPTERS, SELECTED = "adapters", "selected"
-"""Folder of a study's adapters, and the name in it of the one that selection chose; the others are called by rank."""
+ADAPTERS, SELECTED, ENSEMBLE = "adapters", "selected", "ensemble"
+"""Folder of a study's adapters, and the names in it of the one that selection chose and of the ensemble, whose members
+are in folders 1, 2, ...; the others are called by rank."""
 
 TRANSDUCTIVE = (
     "Training and selection saw the unlabelled test images themselves (transductive): expect somewhat less on others."

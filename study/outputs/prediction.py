@@ -60,7 +60,7 @@ class Adapter:
 
     @classmethod
     def load(cls, path: str | Path, *, clip: str | Path | None = None, allow_download: bool = False) -> "Adapter":
-        """Load the adapter in a folder or URI, <study>/adapters/selected or the rank of another. Raises `UserError`.
+        """Load the adapter in a folder or URI, <study>/adapters/selected, ensemble or a rank. Raises `UserError`.
 
         `clip`: the checkpoint it was trained with, where it is neither embedded nor on this machine.
         `allow_download`: whether the Hugging Face repository that the adapter names may be downloaded.

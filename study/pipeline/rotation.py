@@ -15,7 +15,7 @@ from study.evaluation.final_test import Evaluation, Scored, check_labels, select
 from study.evaluation.leaderboard import Entry, Score
 from study.evaluation.leaderboard_text import to_terminal
 from study.outputs.adapter import make_adapter
-from study.outputs.adapter_files import ADAPTERS, SELECTED, write_adapter
+from study.outputs.adapter_files import ADAPTERS, ENSEMBLE, SELECTED, write_adapter
 from study.outputs.leaderboard_files import write_leaderboard
 from study.outputs.prediction_tables import write_prediction_tables, write_resamples
 from study.outputs.provenance import CONFIGS, RefitRecord, write_config, write_run
@@ -127,8 +127,10 @@ def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Stora
             members.append(trained[entry.config_id])
     if candidates.consensus:
         scored.append(_consensus_row(study, candidates.consensus, evaluation))
-        if len(members) >= MAJORITY:
-            scored.append(_ensemble_row(study, members, candidates.consensus, evaluation, on_new))
+    if candidates.consensus and len(members) >= MAJORITY:
+        scored.append(_ensemble_row(study, members, candidates.consensus, evaluation, on_new))
+    else:
+        members = []
     # the study's choice is the first of all: where nothing can be ranked, it stays so
     scored = select([*scored, *zero_shot], evaluation, spec.reference)
     with clock.stage("export"):
@@ -200,19 +202,12 @@ def _export(
 ) -> None:
     """Write every refitted row's adapter, of its first seed, into adapters/<rank>; that of the study's choice twice.
 
-    The second is adapters/selected, a copy: ranks are by H on the test split, which selection never saw. Adapters of
-    the ensemble's members, copies as well, lie in adapters/<its rank>/1, 2, ... `trained`: by the rows' configurations.
+    The second is adapters/selected, a copy: ranks are by H on the test split, which selection never saw. Those of the
+    ensemble's members, copies as well, are adapters/ensemble/1, 2, ... `trained`: by the rows' configurations.
     """
     storage.clear(ADAPTERS)  # an earlier run of the study may have ranked otherwise
     clip = read_manifest(study.cache).checkpoint
-    places: dict[str, list[str]] = {}
-    for row in (of_row.row for of_row in scored):
-        if row.config_id in trained:
-            is_choice = row.selected and row.method == study.spec.reference
-            places.setdefault(row.config_id, []).extend([str(row.rank), *([SELECTED] if is_choice else [])])
-        elif row.method == f"{study.spec.space.method}, ensemble":
-            for i, member in enumerate(members, start=1):
-                places.setdefault(member.candidate.entry.config_id, []).append(f"{row.rank}/{i}")
+    place_of_member = {of_one.candidate.entry.config_id: f"{ENSEMBLE}/{i}" for i, of_one in enumerate(members, start=1)}
     for of_row in scored:
         if of_row.row.config_id not in trained:
             continue
@@ -227,5 +222,9 @@ def _export(
             seen_constant=done.constant,
         )
         metrics = next(iter(evaluation.metrics(of_row.predictions_ST[:1])), {})
-        for place in places[of_row.row.config_id]:
+        is_choice = of_row.row.selected and of_row.row.method == study.spec.reference
+        places = [str(of_row.row.rank), *([SELECTED] if is_choice else [])]
+        if of_row.row.config_id in place_of_member:
+            places.append(place_of_member[of_row.row.config_id])
+        for place in places:
             write_adapter(storage, f"{ADAPTERS}/{place}", adapter, row=of_row.row, metrics=metrics, record=record)

@@ -28,7 +28,7 @@ def test_refits_vote_in_the_row_and_in_its_adapter(folder: Path, embedded_cache:
     row, refits = board.loc["SRE-CLIP, ensemble"], board.loc[["SRE-CLIP"]]
     assert (row.config_id, row.n_seeds, row.selected, len(refits)) == ("sre-ensemble", 2, True, 3)
     assert 0 < row.val_consensus <= 1 and 0 < row.new_h_mean < 1 and row.val_h_mean != row.val_h_mean
-    members = read_adapters(locate(folder / "adapters" / str(row["rank"])))
+    members = read_adapters(locate(folder / "adapters/ensemble"))
     order = refits.sort_values(["selected", "val_consensus"], ascending=False)
     for member, of_one in zip(members, order.itertuples(), strict=True):
         own = read_adapters(locate(folder / "adapters" / str(of_one.rank)))
@@ -46,7 +46,7 @@ def test_refits_vote_in_the_row_and_in_its_adapter(folder: Path, embedded_cache:
     assert names == list(said.predicted)
     assert any(predicted_T.tolist() != predicted_MT[0].tolist() for predicted_T in predicted_MT[1:])
     # from images
-    adapter = Adapter.load(folder / "adapters" / str(row["rank"]))
+    adapter = Adapter.load(folder / "adapters/ensemble")
     image = Image.open(BytesIO(get_benchmark("icons2emoji").domain("target")["data"][0].as_py()))
     (prediction,) = adapter.with_classes("okapi").predict(image, top=1000)
     assert len(prediction.classes) == len(features.classes.names) + 1
@@ -70,7 +70,7 @@ class Fixed:
         return self.logits_IC
 
 
-def test_a_class_has_its_share_of_the_votes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_class_has_its_share_of_the_votes() -> None:
     encoder = object.__new__(Encoder)
     encoder.device = "cpu"
     encoder.checkpoint = type("C", (), {"folder": ""})()  # type: ignore[assignment]
