@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -64,6 +64,20 @@ class _Wanted:
     """Name of the space that `--rerun` can load, of a variant of an ablation."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Given:
+    """Knobs that are scored without a search."""
+
+    space: Space
+    """Their space."""
+    params: Mapping[str, Value] = field(default_factory=dict)
+    """The knobs, where they are not the configuration's own defaults."""
+    method: str
+    """Name on the leaderboard."""
+    config_id: str
+    """Name of the row."""
+
+
 class SearchStage:
     """Finds the candidates of one rotation."""
 
@@ -88,9 +102,9 @@ class SearchStage:
         found: list[Candidate] = []
         if searched:
             found, interrupted = self._search(searched)
-        for of_space in wanted:
-            if not of_space.space.knobs and not interrupted:
-                found += self._on_folds(of_space.space, {of_space.space.method: {}})
+        if not interrupted:
+            fixed = [w.space for w in wanted if not w.space.knobs]
+            found += self._on_folds([_Given(space=s, method=s.method, config_id=f"{s.name}-0000") for s in fixed])
         return Candidates(found=(*given, *found), interrupted=interrupted, consensus=self._consensus)
 
     def _requested(self) -> tuple[list[Candidate], list[_Wanted]]:
@@ -114,16 +128,22 @@ class SearchStage:
         space, params = self.spec.space, self.spec.space.defaults()
         if self.options.selection.winner:
             params = winner_params(self.options.selection.winner, space, self.rotation)
-        of_method = {ablation.method(name): ablation.params(name, params) for name in ablation.variants}
-        return self._on_folds(space, of_method, prefix=ablation.name, digits=1)
+        return self._on_folds(
+            [
+                _Given(
+                    space=space,
+                    params=ablation.params(name, params),
+                    method=ablation.method(name),
+                    config_id=f"{ablation.name}-{i}",
+                )
+                for i, name in enumerate(ablation.variants)
+            ]
+        )
 
-    def _on_folds(
-        self, space: Space, of_method: Mapping[str, Mapping[str, Value]], *, prefix: str = "", digits: int = 4
-    ) -> list[Candidate]:
-        """Score given knobs, by their name on the leaderboard, like searched ones; leave out those that diverge."""
-        configs = [space.config(**params) for params in of_method.values()]
+    def _on_folds(self, given: Sequence[_Given]) -> list[Candidate]:
+        """Score given knobs like searched ones, side by side; leave out those that diverge."""
         results = score_on_folds(
-            configs,
+            [of_one.space.config(**of_one.params) for of_one in given],
             seed=self.options.search.seed,
             arrays=self.arrays,
             training=self.spec.training,
@@ -131,15 +151,15 @@ class SearchStage:
         )
         return [
             given_candidate(
-                space,
-                params,
+                of_one.space,
+                of_one.params,
                 result,
-                method=method,
-                config_id=f"{prefix or space.name}-{i:0{digits}d}",
+                method=of_one.method,
+                config_id=of_one.config_id,
                 criterion=self._criterion,
                 consensus=self._consensus,
             )
-            for i, ((method, params), result) in enumerate(zip(of_method.items(), results, strict=True))
+            for of_one, result in zip(given, results, strict=True)
             if result.state == "complete"
         ]
 
