@@ -3,19 +3,23 @@
 Beside "tiger" and "zebra", "seal" is an animal; WordNet's own order has a stamp first. The classes are taken for draws
 from WordNet's tree: a class goes from the root down to its sense, and takes a branch as often as the other classes do.
 Senses and shares of branches are found in turn, by expectation maximisation (Dempster et al., 1977).
+
+A class table may name the senses itself; `resolve_wnids` asks for those that are not plain.
 """
 
 import math
 from collections import Counter
 from collections.abc import Sequence
 
-from data_prep.wordnet import Synset, WordNet
+from data_prep.errors import UserError
+from data_prep.wordnet import NOT_IN_WORDNET, Synset, WordNet, wordnet
 
 STRENGTH = 10.0
 """WordNet's own shares of branches count as much as so many classes (a Dirichlet prior at each node)."""
 NEXT_SENSE = 0.8
 """How likely a sense is beside the one before it, in WordNet's order of frequency, before other names are looked at."""
 ROUNDS = 10
+SHOWN_SENSES = 8
 
 Shares = dict[str, float]
 """Of nodes of the tree: expected number of classes under each."""
@@ -66,3 +70,55 @@ def _normalised(logs: Sequence[float]) -> list[float]:
     largest = max(logs, default=0.0)
     weights = [math.exp(log - largest) for log in logs]
     return [weight / sum(weights) for weight in weights]
+
+
+def resolve_wnids(names: Sequence[str], wnids: Sequence[str], *, where: str) -> tuple[str | None, ...]:
+    """Return the wnid of every class: the given one, else the only noun synset of that name, or None for a given "-".
+
+    names, wnids: (C,), an empty wnid means "look it up". where: the file and column an override goes to.
+    Raises UserError on unknown or duplicate wnids, and one that lists, for every ambiguous or missing name, the
+    candidates with their glosses, the likeliest beside the other names first.
+    """
+    net = wordnet()
+    resolved: list[str | None] = []
+    open_places: list[int] = []
+    for place, (name, given) in enumerate(zip(names, wnids, strict=True)):
+        if given.strip():
+            wnid = net.spelled(given)
+            if wnid != NOT_IN_WORDNET and wnid not in net.synsets:
+                raise UserError(
+                    f"{where} must be a noun of WordNet 3.0, as n02084071 or dog.n.01; class {name!r} has {given!r}"
+                )
+            resolved.append(None if wnid == NOT_IN_WORDNET else wnid)
+            continue
+        candidates = net.lookup(name)
+        if len(candidates) == 1:
+            resolved.append(candidates[0].wnid)
+            continue
+        open_places.append(place)
+    if open_places:
+        raise UserError(
+            f"{len(open_places)} of {len(names)} class names need a wnid in {where} "
+            f"('{NOT_IN_WORDNET}' for a class that WordNet lacks):\n" + _questions(names, open_places, net)
+        )
+    check_unique(names, resolved, where=where)
+    return tuple(resolved)
+
+
+def _questions(names: Sequence[str], places: Sequence[int], net: WordNet) -> str:
+    """Return the senses of the names at `places`, the likeliest first, and a line with the likeliest of each."""
+    likely, lines, first = likely_senses(names, net), list[str](), list[str]()
+    for place in places:
+        name, senses = names[place], likely[place]
+        lines.append(f"  {name!r} {'is ambiguous' if senses else 'is no noun of WordNet'}")
+        lines += [f"    {s.wnid}  {', '.join(s.lemmas)}: {s.gloss}" for s in senses[:SHOWN_SENSES]]
+        first.append(f"{name} {senses[0].wnid if senses else NOT_IN_WORDNET}")
+    return "\n".join([*lines, f"The likeliest beside the other names: {', '.join(first)}"])
+
+
+def check_unique(names: Sequence[str], wnids: Sequence[str | None], *, where: str) -> None:
+    """Raise UserError where two classes share a wnid: one synset cannot be two classes."""
+    first_with: dict[str, str] = {}
+    for name, wnid in zip(names, wnids, strict=True):
+        if wnid is not None and first_with.setdefault(wnid, name) != name:
+            raise UserError(f"{where} must be unique; classes {first_with[wnid]!r} and {name!r} both have {wnid}")

@@ -4,18 +4,14 @@ import gc
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
-from data_prep.errors import UserError
-
 NOUNS = Path(__file__).parent / "assets" / "wordnet_nouns.parquet"
 NOT_IN_WORDNET = "-"  # stands in a class table in place of the wnid of a class that WordNet lacks
-SHOWN_CANDIDATES = 8
 
 
 class Synset(NamedTuple):  # 82,115 of them: a frozen dataclass takes a second longer
@@ -114,57 +110,3 @@ def wordnet() -> WordNet:
     finally:
         if collects:
             gc.enable()
-
-
-def resolve_wnids(names: Sequence[str], wnids: Sequence[str], *, where: str) -> tuple[str | None, ...]:
-    """Return the wnid of every class: the given one, else the only noun synset of that name, or None for a given "-".
-
-    names, wnids: (C,), an empty wnid means "look it up". where: the file and column an override goes to.
-    Raises UserError on unknown or duplicate wnids, and one that lists, for every ambiguous or missing name, the
-    candidates with their glosses, the likeliest beside the other names first.
-    """
-    net = wordnet()
-    resolved: list[str | None] = []
-    open_places: list[int] = []
-    for place, (name, given) in enumerate(zip(names, wnids, strict=True)):
-        if given.strip():
-            wnid = net.spelled(given)
-            if wnid != NOT_IN_WORDNET and wnid not in net.synsets:
-                raise UserError(
-                    f"{where} must be a noun of WordNet 3.0, as n02084071 or dog.n.01; class {name!r} has {given!r}"
-                )
-            resolved.append(None if wnid == NOT_IN_WORDNET else wnid)
-            continue
-        candidates = net.lookup(name)
-        if len(candidates) == 1:
-            resolved.append(candidates[0].wnid)
-            continue
-        open_places.append(place)
-    if open_places:
-        raise UserError(
-            f"{len(open_places)} of {len(names)} class names need a wnid in {where} "
-            f"('{NOT_IN_WORDNET}' for a class that WordNet lacks):\n" + _questions(names, open_places, net)
-        )
-    check_unique(names, resolved, where=where)
-    return tuple(resolved)
-
-
-def _questions(names: Sequence[str], places: Sequence[int], net: WordNet) -> str:
-    """Return the senses of the names at `places`, the likeliest first, and a line with the likeliest of each."""
-    from data_prep.word_senses import likely_senses  # which reads WordNet from here
-
-    likely, lines, first = likely_senses(names, net), list[str](), list[str]()
-    for place in places:
-        name, senses = names[place], likely[place]
-        lines.append(f"  {name!r} {'is ambiguous' if senses else 'is no noun of WordNet'}")
-        lines += [f"    {s.wnid}  {', '.join(s.lemmas)}: {s.gloss}" for s in senses[:SHOWN_CANDIDATES]]
-        first.append(f"{name} {senses[0].wnid if senses else NOT_IN_WORDNET}")
-    return "\n".join([*lines, f"The likeliest beside the other names: {', '.join(first)}"])
-
-
-def check_unique(names: Sequence[str], wnids: Sequence[str | None], *, where: str) -> None:
-    """Raise UserError where two classes share a wnid: one synset cannot be two classes."""
-    first_with: dict[str, str] = {}
-    for name, wnid in zip(names, wnids, strict=True):
-        if wnid is not None and first_with.setdefault(wnid, name) != name:
-            raise UserError(f"{where} must be unique; classes {first_with[wnid]!r} and {name!r} both have {wnid}")

@@ -27,7 +27,8 @@ import torch
 from data_prep.benchmarks.base import DOMAINS, IMAGE_SCHEMA, UNLABELLED, Benchmark, GivenTexts
 from data_prep.errors import UserError, nearest, some_of
 from data_prep.feature_store import ClassTable
-from data_prep.wordnet import NOT_IN_WORDNET, resolve_wnids
+from data_prep.word_senses import resolve_wnids
+from data_prep.wordnet import NOT_IN_WORDNET
 
 CLASSES = "classes.csv"
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "an image of a {}.", "a drawing of a {}.", "{}")

@@ -23,7 +23,8 @@ from torch.nn.functional import normalize
 
 from data_prep.errors import UserError
 from data_prep.feature_store import FeatureSet
-from data_prep.wordnet import NOT_IN_WORDNET, resolve_wnids, wordnet
+from data_prep.word_senses import resolve_wnids
+from data_prep.wordnet import NOT_IN_WORDNET, wordnet
 from data_prep.wordnet_graph import hypernym_graph
 from models.stacked import MethodConfig, StackedModule
 from study.protocol.trial_data import TrialData

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from data_prep import UserError
-from data_prep.wordnet import resolve_wnids, wordnet
+from data_prep.word_senses import resolve_wnids
+from data_prep.wordnet import wordnet
 from data_prep.wordnet_build import LEXNAMES, build
 from data_prep.wordnet_graph import build_graph, hypernym_closure, hypernym_graph, with_auxiliary
 
