@@ -10,7 +10,7 @@ from data_prep.benchmarks import hf
 from data_prep.benchmarks.folder import class_places, holds_unlabelled
 from data_prep.benchmarks.own_data import CLASSES, DOMAIN_NAMES, spoken
 from data_prep.errors import UserError, nearest
-from data_prep.word_senses import likely_senses
+from data_prep.word_senses import likely_senses, one_each
 from data_prep.wordnet import NOT_IN_WORDNET, WordNet, wordnet
 
 UNSEEN = 4
@@ -45,15 +45,13 @@ class Guess:
 
 def guess_senses(names: Sequence[str], net: WordNet) -> list[Guess]:
     """Return a sense for every name; each synset is one class's only."""
-    taken: set[str] = set()
+    of_names = likely_senses(names, net)
     found = []
-    for name, likely in zip(names, likely_senses(names, net), strict=True):
-        sense = next((sense for sense in likely if sense.wnid not in taken), None)
+    for name, likely, sense in zip(names, of_names, one_each(of_names), strict=True):
         others = tuple(f"{s.wnid} {s.gloss}" for s in likely if s is not sense)[:SHOWN_SENSES]
         if sense is None:
             found.append(Guess(name=name, wnid=NOT_IN_WORDNET, senses=len(likely), others=others))
             continue
-        taken.add(sense.wnid)
         place = net.lookup(name).index(sense) + 1
         found.append(
             Guess(name=name, wnid=sense.wnid, senses=len(likely), place=place, gloss=sense.gloss, others=others)

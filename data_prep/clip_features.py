@@ -468,16 +468,16 @@ def _run(
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
         dataset: ray.data.Dataset = ray.data.from_items(units, override_num_blocks=len(units))
         stage: Any = PreprocessAndEncode
-        cpus = 1
+        needs: dict[str, Any] = {"num_cpus": 1}
         if gpus or gpu:
             dataset, stage = dataset.map(Preprocess(checkpoint).__call__, num_cpus=1), Encode
-            cpus = 0  # on a node with a CPU for each GPU the first stage would wait for ever
+            # no CPU: on a node with one for each GPU the first stage would wait for ever
+            needs = {"num_cpus": 0, "num_gpus": 1}
         dataset = dataset.map(
             stage,
             fn_constructor_args=(checkpoint, 1, batch, tokens, gpu),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=most),
-            num_cpus=cpus,
-            num_gpus=1 if gpus or gpu else None,
+            **needs,
             **restarts,
         )
     # Its plan and its own progress bars are noise here: the caller shows progress in shards. (Not the logger

@@ -19,7 +19,7 @@ STRENGTH = 10.0
 NEXT_SENSE = 0.8
 """How likely a sense is beside the one before it, in WordNet's order of frequency, before other names are looked at."""
 ROUNDS = 10
-SHOWN_SENSES = 8
+SHOWN_CANDIDATES = 8
 
 Shares = dict[str, float]
 """Of nodes of the tree: expected number of classes under each."""
@@ -72,6 +72,17 @@ def _normalised(logs: Sequence[float]) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
+def one_each(likely: Sequence[Sequence[Synset]]) -> list[Synset | None]:
+    """Return the likeliest sense of each name that no name before it has: a synset is one class's only."""
+    taken: set[str] = set()
+    found = []
+    for senses in likely:
+        sense = next((sense for sense in senses if sense.wnid not in taken), None)
+        taken |= {sense.wnid} if sense else set()
+        found.append(sense)
+    return found
+
+
 def resolve_wnids(names: Sequence[str], wnids: Sequence[str], *, where: str) -> tuple[str | None, ...]:
     """Return the wnid of every class: the given one, else the only noun synset of that name, or None for a given "-".
 
@@ -108,11 +119,12 @@ def resolve_wnids(names: Sequence[str], wnids: Sequence[str], *, where: str) -> 
 def _questions(names: Sequence[str], places: Sequence[int], net: WordNet) -> str:
     """Return the senses of the names at `places`, the likeliest first, and a line with the likeliest of each."""
     likely, lines, first = likely_senses(names, net), list[str](), list[str]()
+    free = one_each(likely)
     for place in places:
-        name, senses = names[place], likely[place]
+        name, senses, sense = names[place], likely[place], free[place]
         lines.append(f"  {name!r} {'is ambiguous' if senses else 'is no noun of WordNet'}")
-        lines += [f"    {s.wnid}  {', '.join(s.lemmas)}: {s.gloss}" for s in senses[:SHOWN_SENSES]]
-        first.append(f"{name} {senses[0].wnid if senses else NOT_IN_WORDNET}")
+        lines += [f"    {s.wnid}  {', '.join(s.lemmas)}: {s.gloss}" for s in senses[:SHOWN_CANDIDATES]]
+        first.append(f"{name} {sense.wnid if sense else NOT_IN_WORDNET}")
     return "\n".join([*lines, f"The likeliest beside the other names: {', '.join(first)}"])
 
 

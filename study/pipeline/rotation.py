@@ -110,17 +110,15 @@ def run_rotation(study: Prepared, rotation: int, data: TrialData, storage: Stora
             train_seconds=done.train_seconds,
             unseen_GT=done.unseen_GT,
         )
-        scored.append(with_new_images(row, on_new.score(entry, *done.new)) if on_new and done.new else row)
+        scored.append(_also_new(row, entry, on_new, done.new))
         write_config(storage, scored[-1].row, params=entry.params, space=candidate.space, record=record)
         calibrated = calibrated_entry(entry, methods)
         methods.add(entry.method)
         if calibrated:
             constant = entry.metrics[CONSTANT]
             row = evaluation.score(calibrated, done.division.at(constant), done.division)
-            if on_new and done.new:
-                _, division = done.new
-                row = with_new_images(row, on_new.score(calibrated, division.at(constant), division))
-            scored.append(row)
+            new = done.new and (done.new[1].at(constant), done.new[1])
+            scored.append(_also_new(row, calibrated, on_new, new))
             trained[calibrated.config_id] = _Trained(candidate=candidate, refit=done, constant=constant)
         trained[entry.config_id] = _Trained(candidate=candidate, refit=done)
         if entry.method == spec.space.method:
@@ -163,25 +161,27 @@ def _ensemble_row(
 ) -> Scored:
     """Score what the method's refits predict together, seed by seed; the best in selection first."""
     space, seen_C = study.spec.space, evaluation.data.seen_C
-    division = _voted([of_one.refit.predictions_ST for of_one in members], seen_C)
-    predictions_ST = division.at(0.0)
+    predictions_ST, division = _voted([of_one.refit.predictions_ST for of_one in members], seen_C)
     value = float(agreement(predictions_ST, consensus.labels_T, seen_C).mean())
     score = Score(criterion="consensus", value=value)
     entry = Entry(method=f"{space.method}, ensemble", config_id=f"{space.name}-ensemble", score=score)
     seconds = sum(of_one.refit.train_seconds for of_one in members)
     row = evaluation.score(entry, predictions_ST, division, train_seconds=seconds)
     of_new = [of_one.refit.new[0] for of_one in members if of_one.refit.new]
-    if not (on_new and of_new):
-        return row
-    division = _voted(of_new, seen_C)
-    return with_new_images(row, on_new.score(entry, division.at(0.0), division))
+    return _also_new(row, entry, on_new, _voted(of_new, seen_C) if of_new else None)
 
 
-def _voted(predictions: Sequence[Tensor], seen_C: Tensor) -> Division:
-    """Return the division by the votes of members' predictions (S, I), a lane per seed."""
+def _also_new(row: Scored, entry: Entry, on_new: Evaluation | None, new: tuple[Tensor, Division] | None) -> Scored:
+    """Return the row with what it reaches on images that the study never saw, where there are any."""
+    return with_new_images(row, on_new.score(entry, *new)) if on_new and new else row
+
+
+def _voted(predictions: Sequence[Tensor], seen_C: Tensor) -> tuple[Tensor, Division]:
+    """Return the classes (S, I) with the most votes of members' predictions, and their division, a lane per seed."""
     parts = [divided_ensemble(predicted_MI, seen_C) for predicted_MI in torch.stack(list(predictions), dim=1)]
     lead_SI, seen_SI, unseen_SI = (torch.stack(of_seeds) for of_seeds in zip(*parts, strict=True))
-    return Division(lead_KI=lead_SI, seen_KI=seen_SI, unseen_KI=unseen_SI)
+    division = Division(lead_KI=lead_SI, seen_KI=seen_SI, unseen_KI=unseen_SI)
+    return division.at(0.0), division
 
 
 def _in_cache(study: Prepared, data: TrialData) -> dict[str, InCache]:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from data_prep import UserError
-from data_prep.word_senses import resolve_wnids
 from data_prep.wordnet import wordnet
 from data_prep.wordnet_build import LEXNAMES, build
 from data_prep.wordnet_graph import build_graph, hypernym_closure, hypernym_graph, with_auxiliary
@@ -59,38 +58,6 @@ def test_synset_row() -> None:
 def test_lookup(name: str, synsets: list[str]) -> None:
     found = [synset.name for synset in wordnet().lookup(name)]
     assert found[: len(synsets)] == synsets if synsets else found == []
-
-
-def test_names_without_a_wnid_are_looked_up() -> None:
-    assert resolve_wnids(["zebras", "dog", "widget x"], ["", DOG, "-"], where="w") == ("n02391049", DOG, None)
-
-
-def test_ambiguous_and_missing_names_are_listed_with_candidates() -> None:
-    with pytest.raises(UserError) as error:
-        resolve_wnids(["mouse", "zebra", "emojo"], ["", "", ""], where="column wnid of classes.csv")
-    message = str(error.value)
-    assert message.endswith("\nThe likeliest beside the other names: mouse n02330245, emojo -")
-    assert message.startswith("2 of 3 class names need a wnid in column wnid of classes.csv ('-' for a class")
-    assert "'mouse' is ambiguous" in message and "'emojo' is no noun of WordNet" in message
-    assert "n03793489  mouse, computer mouse: a hand-operated electronic device" in message
-
-
-@pytest.mark.parametrize("given", ["n02084071", "N02084071", "02084071", "2084071", "n2084071", " dog.n.01 "])
-def test_a_wnid_may_be_spelled_in_every_usual_way(given: str) -> None:
-    assert resolve_wnids(["dog"], [given], where="classes.csv") == ("n02084071",)
-
-
-@pytest.mark.parametrize("given", ["n99999999", "dog.n.99", "dog.v.01", "unicorns.n.01", "dogs", "n"])
-def test_a_wnid_that_is_none_is_refused(given: str) -> None:
-    with pytest.raises(UserError, match="as n02084071 or dog.n.01; class 'dog' has"):
-        resolve_wnids(["dog"], [given], where="classes.csv")
-
-
-def test_unknown_and_duplicate_wnids_are_refused() -> None:
-    with pytest.raises(UserError, match="class 'dog' has 'n99999999'"):
-        resolve_wnids(["dog"], ["n99999999"], where="w")
-    with pytest.raises(UserError, match="classes 'dog' and 'hound' both have n02084071"):
-        resolve_wnids(["dog", "hound"], [DOG, DOG], where="w")
 
 
 def test_i2awa_graph_is_the_peers() -> None:
