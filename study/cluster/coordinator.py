@@ -50,34 +50,41 @@ class Coordinator:
     def __init__(self, halvings: Mapping[str, SuccessiveHalving]) -> None:
         """`halvings`: of each search, by the name of its space."""
         self._halvings = halvings
-        self._verdicts: dict[tuple[str, int], dict[int, tuple[float, bool]]] = {}
+        self._rungs: dict[str, dict[int, int]] = {space: {} for space in halvings}
         self._packs: dict[str, PackProgress] = {}
         self._handed: dict[str, Handed] = {}
         self._draining: Collection[str] = ()
         self._draining_since = 0.0
 
-    def judge(self, space: str, epoch: int, scores: Mapping[int, float]) -> list[bool]:
-        """Return for each configuration's score whether the configuration goes on, against all lanes so far.
+    def begin(self, space: str, pack: int) -> None:
+        """Note that a pack is in training, so that those after it wait for its scores; `pack`: its first index."""
+        self._rungs[space][pack] = 0
 
-        A configuration that is trained again, because its pack died, keeps its verdict; with another score than it
-        had, the new score takes the old one's place and is judged.
+    def judge(
+        self, space: str, pack: int, epoch: int, scores: Mapping[int, float], *, waits: bool = True
+    ) -> list[bool] | None:
+        """Return for each configuration's score whether the configuration goes on, against those drawn before it.
+
+        None where the pack waits, because one before it is in training and has not come to this rung: ask again.
         """
-        halving, verdicts = self._halvings[space], self._verdicts.setdefault((space, epoch), {})
-        new = {i: score for i, score in scores.items() if i not in verdicts or verdicts[i][0] != score}
-        for i in new.keys() & verdicts.keys():
-            halving.withdraw(epoch, verdicts[i][0])
-        judged = halving.judge(epoch, list(new.values())) if new else []
-        verdicts |= {i: (score, goes_on) for (i, score), goes_on in zip(new.items(), judged, strict=True)}
-        return [verdicts[i][1] for i in scores]
+        halving, rungs = self._halvings[space], self._rungs[space]
+        halving.record(epoch, scores)
+        if pack in rungs:
+            rungs[pack] = max(rungs[pack], epoch)
+        if waits and any(before < pack and rung < epoch for before, rung in rungs.items()):
+            return None
+        return halving.judge(epoch, scores)
 
-    def report(self, actor: str, progress: PackProgress | None) -> bool:
-        """Note how far an actor's pack is, None when it is finished; return whether it must move from a drained node.
+    def leave(self, actor: str, space: str, pack: int) -> None:
+        """Note that an actor's pack is over, or died: nobody waits for it."""
+        self._packs.pop(actor, None)
+        self._rungs[space].pop(pack, None)
+
+    def report(self, actor: str, progress: PackProgress) -> bool:
+        """Note how far an actor's pack is; return whether it must move from a drained node.
 
         Actors go by the name of their Tune trial.
         """
-        if progress is None:
-            self._packs.pop(actor, None)
-            return False
         self._packs[actor] = progress
         if time.monotonic() - self._draining_since >= DRAINING_EVERY_S:
             self._draining, self._draining_since = draining_nodes(), time.monotonic()

@@ -19,6 +19,12 @@ from study.search.records import PackReport
 from study.training.pack_checkpoint import Moving, PackCheckpoint
 from study.training.scoring import LaneResult
 
+PATIENCE_S = 60.0
+"""A pack waits so long at a rung for those drawn before it, or as long as it has trained: an actor may hang."""
+
+ASK_EVERY_S = 0.5
+"""Seconds at most between a waiting pack's questions."""
+
 REPORT_EVERY_S = 0.2
 """Seconds between a pack's reports of its progress: an epoch of a small benchmark takes milliseconds."""
 
@@ -104,7 +110,7 @@ class PackTrainable(tune.Trainable):
 
     def _stop(self, best_h: float | None = None) -> None:
         """Say that nothing is in training any more."""
-        self.job.coordinator.report.remote(self.trial_id, None)
+        self.job.coordinator.leave.remote(self.trial_id, self.job.space, self.lanes[0].index)
         self.gauges.end(best_h)
 
     def _train(self) -> dict[int, LaneResult]:
@@ -124,10 +130,21 @@ class PackTrainable(tune.Trainable):
         job, coordinator, lanes, last_report, lane_epochs = self.job, self.job.coordinator, self.lanes, 0.0, 0
         node, checkpoint = ray.get_runtime_context().get_node_id(), self.checkpoint
         must_move: ray.ObjectRef | None = None
+        began = time.monotonic()
         images = len(self.data.source_labels_I) * (1 if self.data.oracle_labels_T is not None else self.data.folds)
 
         def judge(epoch: int, scores: list[tuple[int, float]]) -> list[bool]:
-            return ray.get(coordinator.judge.remote(job.space, epoch, {lanes[i].index: score for i, score in scores}))
+            question = (job.space, lanes[0].index, epoch, {lanes[i].index: score for i, score in scores})
+            asked, pause = time.monotonic(), ASK_EVERY_S / 100
+            gives_up = asked + max(PATIENCE_S, asked - began)
+            while True:
+                verdicts: list[bool] | None = ray.get(
+                    coordinator.judge.remote(*question, waits=time.monotonic() < gives_up)
+                )
+                if verdicts is not None:
+                    return verdicts
+                time.sleep(pause)
+                pause = min(2 * pause, ASK_EVERY_S)
 
         def on_epoch(epoch: int, alive: int) -> None:
             nonlocal last_report, lane_epochs, must_move

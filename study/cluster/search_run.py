@@ -70,7 +70,7 @@ def run_searches(
         for configuration in search.queue.ledger.finished():
             for epoch, score in configuration.curve:
                 if epoch in search.training.rungs:
-                    search.halving.record(epoch, [score])
+                    search.halving.record(epoch, {configuration.index: score})
     # on the driver's node: it would be lost with any other, and the study with it
     coordinator = Coordinator.options(scheduling_strategy=on_this_node()).remote(  # type: ignore[attr-defined]
         {search.queue.space.name: search.halving for search in searches}

@@ -27,7 +27,7 @@ class TuneSearcher(Searcher):
         super().__init__()
         self._queues, self._room, self._coordinator = queues, room, coordinator
         self._actors: set[str] = set()  # by their trials
-        self._queue_of: dict[str, PackQueue] = {}  # of each pack that runs, by the same
+        self._running: dict[str, tuple[PackQueue, Handed]] = {}  # each pack in training and its queue, by the same
         self._failure: Exception | None = None  # of a draw for an actor: Tune would take it for the actor's own
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a string
@@ -49,8 +49,11 @@ class TuneSearcher(Searcher):
     def _next_pack(self, trial_id: str) -> Handed | None:
         for queue in self._queues:
             if lanes := queue.next_pack(trial_id):
-                self._queue_of[trial_id] = queue
-                return Handed(space=queue.space.name, lanes=lanes)
+                pack = Handed(space=queue.space.name, lanes=lanes)
+                self._running[trial_id] = queue, pack
+                if not queue.refill:  # a refilled pack has later configurations than others and may not wait for them
+                    self._coordinator.begin.remote(pack.space, lanes[0].index)
+                return pack
         return None
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -58,13 +61,13 @@ class TuneSearcher(Searcher):
         report: PackReport = result["report"]
         handed: Handed | None = None
         if report.over:
-            self._queue_of.pop(trial_id).end(trial_id, report)
+            self._running.pop(trial_id)[0].end(trial_id, report)
             try:
                 handed = self._next_pack(trial_id) if len(self._actors) <= self._room_for() else None
             except Exception as error:
                 self._failure = error
         else:
-            queue = self._queue_of[trial_id]
+            queue, _ = self._running[trial_id]
             if lanes := queue.report(trial_id, report):
                 handed = Handed(space=queue.space.name, lanes=lanes)
         if handed:
@@ -77,8 +80,9 @@ class TuneSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Forget an actor; a pack that it had died with it."""
         self._actors.discard(trial_id)
-        if queue := self._queue_of.pop(trial_id, None):
-            self._coordinator.report.remote(trial_id, None)  # it cannot say itself that it trains no more
+        if trial_id in self._running:
+            queue, pack = self._running.pop(trial_id)
+            self._coordinator.leave.remote(trial_id, pack.space, pack.lanes[0].index)  # it cannot say so itself
             queue.end(trial_id, None)
 
     def save(self, checkpoint_path: str) -> None:

@@ -108,12 +108,12 @@ SCHEMES = {"all folds": (FOLDS, FOLDS), "one fold at the first rung": (1, FOLDS)
 def played(pool: list[Trained], folds_R: tuple[int, ...], budget: int) -> list[Trained]:
     """Search until a budget of epochs is spent; return the configurations that came through."""
     halving, spent, through = SuccessiveHalving(), 0, []
-    for one in pool:
+    for index, one in enumerate(pool):
         epoch, folds = 0, 0
         for rung, wanted, score_F in zip(RUNGS, folds_R, one.score_RF, strict=True):
             spent += (rung - epoch) * folds + rung * (wanted - folds)  # folds that come later catch up
             epoch, folds = rung, wanted
-            if not halving.judge(rung, [statistics.fmean(score_F[:wanted])])[0]:
+            if not halving.judge(rung, {index: statistics.fmean(score_F[:wanted])})[0]:
                 break
         else:
             spent += (EPOCHS - epoch) * folds + EPOCHS * (FOLDS - folds)

@@ -65,7 +65,7 @@ def search_here(searches: Sequence[Search], arrays: Any, **_: Any) -> list[Searc
                 seeds=[lane.seed for lane in lanes],
                 data=data,
                 options=search.training,
-                judge=lambda epoch, scores: search.halving.judge(epoch, [score for _, score in scores]),  # noqa: B023
+                judge=lambda epoch, scores: search.halving.judge(epoch, {lanes[i].index: s for i, s in scores}),  # noqa: B023
             )
             queue.end("pack", PackReport(ended={x.number: r for x, r in zip(lanes, results, strict=True)}))
         outcomes.append(

@@ -99,6 +99,7 @@ def lane_result(params: dict[str, Any], seed: int, epoch: int = EPOCHS) -> LaneR
 class Training:
     """`training.loop.Training` in milliseconds: an epoch sleeps and looks up what `lane_result` makes of it.
 
+    `seconds`: of a pack, those of the search's first pack `seconds_of_first`.
     Kills its actor, or raises, where the given file exists (and removes it).
     """
 
@@ -113,6 +114,7 @@ class Training:
         on_epoch: OnEpoch | None = None,
         checkpoint: PackCheckpoint | None = None,
         seconds: float = 0.0,
+        seconds_of_first: float = 0.0,
         threads: int = 1,
         die_once: Path | None = None,
         fail_once: Path | None = None,
@@ -120,7 +122,8 @@ class Training:
         assert not data.source_features_ID.requires_grad and torch.get_num_threads() == threads
         assert len({(c["layers"], c.get("width")) for c in configs}) == 1, "lanes must share their static knobs"
         self.options, self.judge, self.on_epoch = options, judge, on_epoch
-        self.seconds, self.die_once, self.fail_once = seconds, die_once, fail_once
+        of_first = seconds_of_first if configs[0] == SPACE.defaults() else 0.0
+        self.seconds, self.die_once, self.fail_once = max(seconds, of_first), die_once, fail_once
         self.lanes = list(zip(configs, seeds, strict=True))
         self.epochs = dict.fromkeys(range(len(configs)), 0)  # of those alive
 

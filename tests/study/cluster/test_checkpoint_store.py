@@ -33,16 +33,13 @@ EPOCHS, RUNGS = 6, (1, 3)
 
 
 class Judge:
-    """Of a search: successive halving with the verdicts already given, as the `Coordinator` has them."""
+    """Of a search with one pack."""
 
     def __init__(self) -> None:
-        self.halving, self.verdicts = SuccessiveHalving(), dict[tuple[int, int], bool]()
+        self.halving = SuccessiveHalving()
 
     def __call__(self, epoch: int, scores: list[tuple[int, float]]) -> list[bool]:
-        new = [(i, score) for i, score in scores if (epoch, i) not in self.verdicts]
-        for (i, _), verdict in zip(new, self.halving.judge(epoch, [s for _, s in new]) if new else (), strict=True):
-            self.verdicts[epoch, i] = verdict
-        return [self.verdicts[epoch, i] for i, _ in scores]
+        return self.halving.judge(epoch, dict(scores))
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from rich.console import Console
 
 import search_spaces
 from data_prep.errors import UserError
+from study.cluster import pack_actor
 from study.cluster.coordinator import Coordinator, Handed
 from study.cluster.jobs import PackJob, Search, SearchOutcome
 from study.cluster.pack_actor import PackTrainable
@@ -70,7 +71,7 @@ def without_ray(folder: Path, configs: int = 12) -> None:
                 seeds=[lane.seed for lane in lanes],
                 data=toy.trial_data(),
                 options=toy.OPTIONS,
-                judge=lambda epoch, scores: halving.judge(epoch, [score for _, score in scores]),
+                judge=lambda epoch, scores: halving.judge(epoch, {lanes[i].index: s for i, s in scores}),  # noqa: B023
             )
             ended: dict[int, LaneResult] = {}
             while not training.done:
@@ -230,8 +231,8 @@ def test_ctrl_c_then_kill_minus_nine_then_resume(tmp_path: Path) -> None:
     assert before < finished(folder) < CONFIGS
 
     assert not search(folder, configs=CONFIGS, resume=True).interrupted and each_once(folder, CONFIGS)
-    without_ray(tmp_path / "undisturbed", configs=CONFIGS)  # the draws and seeds are those of a study nobody disturbed
-    assert [o[:3] for o in outcome(folder)] == [o[:3] for o in outcome(tmp_path / "undisturbed")]
+    without_ray(tmp_path / "undisturbed", configs=CONFIGS)  # draws, seeds and verdicts of a study nobody disturbed
+    assert outcome(folder) == outcome(tmp_path / "undisturbed")
 
 
 def test_an_interrupted_search_in_a_notebook_frees_the_cluster_for_the_next_one(tmp_path: Path) -> None:
@@ -257,12 +258,30 @@ def test_an_interrupted_search_in_a_notebook_frees_the_cluster_for_the_next_one(
     assert not search(folder, configs=CONFIGS, resume=True).interrupted and each_once(folder, CONFIGS)
 
 
+def test_more_actors_do_what_one_does(tmp_path: Path) -> None:
+    """Though the second actor has its scores long before the first."""
+    search(tmp_path / "study", configs=24, train=functools.partial(toy.Training, seconds_of_first=4.0))
+    without_ray(tmp_path / "loop", configs=24)
+    assert outcome(tmp_path / "study") == outcome(tmp_path / "loop")
+    assert {state for _, _, _, state, _ in outcome(tmp_path / "loop")} == {"complete", "pruned"}
+
+
+def test_a_pack_does_not_wait_for_ever_for_one_that_hangs(tmp_path: Path) -> None:
+    def train(*args: Any, **options: Any) -> toy.Training:
+        pack_actor.PATIENCE_S = 0.1
+        return toy.Training(*args, seconds_of_first=8.0, **options)
+
+    search(tmp_path / "study", configs=24, train=train)
+    ended = [trial.datetime_complete for trial in read_ledger(tmp_path / "study").trials()]
+    assert each_once(tmp_path / "study", 24) and max(ended[:4]) == max(ended)  # the first pack's
+
+
 def test_a_resumed_search_judges_with_the_ledgers_scores(tmp_path: Path) -> None:
     without_ray(tmp_path / "study", configs=8)
     halving = SuccessiveHalving()
     search(tmp_path / "study", configs=8, resume=True, halving=halving)
     curves = [dict(c.curve) for c in read_ledger(tmp_path / "study").finished()]
-    assert halving.scores == {epoch: [c[epoch] for c in curves if epoch in c] for epoch in toy.RUNGS}
+    assert halving.scores == {e: {i: c[e] for i, c in enumerate(curves) if e in c} for e in toy.RUNGS}
 
 
 def test_an_actor_takes_pack_after_pack() -> None:

@@ -155,7 +155,7 @@ def life(config: Any, data: TrialData, device: str | torch.device, there: Accele
         seeds=[1, 2],
         data=data,
         options=TrainingOptions(epochs=3, rungs=(1,), criterion="consensus" if sees_target else "h"),
-        judge=lambda epoch, scores: halving.judge(epoch, [score for _, score in scores]),
+        judge=lambda epoch, scores: halving.judge(epoch, dict(scores)),
     )
     train_epoch = Pack.train_epoch
 
