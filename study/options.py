@@ -114,11 +114,16 @@ class SearchOptions:
     """Epochs of a configuration that is not pruned; an epoch passes once over the labelled source."""
     sampler: Literal["tpe", "random", "nsga2"] | None = None
     """Optuna sampler: multivariate TPE, random, or NSGA-II. The default is random where a consensus chooses, for which
-    configurations should err in different ways, else tpe."""
+    configurations should err in different ways, else tpe. The others learn from what has ended, which with several
+    actors differs from run to run."""
     objective: Literal["h", "seen,unseen"] = "h"
     """One objective (the selection score), or seen and unseen accuracy as two, with their Pareto front."""
     pruning: bool = True
-    """Successive halving: at a quarter and at half of the epochs only the better half of all lanes goes on."""
+    """Successive halving: at a quarter and at half of the epochs a configuration goes on only in the better half of
+    those drawn up to it."""
+    repeatable: bool = True
+    """Whether packs wait at a rung for the scores of those drawn before them: then the order in which actors finish
+    changes nothing. Without it no actor waits, which is quicker where nodes differ much in speed."""
     refill: bool = False
     """Whether a pack takes new configurations in the room of pruned ones, with the same static knobs."""
     baselines: str = "auto"

@@ -47,6 +47,7 @@ def run_searches(
     *,
     resources: ResourceOptions,
     requested: int = 1,
+    in_order: bool = True,
     checkpoints: Storage | None = None,
     console: Console | None = None,
     report: Callable[[], object] | None = None,
@@ -57,9 +58,10 @@ def run_searches(
     One Tune run whose actors serve all of them: starting an actor costs seconds, as much as a pack of a simple method,
     and where one search has no pack left to give, the next one's fill the cores. `arrays`: `TrialData.to_arrays()` or
     a reference to it. `requested`: packs for which an autoscaler is asked for nodes; nodes that join are used in any
-    case. `checkpoints`: folder in which packs leave checkpoints and go on from those they find; packs that are
-    refilled, or of several workers, leave none. `report`: called now and then with new results in the first ledger (the
-    report of the running study). `observers`: look on, too.
+    case. `in_order`: whether packs wait at rungs for those drawn before them, unless they are refilled.
+    `checkpoints`: folder in which packs leave checkpoints and go on from those they find; packs that are refilled, or
+    of several workers, leave none. `report`: called now and then with new results in the first ledger (the report of
+    the running study). `observers`: look on, too.
     An interrupt voids the running packs, to be trained on resume, and ends the search; the outcomes say so.
     Raises ValueError if no pack can fit.
     """
@@ -113,7 +115,7 @@ def run_searches(
                     tune.PlacementGroupFactory([of_worker(resources)] * resources.workers_per_pack),
                 ),
                 tune_config=TuneConfig(
-                    search_alg=TuneSearcher(queues, room, coordinator),
+                    search_alg=TuneSearcher(queues, room, coordinator, in_order=in_order and not refill),
                     num_samples=-1,  # the queues say when they are over
                     max_concurrent_trials=MOST_TRIALS,  # the searcher holds packs back: nodes come and go
                     reuse_actors=True,

@@ -22,9 +22,16 @@ class TuneSearcher(Searcher):
     the time. Results are `{"report": PackReport, "done": bool}`; done is an actor without a pack.
     """
 
-    def __init__(self, queues: Sequence[PackQueue], room: Room, coordinator: ActorHandle) -> None:
-        """`room`: what the cluster holds; `coordinator`: knows the running packs, and hands lanes to them."""
+    def __init__(
+        self, queues: Sequence[PackQueue], room: Room, coordinator: ActorHandle, *, in_order: bool = False
+    ) -> None:
+        """`room`: what the cluster holds; `coordinator`: knows the running packs, and hands lanes to them.
+
+        `in_order`: whether packs wait at rungs for those before them. Not where packs are refilled: one has later
+        configurations than the pack that it would wait for, which may wait for it.
+        """
         super().__init__()
+        self._in_order = in_order
         self._queues, self._room, self._coordinator = queues, room, coordinator
         self._actors: set[str] = set()  # by their trials
         self._running: dict[str, tuple[PackQueue, Handed]] = {}  # each pack in training and its queue, by the same
@@ -51,7 +58,7 @@ class TuneSearcher(Searcher):
             if lanes := queue.next_pack(trial_id):
                 pack = Handed(space=queue.space.name, lanes=lanes)
                 self._running[trial_id] = queue, pack
-                if not queue.refill:  # a refilled pack has later configurations than others and may not wait for them
+                if self._in_order:
                     self._coordinator.begin.remote(pack.space, lanes[0].index)
                 return pack
         return None

@@ -87,12 +87,13 @@ class StudySpec:
         graphs = self.options.resources.cuda_graphs
         return TrainingOptions(epochs=search.epochs, rungs=rungs, criterion=self.criterion, cuda_graphs=graphs)
 
-    def sampler(self, space: Space) -> SamplerName:
-        """Return what draws a space's configurations.
+    @property
+    def sampler(self) -> SamplerName:
+        """What draws configurations, of the study's own space and of its baselines alike.
 
         A consensus needs voters that err in different ways: a sampler that learns draws ever more of the same.
         """
-        return self.options.search.sampler or ("random" if self.votes(space) else "tpe")
+        return self.options.search.sampler or ("random" if self.votes(self.space) else "tpe")
 
     def votes(self, space: Space) -> bool:
         """Return whether a space's configurations are ranked by the consensus of what they predict for the target."""

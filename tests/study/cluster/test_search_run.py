@@ -266,6 +266,12 @@ def test_more_actors_do_what_one_does(tmp_path: Path) -> None:
     assert {state for _, _, _, state, _ in outcome(tmp_path / "loop")} == {"complete", "pruned"}
 
 
+def test_no_pack_waits_where_the_order_may_count(tmp_path: Path) -> None:
+    search(tmp_path / "study", configs=24, in_order=False, train=functools.partial(toy.Training, seconds_of_first=4.0))
+    ended = [trial.datetime_complete for trial in read_ledger(tmp_path / "study").trials()]
+    assert each_once(tmp_path / "study", 24) and max(ended[:4]) == max(ended)  # the first pack's
+
+
 def test_a_pack_does_not_wait_for_ever_for_one_that_hangs(tmp_path: Path) -> None:
     def train(*args: Any, **options: Any) -> toy.Training:
         pack_actor.PATIENCE_S = 0.1
