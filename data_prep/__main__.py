@@ -91,8 +91,7 @@ def classes(
 
     Args:
         path: Folder with CLASS/*, or with source/CLASS/*, target/CLASS/* and the like; or hf:PATH_OR_NAME.
-        unseen: Names of the unseen classes, beside those that only the target (or test) has. By default every fourth in
-            the order of WordNet's tree, where the target has none of its own.
+        unseen: Names of the unseen classes, beside those that only the target has. By default every fourth in WordNet.
         seed: Deals other unseen classes.
         force: Write over a classes.csv that is there.
     """

@@ -18,8 +18,8 @@ def classes_section(results: Results) -> Section | None:
     lowest = min(classes, key=lambda c: (c["selected"], c["class"]))
     never = sum(c["selected"] == 0 for c in classes)
     paragraphs = [
-        f"Against zero-shot CLIP, {results.own.method} is better on {better} classes, worse on {worse} and equal on "
-        f"{len(classes) - better - worse}." + (f" Most is lost on {losers}." if losers else ""),
+        f"Of {len(classes)} classes {results.own.method} recognises {better} better than zero-shot CLIP, {worse} "
+        f"worse and {len(classes) - better - worse} as well." + (f" Most is lost on {losers}." if losers else ""),
         f"It never recognises {never} of the {len(classes)} classes."
         if never
         else f"Its worst class is {lowest['class']}, with {percent(lowest['selected'])} % of the images.",

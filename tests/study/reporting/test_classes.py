@@ -20,7 +20,7 @@ def section(*rows: tuple[str, bool, int, float, float]):  # type: ignore[no-unty
 def test_losses_are_named_first() -> None:
     found = section(("ox", True, 4, 0.5, 0.75), ("cow", False, 2, 1.0, 0.5), ("bus", False, 8, 0.25, 0.25))
     assert found.paragraphs[:2] == [
-        "Against zero-shot CLIP, Method is better on 1 classes, worse on 1 and equal on 1. "
+        "Of 3 classes Method recognises 1 better than zero-shot CLIP, 1 worse and 1 as well. "
         "Most is lost on cow (-50.00).",
         "Its worst class is bus, with 25.00 % of the images.",
     ]
