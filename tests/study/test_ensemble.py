@@ -12,9 +12,12 @@ from small import run
 from data_prep.benchmarks import get_benchmark
 from data_prep.feature_store import FeatureSet, load
 from data_prep.storage import locate
+from study.evaluation.leaderboard_text import difference, percent
 from study.outputs.adapter_files import read_adapters
 from study.outputs.prediction import Adapter, Encoder
+from study.outputs.results import read_results
 from study.protocol.consensus import divided_ensemble
+from study.reporting.overview import headline_section
 
 
 @pytest.fixture
@@ -27,6 +30,11 @@ def test_refits_vote_in_the_row_and_in_its_adapter(folder: Path, embedded_cache:
     board = pd.read_parquet(folder / "leaderboard.parquet").set_index("method")
     row, refits = board.loc["SRE-CLIP, ensemble"], board.loc[["SRE-CLIP"]]
     assert (row.config_id, row.n_seeds, row.selected, len(refits)) == ("sre-ensemble", 2, True, 3)
+    headline = headline_section(read_results(locate(folder)))
+    points = difference(-row.h_behind, -row.h_behind_hi, -row.h_behind_lo)
+    sentence = f"they reach H = {percent(row.test_h_mean)}: {points} points over the selected one alone."
+    assert sum(sentence in said for said in headline.paragraphs) == 1
+    assert any(command.endswith("adapters/ensemble") for command in headline.commands.values())
     assert 0 < row.val_consensus <= 1 and 0 < row.new_h_mean < 1 and row.val_h_mean != row.val_h_mean
     members = read_adapters(locate(folder / "adapters/ensemble"))
     order = refits.sort_values(["selected", "val_consensus"], ascending=False)
