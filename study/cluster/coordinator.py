@@ -65,14 +65,18 @@ class Coordinator:
     ) -> list[bool] | None:
         """Return for each configuration's score whether the configuration goes on, against those drawn before it.
 
-        None where the pack waits, because one before it is in training and has not come to this rung: ask again.
+        None where the pack waits, because one before it is in training and has not come to this rung: ask again. Once
+        a pack no longer `waits` for one, nobody does: one that hangs, or has no room yet, delays the search once.
         """
         halving, rungs = self._halvings[space], self._rungs[space]
         halving.record(epoch, scores)
         if pack in rungs:
             rungs[pack] = max(rungs[pack], epoch)
-        if waits and any(before < pack and rung < epoch for before, rung in rungs.items()):
+        late = [before for before, rung in rungs.items() if before < pack and rung < epoch]
+        if late and waits:
             return None
+        for before in late:
+            del rungs[before]
         return halving.judge(epoch, scores)
 
     def leave(self, actor: str, space: str, pack: int) -> None:

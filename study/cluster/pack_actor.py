@@ -20,7 +20,8 @@ from study.training.pack_checkpoint import Moving, PackCheckpoint
 from study.training.scoring import LaneResult
 
 PATIENCE_S = 60.0
-"""A pack waits so long at a rung for those drawn before it, or as long as it has trained: an actor may hang."""
+"""A pack waits so long at a rung for those drawn before it, or as long as it has trained: an actor may hang, or have
+no room yet."""
 
 ASK_EVERY_S = 0.5
 """Seconds at most between a waiting pack's questions."""

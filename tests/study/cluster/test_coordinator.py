@@ -37,7 +37,6 @@ def test_a_pack_waits_for_those_before_it_that_are_in_training(ray_cluster: None
         ray.get(coordinator.begin.remote("toy", pack))
     ray.get(coordinator.begin.remote("b", 0))  # another search's packs do not matter
     assert judge(1, 1, 0.5) is None
-    assert judge(1, 1, 0.5, waits=False) == [True]
     assert judge(0, 1, 0.9) == [True]  # nobody before it
     assert judge(1, 1, 0.5) == [False]  # the same pack, now that the one before it has come so far
     assert judge(3, 1, 0.95) is None
@@ -46,6 +45,9 @@ def test_a_pack_waits_for_those_before_it_that_are_in_training(ray_cluster: None
     assert judge(3, 2, 0.95) is None  # 0 and 1 have not come to the next rung
     ray.get(coordinator.leave.remote("of pack 1", "toy", 1))
     assert judge(0, 2, 0.8) == [True] and judge(3, 2, 0.95) == [True]
+    ray.get([coordinator.begin.remote("toy", pack) for pack in (4, 5, 6)])
+    assert judge(5, 1, 0.97) is None and judge(5, 1, 0.97, waits=False) == [True]
+    assert judge(6, 1, 0.99) == [True]  # nobody waits any more for the one that one was tired of
     ray.kill(coordinator)
 
 
