@@ -121,9 +121,10 @@ class SearchOptions:
     pruning: bool = True
     """Successive halving: at a quarter and at half of the epochs a configuration goes on only in the better half of
     those drawn up to it."""
-    repeatable: bool = True
-    """Whether packs wait at a rung for the scores of those drawn before them: then the order in which actors finish
-    changes nothing. Without it no actor waits, which is quicker where nodes differ much in speed."""
+    repeatable: Literal["yes", "no", "auto"] = "auto"
+    """Whether packs wait at a rung for the scores of those drawn before them. Then the order in which actors finish
+    changes nothing, and the same study gives the same leaderboard. With many actors it takes longer; auto: yes on one
+    machine, no on several."""
     refill: bool = False
     """Whether a pack takes new configurations in the room of pruned ones, with the same static knobs."""
     baselines: str = "auto"
@@ -158,6 +159,10 @@ class SearchOptions:
     def prunes(self) -> bool:
         """Whether configurations are pruned: successive halving needs one objective."""
         return self.pruning and self.objective == "h"
+
+    def waits(self, *, alone: bool) -> bool:
+        """Return whether packs wait at rungs; `alone`: whether one machine is all there is."""
+        return alone if self.repeatable == "auto" else self.repeatable == "yes"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from data_prep.storage import Storage, pull, push
 from search_spaces import Ablation, Space, Value
 from study.cluster.jobs import Search
 from study.cluster.search_run import run_searches
+from study.cluster.session import single_node
 from study.cluster.tasks import choose_precision, score_on_folds
 from study.evaluation.leaderboard import ORACLE
 from study.outputs.trackers import SearchLog
@@ -195,7 +196,7 @@ class SearchStage:
                 self.arrays,
                 resources=self.options.resources,
                 requested=self.study.plan.at_once,
-                in_order=search.repeatable,
+                in_order=search.waits(alone=single_node()),
                 checkpoints=first,
                 console=console,
                 report=functools.partial(write_running_report, first, ledgers[0]) if first.is_local else None,

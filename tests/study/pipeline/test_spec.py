@@ -1,6 +1,7 @@
 """Rules of options that need no work."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,6 +9,7 @@ import search_spaces
 from data_prep.checkpoint import Checkpoint
 from data_prep.errors import UserError
 from search_spaces import Space
+from study.options import SearchOptions
 from study.pipeline.spec import _for_checkpoint
 
 
@@ -22,6 +24,14 @@ def checkpoint(kind: str) -> Checkpoint:
 
 
 BASELINES = (space("linear-probe"), space("coop"))
+
+
+@pytest.mark.parametrize(
+    ("said", "on_one", "on_several"), [("auto", True, False), ("yes", True, True), ("no", False, False)]
+)
+def test_packs_wait_at_rungs_on_one_machine_unless_told(said: Any, on_one: bool, on_several: bool) -> None:
+    search = SearchOptions(repeatable=said)
+    assert (search.waits(alone=True), search.waits(alone=False)) == (on_one, on_several)
 
 
 def test_clip_has_all_baselines() -> None:
