@@ -42,6 +42,8 @@ SHARDS_PER_GPU = 64  # 16,000 images: a further GPU comes in minutes, and less w
 PROBED_IMAGES = 20_000  # with fewer images the batch is the shard: trying others would take longer than it can save
 BATCHES = (16, 32, 64, 128, 256)
 LARGE_PARAMETERS = 50_000_000
+STRAIGHT = str.maketrans("‘’“”", "''\"\"")
+"""Quotes as the tokenizer of CLIP's authors makes them (by ftfy): folders made on a Mac may have curly ones."""
 PLAN = "plan.json"
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total): images hashed, then shards."""
@@ -287,6 +289,8 @@ class Preprocess:
             self._tokenizer = kind.from_pretrained(self.checkpoint.folder)
             config = AutoConfig.from_pretrained(self.checkpoint.folder).text_config
             self._longest = min(self._tokenizer.model_max_length, config.max_position_embeddings)
+        if self.checkpoint.model_type == CLIP:
+            texts = [text.translate(STRAIGHT) for text in texts]
         # CLIP's are padded to the longest only, and without a mask: the text tower is causal and pools at the first end
         # token, so tokens behind that one cannot change the feature.
         encoding = self._tokenizer(

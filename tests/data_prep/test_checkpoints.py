@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from data_prep import UserError
 from data_prep.benchmarks.icons2emoji import ASSETS
 from data_prep.checkpoint import find_checkpoint, load_model
+from data_prep.clip_features import Encode, Preprocess
 from data_prep.feature_store import load, mapped, read_cache_table
 from data_prep.parquet import matrix
 
@@ -58,6 +59,18 @@ def write_checkpoint(folder: Path, image: int, patch: int, dim: int, scale: floa
     else:
         (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return model
+
+
+def test_curly_quotes_are_read_as_straight_ones(tmp_path: Path) -> None:
+    """As the tokenizer of CLIP's authors does."""
+    write_checkpoint(tmp_path / "clip", **KINDS["B/32-like"])  # type: ignore[arg-type]
+    checkpoint = find_checkpoint(tmp_path / "clip")
+    texts = ["a photo of a bull’s eye.", "a photo of a bull's eye.", "“bear”", '"bear"']
+    features = Encode(checkpoint, threads=1)(
+        Preprocess(checkpoint)({"shard": "", "rows": 4, "kind": "text", "texts": texts})
+    )["features"]
+    assert (features[0] == features[1]).all() and (features[2] == features[3]).all()
+    assert (features[0] != features[2]).any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
