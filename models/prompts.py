@@ -72,8 +72,8 @@ class FrozenTextEncoder:
         return cls(clip, AutoTokenizer.from_pretrained(checkpoint_path))
 
     def token_ids(self, text: str) -> list[int]:
-        """Return the ids of a text without start and end tokens."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        """Return the ids of a text without start and end tokens; apostrophes are straight, as in cached features."""
+        return self.tokenizer(text.replace("’", "'"), add_special_tokens=False)["input_ids"]
 
     def embed(self, ids: Tensor) -> Tensor:
         """Return token embeddings (..., W)."""
