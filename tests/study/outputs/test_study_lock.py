@@ -53,13 +53,19 @@ def test_a_stale_lease_is_taken_over(store: Storage, monkeypatch: pytest.MonkeyP
 
 
 def test_a_lease_stays_fresh_while_its_driver_lives(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written again and again; that a fresh one is refused is another test, which a machine that stalls cannot fail."""
+
+    def written() -> int | None:
+        moment: int | None = store.filesystem.get_file_info(f"{store.root}/{LEASE}").mtime_ns
+        return moment
+
     monkeypatch.setattr(study_lock, "HEARTBEAT_S", 0.1)
-    monkeypatch.setattr(study_lock, "STALE_S", 1.0)
     with hold_study(store):
-        time.sleep(1.5)
-        with pytest.raises(UserError, match="nobody runs"):
-            with hold_study(store):
-                pass
+        for _ in range(2):
+            before, deadline = written(), time.monotonic() + 30
+            while written() in (before, None):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
 
 
 def test_of_two_drivers_at_the_same_time_one_has_the_study(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
