@@ -69,11 +69,11 @@ class Coordinator:
         a pack no longer `waits` for one, nobody does: one that hangs, or has no room yet, delays the search once.
         """
         halving, rungs = self._halvings[space], self._rungs[space]
-        halving.record(epoch, scores)
         if pack in rungs:
             rungs[pack] = max(rungs[pack], epoch)
         late = [before for before, rung in rungs.items() if before < pack and rung < epoch]
         if late and waits:
+            halving.record(epoch, scores)  # those after it may wait for these
             return None
         for before in late:
             del rungs[before]

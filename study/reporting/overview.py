@@ -91,7 +91,7 @@ def _commands(own: Row, results: Results) -> dict[str, str]:
         return f"python study/predict.py IMAGES --adapter {folder}"
 
     commands = {"Classify images with it:": classify(SELECTED)}
-    if ensemble_of(results):
+    if _ensemble(results):
         commands["Classify images with all refitted configurations, which vote:"] = classify(ENSEMBLE)
     return commands | {"Make its row again:": rerun_command(own, results)}
 
@@ -158,20 +158,20 @@ def _alike(own: Row) -> str:
     )
 
 
-def ensemble_of(results: Results) -> Row | None:
+def _ensemble(results: Results) -> Row | None:
     """Return the row of what the own method's refits predict together, where they vote."""
     return next((r for r in results.rows if r.method == f"{results.run.own_method}, ensemble"), None)
 
 
 def _together(results: Results) -> str:
-    """Say what the refits reach together: where choosing one is noisy, that is the safer adapter."""
-    ensemble = ensemble_of(results)
-    if ensemble is None or None in (ensemble.h_behind, ensemble.h_behind_lo, ensemble.h_behind_hi):
+    """Say what the refits reach together, which are the better adapter in some studies and the worse one in others."""
+    row = _ensemble(results)
+    if row is None or row.h_behind is None or row.h_behind_lo is None or row.h_behind_hi is None:
         return ""
-    behind, low, high = ensemble.h_behind or 0.0, ensemble.h_behind_lo or 0.0, ensemble.h_behind_hi or 0.0
+    points = difference(-row.h_behind, -row.h_behind_hi, -row.h_behind_lo)
     return (
-        f"Where all refitted configurations vote, they reach H = {percent(ensemble.test_h_mean)}: "
-        f"{difference(-behind, -high, -low)} points over the selected one alone. They take as many times longer."
+        f"Where all refitted configurations vote, they reach H = {percent(row.test_h_mean)}: {points} points over the "
+        "selected one alone. They take as many times longer."
     )
 
 
